@@ -1,0 +1,53 @@
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+
+.PHONY: help setup run test lab lint format notebooks
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make setup      create $(VENV) and install the package with its development tools"
+	@echo "make run        run the notebooks; rendered pages, the student and a table go to runs/"
+	@echo "make test       unit tests and notebooks"
+	@echo "make lab        JupyterLab in notebooks/"
+	@echo "make lint       ruff and codespell"
+	@echo "make format     rewrite the code as ruff formats it"
+	@echo "make notebooks  run the notebooks in place, outputs ready to commit"
+
+setup: $(STAMP)
+
+# Reinstalls only when pyproject.toml changed since the last installation that went through.
+$(STAMP): pyproject.toml
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV)
+	@echo "Installing into $(VENV); the first time this takes a few minutes."
+	@$(BIN)/python -m pip install --disable-pip-version-check --quiet --editable '.[dev]'
+	@touch $@
+
+# Jupyter and IPython write their settings and connection files inside the environment, so that neither
+# reads from nor adds to the user's own.
+run test notebooks: export JUPYTER_CONFIG_DIR  := $(CURDIR)/$(VENV)/jupyter/config
+run test notebooks: export JUPYTER_DATA_DIR    := $(CURDIR)/$(VENV)/jupyter/data
+run test notebooks: export JUPYTER_RUNTIME_DIR := $(CURDIR)/$(VENV)/jupyter/runtime
+run test notebooks: export IPYTHONDIR          := $(CURDIR)/$(VENV)/jupyter/ipython
+
+run: $(STAMP)
+	@$(BIN)/python tools/run_notebooks.py --html runs
+
+notebooks: $(STAMP)
+	@$(BIN)/python tools/run_notebooks.py
+
+test: $(STAMP)
+	@$(BIN)/python -m pytest
+
+lab: $(STAMP)
+	@$(BIN)/python -m jupyterlab --ServerApp.root_dir=notebooks
+
+lint: $(STAMP)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/codespell
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
