@@ -1,0 +1,135 @@
+"""Losses as pure functions: tensors in, scalar out.
+
+`cross_entropy` and `kl` compare distributions over the vocabulary, `feature` compares activations, and
+`align_grid` brings the image tokens of two networks to one grid first. Each averages over what is real
+and leaves out padding, so that padding a batch further changes nothing. Halves are computed in float32.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def cross_entropy(logits: Tensor, tokens: Tensor, pad_id: int, smoothing: float = 0.0) -> Tensor:
+    """Cross-entropy of captions, each token predicted from those before it; nats per token.
+
+    With q the one-hot target mixed with the uniform distribution, q = (1 - ε) δ + ε / V, it is
+    -Σ_v q(v) log p(v), averaged over all targets of the batch that are not `pad_id`, the end token included;
+    0 if there is none. Label smoothing: Szegedy et al. 2016 (https://arxiv.org/abs/1512.00567).
+
+    Args:
+        logits: [B*K, T, V]; position t predicts token t + 1, so the last position is not used.
+        tokens: long [B*K, T], start token first, padded on the right.
+        pad_id: the padding token.
+        smoothing: ε, in [0, 1]; GIT was trained with 0.1.
+    """
+    _check_logits(logits, tokens)
+    targets = tokens[:, 1:].flatten()
+    predicted = _wide(logits[:, :-1]).flatten(0, 1)
+    total = F.cross_entropy(
+        predicted, targets, ignore_index=pad_id, label_smoothing=smoothing, reduction="sum"
+    )
+    return total / (targets != pad_id).sum().clamp(min=1)
+
+
+def kl(
+    student_logits: Tensor, teacher_logits: Tensor, tokens: Tensor, pad_id: int, temperature: float = 1.0
+) -> Tensor:
+    """How far the student's next-token distribution is from the teacher's; nats per token, times T².
+
+    T² Σ_v p(v) (log p(v) - log q(v)) with p = softmax(teacher / T) and q = softmax(student / T) over the
+    vocabulary, averaged over the positions whose next token is not `pad_id`; 0 if there is none. T² keeps
+    the size of the gradient when T changes. No gradient reaches the teacher.
+    Hinton, Vinyals and Dean 2015 (https://arxiv.org/abs/1503.02531).
+
+    Args:
+        student_logits, teacher_logits: [B*K, T, V], the same vocabulary in the same order.
+        tokens: long [B*K, T], the captions both were given.
+        pad_id: the padding token.
+        temperature: T > 0; a higher one lets the unlikely words count for more.
+    """
+    if student_logits.shape != teacher_logits.shape:
+        raise ValueError(
+            f"student logits {list(student_logits.shape)} against teacher logits {list(teacher_logits.shape)}"
+            ": both need the same captions and the same vocabulary"
+        )
+    if temperature <= 0:
+        raise ValueError(f"temperature must be above 0, not {temperature}")
+    _check_logits(student_logits, tokens)
+    log_q = (_wide(student_logits[:, :-1]) / temperature).log_softmax(dim=-1)
+    log_p = (_wide(teacher_logits[:, :-1].detach()) / temperature).log_softmax(dim=-1)
+    per_token = (log_p.exp() * (log_p - log_q)).sum(dim=-1)  # [B*K, T-1]
+    return temperature**2 * _masked_mean(per_token, tokens[:, 1:] != pad_id)
+
+
+def feature(student: Tensor, teacher: Tensor, kind: str = "mse", mask: Tensor | None = None) -> Tensor:
+    """How far the student's features are from the teacher's, token by token; without unit.
+
+    `"mse"`: every token is brought to mean 0 and variance 1 over its D channels, on both sides, and the
+    squares of the differences are averaged over tokens and channels. With r the correlation of the two
+    tokens that is 2 (1 - r): 0 equal, 2 unrelated, 4 opposite, whatever the scale of the teacher's layer.
+    Hints: Romero et al. 2015 (FitNets, https://arxiv.org/abs/1412.6550); standardised targets: Wei et al.
+    2022 (https://arxiv.org/abs/2205.14141).
+    `"cosine"`: 1 - cos(student, teacher), averaged over tokens: 0 same direction, 1 at right angles, 2
+    opposite. Sanh et al. 2019 (DistilBERT, https://arxiv.org/abs/1910.01108).
+    No gradient reaches the teacher.
+
+    Args:
+        student, teacher: [..., N, D], equal shapes (a projector and `align_grid` make them so).
+        kind: "mse" or "cosine".
+        mask: boolean [..., N], true where a token counts; all do by default.
+    """
+    if student.shape != teacher.shape:
+        raise ValueError(
+            f"student features {list(student.shape)} against teacher features {list(teacher.shape)}:"
+            " project the width and align the grid first"
+        )
+    if mask is not None and mask.shape != student.shape[:-1]:
+        raise ValueError(f"mask {list(mask.shape)} does not fit features {list(student.shape)}")
+    student, teacher = _wide(student), _wide(teacher.detach())
+    if kind == "mse":
+        per_token = (_standardise(student) - _standardise(teacher)).square().mean(dim=-1)
+    elif kind == "cosine":
+        per_token = 1 - F.cosine_similarity(student, teacher, dim=-1)
+    else:
+        raise ValueError(f'kind must be "mse" or "cosine", not {kind!r}')
+    return per_token.mean() if mask is None else _masked_mean(per_token, mask)
+
+
+def align_grid(features: Tensor, grid_from: tuple[int, int], grid_to: tuple[int, int]) -> Tensor:
+    """Resample image tokens from one grid to another: [B, N, D] with N = h*w to [B, h'*w', D].
+
+    A direction that shrinks is averaged over areas, one that grows is interpolated bilinearly. Tokens are in
+    row order and spatial only: no class token, one frame an item of the batch.
+    """
+    height, width = grid_from
+    if features.dim() != 3 or features.shape[1] != height * width:
+        raise ValueError(
+            f"features {list(features.shape)} are not [B, {height * width}, D], a {height}x{width} grid"
+        )
+    if tuple(grid_from) == tuple(grid_to):
+        return features
+    maps = features.transpose(1, 2).unflatten(2, grid_from)  # [B, D, h, w]
+    shrunk = (min(height, grid_to[0]), min(width, grid_to[1]))
+    maps = F.interpolate(maps, size=shrunk, mode="area")
+    maps = F.interpolate(maps, size=tuple(grid_to), mode="bilinear", align_corners=False)
+    return maps.flatten(2).transpose(1, 2)
+
+
+def _check_logits(logits: Tensor, tokens: Tensor) -> None:
+    if logits.dim() != 3 or logits.shape[:2] != tokens.shape:
+        raise ValueError(f"logits {list(logits.shape)} are not [B*K, T, V] for tokens {list(tokens.shape)}")
+
+
+def _wide(x: Tensor) -> Tensor:
+    """Half precision to float32; sums over a vocabulary lose too much in halves."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _standardise(x: Tensor) -> Tensor:
+    # the smallest eps that float32 bears: a larger one would count faint layers as nearly constant
+    return F.layer_norm(x, x.shape[-1:], eps=1e-6)
+
+
+def _masked_mean(values: Tensor, mask: Tensor) -> Tensor:
+    return values.masked_fill(~mask, 0).sum() / mask.sum().clamp(min=1)

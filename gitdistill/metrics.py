@@ -1,0 +1,100 @@
+"""Scores of captions: n-gram agreement with references, and truth against the embedded world's scenes."""
+
+import re
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from pycocoevalcap.bleu.bleu import Bleu
+from pycocoevalcap.cider.cider import Cider
+from pycocoevalcap.rouge.rouge import Rouge
+
+from gitdistill.data import grammar
+
+RECALLED = ("object", "colour", "motion")
+"""Kinds of facts that `facts_recall` counts; a caption may well leave out sizes and relations."""
+
+
+def normalise(text: str) -> str:
+    """Lower case, punctuation to spaces, single spaces: how every caption is split into words here.
+
+    The usual scripts call the PTB tokenizer, which needs Java. On plain sentences the words are the same.
+    """
+    return " ".join(re.sub(r"[^\w\s]", " ", text.lower()).split())
+
+
+def caption_scores(captions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
+    """CIDEr, BLEU-4 and ROUGE-L of one caption a clip, by pycocoevalcap's Python scorers.
+
+    Args:
+        captions: B captions.
+        references: for each of the B clips at least one reference caption.
+
+    Returns:
+        `cider`: CIDEr-D, 0 to 10 (papers print it times 100, so 1.2 here is 120 there). Words are weighed by
+            how rare they are among *these* references: numbers of two reference sets, or of two sizes of the
+            same set, are not comparable, and a single clip always scores 0. https://arxiv.org/abs/1411.5726
+        `bleu4`: BLEU-4 of the corpus, 0 to 1, closest reference length. https://aclanthology.org/P02-1040
+        `rouge_l`: mean ROUGE-L, 0 to 1. https://aclanthology.org/W04-1013
+    """
+    _check_lengths(captions, references, "reference lists")
+    said = {i: [normalise(caption)] for i, caption in enumerate(captions)}
+    truth = {i: _references(i, texts) for i, texts in enumerate(references)}
+    cider, _ = Cider().compute_score(truth, said)
+    bleu, _ = Bleu(4).compute_score(truth, said, verbose=0)  # verbose prints lengths
+    rouge, _ = Rouge().compute_score(truth, said)
+    return {"cider": float(cider), "bleu4": float(bleu[3]), "rouge_l": float(rouge)}
+
+
+def facts_scores(captions: Sequence[str], scenes: Sequence) -> dict[str, float]:
+    """How much of what captions of the embedded world state is true, and how much of the truth they state.
+
+    Facts are parsed by `gitdistill.data.grammar.facts` and summed over all captions. All values are shares,
+    0 to 1; nan where nothing was stated (precision) or there was nothing to state (recall).
+
+    Args:
+        captions: B captions.
+        scenes: B scenes, the ground truth of their clips (see `gitdistill.data.grammar`).
+
+    Returns:
+        `<kind>_precision` (correct / stated) and `<kind>_recall` (correct / true) for every kind of fact;
+        `facts_precision` over all kinds; `facts_recall` over object, colour and motion; `all_right`, the
+        share of clips whose caption states at least one fact and none that is wrong.
+    """
+    _check_lengths(captions, scenes, "scenes")
+    parsed = [grammar.facts(caption, scene) for caption, scene in zip(captions, scenes)]
+    counts = {kind: np.sum([facts[kind] for facts in parsed], axis=0) for kind in parsed[0]}
+    scores = {}
+    for kind, (correct, stated, true) in counts.items():
+        scores[f"{kind}_precision"] = _share(correct, stated)
+        scores[f"{kind}_recall"] = _share(correct, true)
+    correct, stated, _ = sum(counts.values())
+    scores["facts_precision"] = _share(correct, stated)
+    correct, _, true = sum(counts[kind] for kind in RECALLED)
+    scores["facts_recall"] = _share(correct, true)
+    scores["all_right"] = sum(map(_all_right, parsed)) / len(parsed)
+    return scores
+
+
+def _all_right(facts: Mapping[str, Sequence[int]]) -> bool:
+    correct, stated, _ = np.sum(list(facts.values()), axis=0)
+    return bool(stated > 0 and correct == stated)
+
+
+def _share(part: int, whole: int) -> float:
+    return float(part / whole) if whole else float("nan")
+
+
+def _references(clip: int, texts: Sequence[str]) -> list[str]:
+    if isinstance(texts, str):
+        raise ValueError(f"clip {clip} needs a list of references, not one string")
+    words = [words for words in map(normalise, texts) if words]
+    if not words:
+        raise ValueError(f"clip {clip} has no reference with a word in it")
+    return words
+
+
+def _check_lengths(captions: Sequence[str], others: Sequence, name: str) -> None:
+    if not len(captions):
+        raise ValueError("no captions to score")
+    if len(captions) != len(others):
+        raise ValueError(f"{len(captions)} captions but {len(others)} {name}: one for each caption is needed")

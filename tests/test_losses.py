@@ -1,0 +1,289 @@
+"""Each loss against plain Python loops on a few numbers, and the known ways to get it wrong."""
+
+import math
+
+import pytest
+import torch
+
+from gitdistill import losses
+
+PAD = 0
+TOKENS = torch.tensor([[2, 4, 1, 3], [2, 1, 3, PAD]])  # start 2, end 3; the second caption is one shorter
+REAL = [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1)]  # positions that predict a real token
+V = 5
+
+
+def random_logits(seed):
+    return 2 * torch.randn(2, 4, V, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+@pytest.fixture
+def student():
+    return random_logits(0)
+
+
+@pytest.fixture
+def teacher():
+    return random_logits(1)
+
+
+def softmax(row, temperature=1.0):
+    powers = [math.exp(x / temperature) for x in row]
+    return [p / sum(powers) for p in powers]
+
+
+def cross_entropy_by_loops(logits, smoothing):
+    total = 0.0
+    for row, i in REAL:
+        target = TOKENS[row, i + 1].item()
+        for word, p in enumerate(softmax(logits[row, i].tolist())):
+            wanted = (1 - smoothing) * (word == target) + smoothing / V
+            total -= wanted * math.log(p)
+    return total / len(REAL)
+
+
+def kl_by_loops(student, teacher, temperature):
+    total = 0.0
+    for row, i in REAL:
+        p = softmax(teacher[row, i].tolist(), temperature)
+        q = softmax(student[row, i].tolist(), temperature)
+        total += sum(a * (math.log(a) - math.log(b)) for a, b in zip(p, q))
+    return temperature**2 * total / len(REAL)
+
+
+# --- cross_entropy
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_cross_entropy_equals_loops(student, smoothing):
+    found = losses.cross_entropy(student, TOKENS, PAD, smoothing)
+    assert found.item() == pytest.approx(cross_entropy_by_loops(student, smoothing), rel=1e-12)
+
+
+def test_cross_entropy_by_hand():
+    """Half of the probability on the right word: log 2 nats."""
+    logits = torch.zeros(1, 2, 2)
+    assert losses.cross_entropy(logits, torch.tensor([[0, 1]]), pad_id=9).item() == pytest.approx(math.log(2))
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_traps_of_cross_entropy(student, smoothing):
+    """Not shifted, padding counted, over the time axis, averaged by caption: another number each time."""
+    right = losses.cross_entropy(student, TOKENS, PAD, smoothing)
+    ce = torch.nn.functional.cross_entropy
+    shifted = student[:, :-1].transpose(1, 2)
+    over_time = student[:, :-1].log_softmax(1).gather(2, TOKENS[:, 1:, None])[..., 0]
+    wrong = {
+        "not shifted": ce(student.transpose(1, 2), TOKENS, ignore_index=PAD, label_smoothing=smoothing),
+        "padding counted": ce(shifted, TOKENS[:, 1:], label_smoothing=smoothing),
+        "wrong axis": -over_time[TOKENS[:, 1:] != PAD].mean(),
+        "each caption the same weight": torch.stack(
+            [losses.cross_entropy(student[i : i + 1], TOKENS[i : i + 1], PAD, smoothing) for i in range(2)]
+        ).mean(),
+    }
+    for name, value in wrong.items():
+        assert abs(value - right) > 1e-3, name
+
+
+# --- kl
+
+
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+def test_kl_equals_loops(student, teacher, temperature):
+    found = losses.kl(student, teacher, TOKENS, PAD, temperature)
+    assert found.item() == pytest.approx(kl_by_loops(student, teacher, temperature), rel=1e-12)
+
+
+def test_kl_of_equal_logits_is_zero(student):
+    assert losses.kl(student, student + 7, TOKENS, PAD, 2.0).item() == pytest.approx(0, abs=1e-12)
+
+
+def test_traps_of_kl(student, teacher):
+    """The time axis, unmasked padding, sums, T² forgotten, the two swapped: another number each time."""
+    T = 2.0
+    right = losses.kl(student, teacher, TOKENS, PAD, T)
+    real = TOKENS[:, 1:] != PAD
+
+    def loss(student, teacher, axis=-1):
+        p, q = (teacher / T).softmax(axis), (student / T).softmax(axis)
+        return T**2 * (p * (p.log() - q.log())).sum(axis)
+
+    s, t = student[:, :-1], teacher[:, :-1]
+    assert loss(s, t)[real].mean().item() == pytest.approx(right.item())  # the rest changes one thing
+    wrong = {
+        "time axis": loss(s, t, axis=1).mean(),
+        "padding averaged": loss(s, t).mean(),
+        "padding zeroed but counted": (loss(s, t) * real).mean(),
+        "not shifted": loss(student, teacher)[TOKENS != PAD].mean(),
+        "summed": loss(s, t)[real].sum(),
+        "averaged over the vocabulary too": loss(s, t)[real].mean() / V,
+        "T² forgotten": loss(s, t)[real].mean() / T**2,
+        "student and teacher swapped": loss(t, s)[real].mean(),
+    }
+    for name, value in wrong.items():
+        assert abs(value - right) > 1e-3, name
+
+
+def test_temperature_keeps_the_size_of_the_gradient(student, teacher):
+    """For large T the gradient tends to (student - teacher) / V, both centred: T² is what keeps it there."""
+    sizes = []
+    for temperature in (20.0, 200.0):
+        leaf = student.clone().requires_grad_()
+        losses.kl(leaf, teacher, TOKENS, PAD, temperature).backward()
+        sizes.append(leaf.grad.norm().item())
+    assert sizes[0] == pytest.approx(sizes[1], rel=0.1)
+
+
+# --- both
+
+
+def pad_more(tokens, logits, columns=3):
+    """The same batch with more padding, and noise where the networks read it."""
+    tokens = torch.nn.functional.pad(tokens, (0, columns), value=PAD)
+    noise = 50 * torch.randn(len(logits), columns, logits.shape[2], dtype=logits.dtype)
+    return tokens, torch.cat([logits, noise], dim=1)
+
+
+def test_padding_changes_nothing(student, teacher):
+    tokens, more_student = pad_more(TOKENS, student)
+    _, more_teacher = pad_more(TOKENS, teacher)
+    ce, kl = losses.cross_entropy, losses.kl
+    torch.testing.assert_close(ce(more_student, tokens, PAD, 0.1), ce(student, TOKENS, PAD, 0.1))
+    torch.testing.assert_close(kl(more_student, more_teacher, tokens, PAD), kl(student, teacher, TOKENS, PAD))
+
+
+def test_gradient_reaches_real_positions_only(student, teacher):
+    for loss in (
+        lambda x: losses.cross_entropy(x, TOKENS, PAD, 0.1),
+        lambda x: losses.kl(x, teacher, TOKENS, PAD),
+    ):
+        leaf = student.clone().requires_grad_()
+        loss(leaf).backward()
+        touched = leaf.grad.abs().sum(-1) > 0
+        assert {tuple(place) for place in touched.nonzero().tolist()} == set(REAL)
+
+
+def test_no_gradient_reaches_the_teacher(student, teacher):
+    student.requires_grad_()
+    teacher.requires_grad_()
+    total = losses.kl(student, teacher, TOKENS, PAD) + sum(
+        losses.feature(student, teacher, kind) for kind in ("mse", "cosine")
+    )
+    total.backward()
+    assert teacher.grad is None and student.grad.abs().sum() > 0
+
+
+def test_captions_without_a_target_cost_nothing(student, teacher):
+    tokens = torch.tensor([[2, PAD, PAD, PAD]] * 2)
+    student.requires_grad_()
+    total = losses.cross_entropy(student, tokens, PAD) + losses.kl(student, teacher, tokens, PAD)
+    total.backward()
+    assert total.item() == 0 and student.grad.abs().sum() == 0
+
+
+def test_halves_are_computed_in_float32(student, teacher):
+    half = student.bfloat16(), teacher.bfloat16()
+    wide = half[0].float(), half[1].float()
+    assert losses.kl(*half, TOKENS, PAD).dtype == torch.float32
+    torch.testing.assert_close(losses.kl(*half, TOKENS, PAD), losses.kl(*wide, TOKENS, PAD))
+    torch.testing.assert_close(
+        losses.cross_entropy(half[0], TOKENS, PAD), losses.cross_entropy(wide[0], TOKENS, PAD)
+    )
+
+
+def test_mistakes_give_one_line(student, teacher):
+    for wrong in (
+        lambda: losses.cross_entropy(student[:, :-1], TOKENS, PAD),
+        lambda: losses.kl(student, teacher[..., :-1], TOKENS, PAD),
+        lambda: losses.kl(student, teacher, TOKENS[:, 1:], PAD),
+        lambda: losses.kl(student, teacher, TOKENS, PAD, temperature=0),
+        lambda: losses.feature(student, teacher[..., :-1]),
+        lambda: losses.feature(student, teacher, kind="l1"),
+        lambda: losses.feature(student, teacher, mask=torch.ones(4, dtype=torch.bool)),
+        lambda: losses.align_grid(torch.zeros(1, 5, 2), (2, 2), (1, 1)),
+    ):
+        with pytest.raises(ValueError) as caught:
+            wrong()
+        assert "\n" not in str(caught.value)
+
+
+# --- feature
+
+
+def feature_by_loops(student, teacher, kind, mask):
+    values = []
+    for s, t, counts in zip(student.tolist(), teacher.tolist(), mask):
+        if not counts:
+            continue
+        if kind == "cosine":
+            dot = sum(a * b for a, b in zip(s, t))
+            values.append(1 - dot / math.sqrt(sum(a * a for a in s) * sum(b * b for b in t)))
+        else:
+            s, t = standardised(s), standardised(t)
+            values.append(sum((a - b) ** 2 for a, b in zip(s, t)) / len(s))
+    return sum(values) / len(values)
+
+
+def standardised(row):
+    mean = sum(row) / len(row)
+    variance = sum((x - mean) ** 2 for x in row) / len(row)
+    return [(x - mean) / math.sqrt(variance + 1e-6) for x in row]
+
+
+@pytest.mark.parametrize("kind", ["mse", "cosine"])
+@pytest.mark.parametrize("mask", [[True, True], [True, False]])
+def test_feature_equals_loops(kind, mask):
+    student = torch.tensor([[1.0, -2.0, 0.5], [0.3, 4.0, 1.0]], dtype=torch.float64)
+    teacher = torch.tensor([[2.0, -1.0, 3.0], [-1.0, 0.0, 2.5]], dtype=torch.float64)
+    found = losses.feature(student, teacher, kind, torch.tensor(mask))
+    assert found.item() == pytest.approx(feature_by_loops(student, teacher, kind, mask), rel=1e-9)
+    if all(mask):
+        assert losses.feature(student, teacher, kind).item() == pytest.approx(found.item())
+
+
+@pytest.mark.parametrize("kind, unrelated", [("mse", 2.0), ("cosine", 1.0)])
+def test_scale_of_feature(kind, unrelated):
+    """Equal features cost 0 at any size, unrelated ones what the docstring says, opposite ones twice that."""
+    a, b = torch.randn(2, 8, 64, 512, generator=torch.Generator().manual_seed(0))
+    assert losses.feature(100 * a, a, kind).item() == pytest.approx(0, abs=1e-4)
+    assert losses.feature(a, b, kind).item() == pytest.approx(unrelated, abs=0.05)
+    assert losses.feature(-a, a, kind).item() == pytest.approx(2 * unrelated, rel=1e-3)
+
+
+def test_masked_tokens_change_nothing():
+    student, teacher = torch.randn(2, 2, 3, 8, generator=torch.Generator().manual_seed(0))
+    mask = torch.tensor([[True, True, False], [True, False, False]])
+    before = losses.feature(student, teacher, mask=mask)
+    student[~mask] = 1e4
+    assert losses.feature(student, teacher, mask=mask) == before
+    assert losses.feature(student, teacher) != before
+
+
+# --- align_grid
+
+
+def test_align_grid_averages_areas():
+    tokens = torch.arange(16.0).view(1, 16, 1)  # 4 x 4 in row order
+    found = losses.align_grid(tokens, (4, 4), (2, 2))
+    assert found.flatten().tolist() == [2.5, 4.5, 10.5, 12.5]  # (0+1+4+5)/4, ...
+
+
+def test_align_grid_interpolates():
+    tokens = torch.tensor([[[0.0], [4.0]]])  # 1 x 2
+    assert losses.align_grid(tokens, (1, 2), (1, 4)).flatten().tolist() == [0, 1, 3, 4]
+
+
+def test_align_grid_keeps_rows_columns_and_channels():
+    """Each channel holds its row or its column: a swapped axis or a wrong order shows."""
+    rows, columns = torch.meshgrid(torch.arange(4.0), torch.arange(6.0), indexing="ij")
+    tokens = torch.stack([rows, columns], dim=-1).view(1, 24, 2)
+    found = losses.align_grid(tokens, (4, 6), (2, 3))[0]
+    assert found.tolist() == [[0.5, 0.5], [0.5, 2.5], [0.5, 4.5], [2.5, 0.5], [2.5, 2.5], [2.5, 4.5]]
+    both = losses.align_grid(tokens, (4, 6), (2, 12))[0].view(2, 12, 2)  # rows shrink while columns grow
+    assert both[:, :, 0].unique().tolist() == [0.5, 2.5]
+    assert (both[0, 1:, 1] >= both[0, :-1, 1]).all()
+
+
+def test_align_grid_of_the_same_grid_changes_nothing():
+    tokens = torch.randn(2, 6, 3)
+    assert torch.equal(losses.align_grid(tokens, (2, 3), (2, 3)), tokens)

@@ -1,0 +1,145 @@
+"""Caption scores against hand counts and known answers; facts against made-up scenes."""
+
+import math
+from types import SimpleNamespace
+
+import pytest
+
+from gitdistill import metrics
+
+REFERENCES = [
+    ["A red star moves left.", "a star that goes to the left"],
+    ["a blue wheel spins", "The wheel is spinning!"],
+    ["a green key falls down", "a small green key"],
+]
+
+
+def first_references():
+    return [references[0] for references in REFERENCES]
+
+
+# --- caption_scores
+
+
+def test_perfect_captions():
+    scores = metrics.caption_scores(first_references(), [[text] for text in first_references()])
+    assert scores["bleu4"] == pytest.approx(1)
+    assert scores["rouge_l"] == pytest.approx(1)
+    assert scores["cider"] == pytest.approx(10)
+
+
+def test_wrong_captions_score_lower():
+    right = metrics.caption_scores(first_references(), REFERENCES)
+    swapped = first_references()[1:] + first_references()[:1]
+    wrong = metrics.caption_scores(swapped, REFERENCES)
+    assert set(wrong) == {"cider", "bleu4", "rouge_l"}
+    for name, value in wrong.items():
+        assert value < right[name] / 2, name
+
+
+def test_bleu_counts_words_not_characters():
+    """One of the four-grams of words is right; of characters nearly all would be."""
+    scores = metrics.caption_scores(["a b c d x"], [["a b c d e"]])
+    assert scores["bleu4"] == pytest.approx((4 / 5 * 3 / 4 * 2 / 3 * 1 / 2) ** 0.25, rel=1e-6)
+
+
+def test_bleu_takes_the_corpus_not_the_mean_of_clips():
+    captions, references = ["a b c d", "a b c x"], [["a b c d"], ["a b c d"]]
+    precisions = 7 / 8 * 5 / 6 * 3 / 4 * 1 / 2
+    assert metrics.caption_scores(captions, references)["bleu4"] == pytest.approx(precisions**0.25, rel=1e-6)
+
+
+def test_rouge_by_hand():
+    """Longest common subsequence "a star left": 3 of 4 words said, 3 of 5 in the reference, beta 1.2."""
+    precision, recall, beta = 3 / 4, 3 / 5, 1.2
+    expected = (1 + beta**2) * precision * recall / (recall + beta**2 * precision)
+    scores = metrics.caption_scores(["a star flies left"], [["a red star moves left"]])
+    assert scores["rouge_l"] == pytest.approx(expected)
+
+
+def test_cider_depends_on_the_reference_corpus():
+    """The same caption and references: 0 alone, where every word is in every document, more among others."""
+    alone = metrics.caption_scores(first_references()[:1], REFERENCES[:1])["cider"]
+    among = metrics.caption_scores(first_references(), REFERENCES)["cider"]
+    assert alone == 0 and among > 1
+
+
+def test_cider_by_hand():
+    """One word a caption: unigrams alone count, one of four n-gram lengths, times 10."""
+    scores = metrics.caption_scores(["star", "key"], [["star"], ["wheel"]])
+    assert scores["cider"] == pytest.approx(10 / 4 / 2)  # right in one of two clips
+
+
+def test_case_punctuation_and_spaces_do_not_count():
+    plain = metrics.caption_scores(["a red star moves left"], [["a red star moves left"]] * 1)
+    noisy = metrics.caption_scores(["  A red  star, moves LEFT."], [["a red star moves left"]])
+    assert noisy == plain
+    assert metrics.normalise(" It's  a well-known Star! ") == "it s a well known star"
+
+
+def test_an_empty_caption_scores_zero():
+    scores = metrics.caption_scores(["", ""], REFERENCES[:2])
+    assert all(value == pytest.approx(0, abs=1e-6) for value in scores.values())
+
+
+def test_scorers_are_silent(capsys):
+    metrics.caption_scores(first_references(), REFERENCES)
+    assert capsys.readouterr() == ("", "")
+
+
+# --- facts_scores
+
+
+@pytest.fixture
+def parsed(monkeypatch):
+    """Scenes that are their own parse: kind -> (correct, stated, true)."""
+    monkeypatch.setattr(metrics.grammar, "facts", lambda caption, scene: scene)
+    nothing = dict.fromkeys(("object", "colour", "size", "motion", "relation"), (0, 0, 0))
+    left_out = {"object": (2, 2, 2), "colour": (1, 1, 2), "relation": (1, 1, 1)}
+    one_wrong = {"object": (1, 1, 1), "colour": (0, 1, 1), "motion": (1, 1, 1), "size": (0, 0, 1)}
+    says_nothing = {"object": (0, 0, 1), "motion": (0, 0, 1)}
+    return [nothing | left_out, nothing | one_wrong, nothing | says_nothing]
+
+
+def test_facts_by_hand(parsed):
+    scores = metrics.facts_scores(["", "", ""], parsed)
+    assert scores["object_precision"] == 1 and scores["object_recall"] == pytest.approx(3 / 4)
+    assert scores["colour_precision"] == pytest.approx(1 / 2)
+    assert scores["colour_recall"] == pytest.approx(1 / 3)
+    assert scores["motion_precision"] == 1 and scores["motion_recall"] == pytest.approx(1 / 2)
+    assert scores["facts_precision"] == pytest.approx(6 / 7)  # one colour is wrong
+    assert scores["facts_recall"] == pytest.approx(5 / 9)  # object, colour, motion: 3 + 1 + 1 of 4 + 3 + 2
+    assert scores["all_right"] == pytest.approx(1 / 3)
+
+
+def test_what_was_never_stated_has_no_precision(parsed):
+    scores = metrics.facts_scores(["", "", ""], parsed)
+    assert math.isnan(scores["size_precision"]) and scores["size_recall"] == 0
+    assert scores["relation_recall"] == 1
+
+
+def test_facts_of_the_embedded_world():
+    """A caption that says everything right, and the same one with another motion."""
+    thing = SimpleNamespace(symbol="cat", colour="red", size="medium", motion="left")
+    scene = SimpleNamespace(things=[thing], relation=None, order=[0], moving=True)
+    caption = metrics.grammar.canonical(scene)
+    right = metrics.facts_scores([caption], [scene])
+    assert (right["facts_precision"], right["facts_recall"], right["all_right"]) == (1, 1, 1)
+    wrong = metrics.facts_scores([caption.replace("left", "right")], [scene])
+    assert wrong["motion_precision"] == 0 and wrong["object_precision"] == 1
+    assert wrong["facts_precision"] == pytest.approx(2 / 3) and wrong["all_right"] == 0
+
+
+def test_mistakes_give_one_line(parsed):
+    for wrong, told in (
+        (lambda: metrics.caption_scores([], []), "no captions"),
+        (lambda: metrics.caption_scores(["a"], REFERENCES), "1 captions but 3 reference lists"),
+        (lambda: metrics.caption_scores(["a", "b"], [["a"], []]), "clip 1 has no reference"),
+        (lambda: metrics.caption_scores(["a"], [["..."]]), "clip 0 has no reference"),
+        (lambda: metrics.caption_scores(["a"], ["a star"]), "clip 0 needs a list"),
+        (lambda: metrics.facts_scores([], []), "no captions"),
+        (lambda: metrics.facts_scores(["a"], parsed), "1 captions but 3 scenes"),
+    ):
+        with pytest.raises(ValueError, match=told) as caught:
+            wrong()
+        assert "\n" not in str(caught.value)
