@@ -1,0 +1,103 @@
+"""Checkpoint folders: config.json beside model.safetensors, read strictly, written whole or not at all."""
+
+import json
+import os
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+
+def read_config(folder) -> dict:
+    """The folder's config.json; FileNotFoundError or ValueError in one line."""
+    path = Path(folder) / "config.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder} is no checkpoint folder: it has no config.json")
+    try:
+        config = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from None
+    if not isinstance(config, dict):
+        raise ValueError(f"{path} must hold a JSON object, not a {type(config).__name__}")
+    return config
+
+
+def read_weights(path) -> dict[str, Tensor]:
+    """The tensors of one .safetensors file or PyTorch pickle (its `model` or `state_dict`, if it has one)."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no weights file {path}")
+    try:
+        if path.suffix == ".safetensors":
+            return safetensors.torch.load_file(path)
+        weights = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, RuntimeError, EOFError, ValueError, OSError, KeyError) as error:
+        raise ValueError(f"{path} is not readable as weights: {first_line(error)}") from None
+    except Exception as error:  # pickle.UnpicklingError and whatever else a pickle can hold
+        raise ValueError(f"{path} is not a plain PyTorch state dict: {first_line(error)}") from None
+    for key in ("model", "state_dict"):
+        if isinstance(weights, dict) and isinstance(weights.get(key), dict):
+            weights = weights[key]
+    if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
+        raise ValueError(f"{path} is not a plain PyTorch state dict")
+    return weights
+
+
+def fill(module: nn.Module, weights: dict[str, Tensor], source) -> None:
+    """Copy `weights` into `module`; a ValueError names every key that is missing, left over or misshapen."""
+    own = module.state_dict()
+    wrong = {
+        "missing": [key for key in own if key not in weights],
+        "unexpected": [key for key in weights if key not in own],
+        "misshapen": [
+            f"{key} {list(weights[key].shape)} instead of {list(own[key].shape)}"
+            for key in own
+            if key in weights and weights[key].shape != own[key].shape
+        ],
+    }
+    complaints = [f"{kind}: {shorten(keys)}" for kind, keys in wrong.items() if keys]
+    if complaints:
+        raise ValueError(f"the weights of {source} do not fit; " + "; ".join(complaints))
+    module.load_state_dict(weights)
+
+
+def write_folder(folder, config: dict, weights: dict[str, Tensor], dtype: torch.dtype | None = None) -> None:
+    """Write config.json and model.safetensors, each to a temporary file that is renamed when both are whole.
+
+    `dtype` (float16, say) is what floating tensors are stored as; None keeps theirs.
+    """
+    stored = {key: stored_tensor(value, dtype) for key, value in weights.items()}
+    files = {
+        "model.safetensors": safetensors.torch.save(stored, metadata={"format": "pt"}),
+        "config.json": (json.dumps(config, indent=2) + "\n").encode(),
+    }
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = {name: folder / f".{name}.{os.getpid()}.tmp" for name in files}
+    try:
+        for name, data in files.items():
+            temporary[name].write_bytes(data)
+        for name, path in temporary.items():
+            path.replace(folder / name)
+    finally:
+        for path in temporary.values():
+            path.unlink(missing_ok=True)
+
+
+def stored_tensor(value: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """A tensor as safetensors wants it: on the CPU, contiguous, floating ones in `dtype`."""
+    value = value.detach().cpu()
+    return (value.to(dtype) if dtype and value.is_floating_point() else value).contiguous()
+
+
+def shorten(keys: list[str], shown: int = 6) -> str:
+    """The first few of many keys."""
+    more = f" and {len(keys) - shown} more" if len(keys) > shown else ""
+    return ", ".join(keys[:shown]) + more
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, in one line."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
