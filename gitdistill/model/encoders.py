@@ -13,7 +13,7 @@ from timm.layers import Format
 from timm.models import tiny_vit
 from torch import Tensor, nn
 
-from gitdistill.model import files
+from gitdistill.model import checkpoints, files
 from gitdistill.model.attention import has_listeners
 from gitdistill.model.pixels import to_pixels
 
@@ -28,7 +28,6 @@ EMBEDDED = {
     "window_sizes": [6, 6, 6],
     "out_indices": [0, 1, 2],
 }
-EMBEDDED_FOLDER = Path(__file__).resolve().parents[2] / "data" / "backbone"
 
 
 class WindowAttention(tiny_vit.Attention):
@@ -100,7 +99,7 @@ class TinyVIT(nn.Module):
     @classmethod
     def from_pretrained(cls, source="glyphs") -> "TinyVIT":
         """Load a folder that `save_pretrained` wrote, or `"glyphs"`: the small backbone in the repository."""
-        folder = EMBEDDED_FOLDER if source == "glyphs" else Path(source)
+        folder = checkpoints.embedded("backbone") if source == "glyphs" else Path(source)
         config = files.read_config(folder)
         if "name" not in config:
             raise ValueError(f"{folder}/config.json is no backbone's: it names no timm model")
@@ -113,7 +112,10 @@ class TinyVIT(nn.Module):
         files.write_folder(folder, self.config, self.state_dict(), dtype)
 
     def forward(self, frames: Tensor) -> list[Tensor]:
-        """Frames [B, F, 3, H, W] or [B, 3, H, W] (uint8: raw; floating: pixels) -> a [B, F, C, h, w] a stage."""
+        """One map [B, F, C, h, w] a stage, of frames [B, F, 3, H, W] or [B, 3, H, W].
+
+        uint8 frames are raw: resized and normalised here; floating ones are pixels, taken as they are.
+        """
         pixels = to_pixels(frames, self.image_size, self.mean, self.std)
         clips = pixels.shape[:2]
         pixels = pixels.flatten(0, 1).to(next(self.net.parameters()).dtype)

@@ -1,13 +1,14 @@
 """Checkpoint folders: config.json beside model.safetensors, read strictly, written whole or not at all."""
 
 import json
-import os
 from pathlib import Path
 
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
+
+from gitdistill.model.checkpoints import write_whole
 
 
 def read_config(folder) -> dict:
@@ -64,26 +65,21 @@ def fill(module: nn.Module, weights: dict[str, Tensor], source) -> None:
 
 
 def write_folder(folder, config: dict, weights: dict[str, Tensor], dtype: torch.dtype | None = None) -> None:
-    """Write config.json and model.safetensors, each to a temporary file that is renamed when both are whole.
+    """Write config.json and model.safetensors, both whole or neither; an OSError in one line says why not.
 
     `dtype` (float16, say) is what floating tensors are stored as; None keeps theirs.
     """
     stored = {key: stored_tensor(value, dtype) for key, value in weights.items()}
-    files = {
-        "model.safetensors": safetensors.torch.save(stored, metadata={"format": "pt"}),
-        "config.json": (json.dumps(config, indent=2) + "\n").encode(),
-    }
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = {name: folder / f".{name}.{os.getpid()}.tmp" for name in files}
-    try:
-        for name, data in files.items():
-            temporary[name].write_bytes(data)
-        for name, path in temporary.items():
-            path.replace(folder / name)
-    finally:
-        for path in temporary.values():
-            path.unlink(missing_ok=True)
+    text = json.dumps(config, indent=2) + "\n"
+    write_whole(
+        folder,
+        {
+            "config.json": lambda path: path.write_text(text),
+            "model.safetensors": lambda path: safetensors.torch.save_file(
+                stored, path, metadata={"format": "pt"}
+            ),
+        },
+    )
 
 
 def stored_tensor(value: Tensor, dtype: torch.dtype | None) -> Tensor:
