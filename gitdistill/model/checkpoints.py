@@ -14,6 +14,8 @@ from pathlib import Path
 
 import torch
 import yaml
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -114,19 +116,16 @@ def resolve(source: str | os.PathLike) -> Path:
         raise FileNotFoundError(f"{source} is a file: give the checkpoint's folder")
     if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", str(source)):
         raise FileNotFoundError(f"no folder {source}")
-    return _download(str(source))
+    folder = download(str(source), ["*.json", "*.txt", "*.safetensors"])
+    if not any(folder.glob("*.safetensors")):
+        folder = download(str(source), ["*.json", "*.txt", "pytorch_model*.bin"])
+    return folder
 
 
-def _download(name: str) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
-
-    small = ["*.json", "*.txt"]
+def download(name: str, patterns: list[str]) -> Path:
+    """The hub's files of repository `name` that match; what was downloaded before is found without network."""
     try:
-        folder = Path(snapshot_download(name, allow_patterns=[*small, "*.safetensors"]))
-        if not list(folder.glob("*.safetensors")):
-            folder = Path(snapshot_download(name, allow_patterns=[*small, "pytorch_model*.bin"]))
-        return folder
+        return Path(snapshot_download(name, allow_patterns=patterns))
     except RepositoryNotFoundError:
         problem = f"neither a folder here nor a repository of the hub is called {name}"
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError):
