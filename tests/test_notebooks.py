@@ -1,0 +1,142 @@
+"""The committed notebooks as files; that their cells still run is nbval's part (`pytest notebooks`)."""
+
+import base64
+import io
+import re
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import pytest
+from nbformat.v4 import new_code_cell, new_notebook, new_output
+from PIL import Image
+
+FOLDER = Path(__file__).parents[1] / "notebooks"
+NAMES = {
+    "01_teacher_inspection",
+    "02_activation_hooks",
+    "03_distillation_training",
+    "04_decoding_comparison",
+}
+LONGEST_CELL = 30  # lines
+LARGEST_NOTEBOOK = 1.5e6  # bytes
+LARGEST_PICTURE = 300e3  # bytes
+SMALLEST_PICTURE = 200  # pixels of the longer side
+FAINTEST_PICTURE = 5  # standard deviation of the grey values, of 255
+
+
+def test_the_four_notebooks_exist():
+    missing = NAMES - {path.stem for path in FOLDER.glob("*.ipynb")}
+    assert not missing, f"no such notebook in {FOLDER.name}/: {', '.join(sorted(missing))}"
+
+
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.ipynb")), ids=lambda path: path.stem)
+def test_committed_notebook(path):
+    assert path.stat().st_size < LARGEST_NOTEBOOK
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    assert not problems(notebook), "make notebooks saves them ready to commit"
+
+
+def problems(notebook):
+    """What is wrong with a notebook that is to be committed, one line each."""
+    found = []
+    if notebook.metadata.get("kernelspec", {}).get("name") != "python3":
+        found.append("the kernel is not python3")
+    if "widgets" in notebook.metadata:
+        found.append("holds widget state")
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    counts = [cell.execution_count for cell in code]
+    if counts != list(range(1, len(code) + 1)):
+        found.append(f"not executed once from top to bottom: {counts}")
+    if not any("figure" in cell.metadata.get("tags", []) for cell in code):
+        found.append("no cell is tagged figure")
+    for number, cell in enumerate(code, start=1):
+        found += [f"code cell {number}: {problem}" for problem in cell_problems(cell)]
+    return found
+
+
+def cell_problems(cell):
+    tags = cell.metadata.get("tags", [])
+    if len(cell.source.splitlines()) > LONGEST_CELL:
+        yield f"longer than {LONGEST_CELL} lines"
+    if any(output.output_type == "error" for output in cell.outputs) and "raises-exception" not in tags:
+        yield "ended in an error"
+    if any("application/vnd.jupyter.widget-view+json" in output.get("data", {}) for output in cell.outputs):
+        yield "holds a widget's view, which is blank without its state"
+    texts = [output.get("text") or output.get("data", {}).get("text/plain", "") for output in cell.outputs]
+    if re.search(r"(^|[\s'\"(=])/(home|root|tmp|Users)/", "\n".join(texts), re.MULTILINE):
+        yield "shows a path of the machine it ran on"
+    pictures = [output.data["image/png"] for output in cell.outputs if "image/png" in output.get("data", {})]
+    if "figure" in tags and not pictures:
+        yield "is tagged figure and holds no PNG"
+    for picture in pictures:
+        yield from picture_problems(base64.b64decode(picture), "figure" in tags)
+
+
+def picture_problems(png, figure):
+    if len(png) > LARGEST_PICTURE:
+        yield f"a picture of more than {LARGEST_PICTURE:.0f} bytes"
+    if figure:
+        image = Image.open(io.BytesIO(png))
+        if max(image.size) < SMALLEST_PICTURE:
+            yield f"a figure of less than {SMALLEST_PICTURE} pixels"
+        if np.asarray(image.convert("L"), float).std() < FAINTEST_PICTURE:
+            yield "a blank figure"
+
+
+# --- the checks themselves: a good notebook, and one spoilt in one way at a time
+
+
+def picture(side=240, blank=False, noise=False):
+    values = np.random.RandomState(0).randint(0, 256, (side, side, 3))
+    values = values if noise else np.full((side, side, 3), 255) if blank else np.indices((side, side, 3))[0]
+    buffer = io.BytesIO()
+    Image.fromarray(values.astype(np.uint8)).save(buffer, "PNG")
+    return {"image/png": base64.b64encode(buffer.getvalue()).decode()}
+
+
+@pytest.fixture
+def good():
+    shown = new_output("display_data", data=picture())
+    cells = [
+        new_code_cell("print(1)", execution_count=1, outputs=[new_output("stream", text="1\n")]),
+        new_code_cell("draw()", execution_count=2, outputs=[shown], metadata={"tags": ["figure"]}),
+    ]
+    return new_notebook(cells=cells, metadata={"kernelspec": {"name": "python3", "display_name": "Python 3"}})
+
+
+def test_a_good_notebook_passes(good):
+    assert problems(good) == []
+
+
+def show(notebook, data):
+    notebook.cells[1].outputs = [new_output("display_data", data=data)]
+
+
+def say(notebook, text):
+    notebook.cells[0].outputs = [new_output("stream", text=text)]
+
+
+SPOILT = {
+    "not executed": lambda nb: nb.cells[0].update(execution_count=None),
+    "executed once": lambda nb: nb.cells[1].update(execution_count=5),
+    "not python3": lambda nb: nb.metadata.kernelspec.update(name="mine"),
+    "widget state": lambda nb: nb.metadata.update(widgets={}),
+    "tagged figure": lambda nb: nb.cells[1].metadata.update(tags=[]),
+    "longer than": lambda nb: nb.cells[0].update(source="x = 1\n" * 31),
+    "ended in an error": lambda nb: nb.cells[0].update(outputs=[new_output("error", ename="E", evalue="")]),
+    "widget's view": lambda nb: show(nb, picture() | {"application/vnd.jupyter.widget-view+json": {}}),
+    "path of the machine": lambda nb: say(nb, "saved in /home/someone/runs"),
+    "holds no PNG": lambda nb: show(nb, {"text/plain": "<Figure>"}),
+    "more than 300000": lambda nb: show(nb, picture(side=400, noise=True)),
+    "less than 200": lambda nb: show(nb, picture(side=100)),
+    "a blank figure": lambda nb: show(nb, picture(blank=True)),
+}
+
+
+@pytest.mark.parametrize("problem", SPOILT)
+def test_a_spoilt_notebook_is_told_apart(good, problem):
+    SPOILT[problem](good)
+    found = problems(good)
+    assert len(found) == 1 and problem in found[0]
