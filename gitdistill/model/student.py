@@ -90,13 +90,16 @@ class StudentLayer(nn.Module):
         self.feed_forward = FeedForward(width, expand)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, layer: int, state: DecodingState, rows: int, mask: Tensor):
-        """x [B, K*t, D], new tokens of `rows` captions a clip -> the same, and the text's keys and values."""
-        normed = self.norm_1(x)
-        text = state.grow(layer, self.self_attention.keys_values(normed), rows)
-        x = x + self.dropout(self.self_attention(normed, side_by_side(text), mask=mask))
+    def forward(self, x: Tensor, state: DecodingState, text: list, rows: int, mask: Tensor) -> Tensor:
+        """x [B, K*t, D], new tokens of `rows` captions a clip -> the same shape.
+
+        `text` holds the grown keys and values of the layers below; this one appends its own.
+        """
+        normed, layer = self.norm_1(x), len(text)
+        text.append(state.grow(layer, self.self_attention.keys_values(normed), rows))
+        x = x + self.dropout(self.self_attention(normed, side_by_side(text[layer]), mask=mask))
         x = x + self.dropout(self.cross_attention(self.norm_2(x), state.shared[layer]))
-        return x + self.dropout(self.feed_forward(self.norm_3(x))), text
+        return x + self.dropout(self.feed_forward(self.norm_3(x)))
 
 
 @dataclass
@@ -280,9 +283,8 @@ class StudentCandidateV1(nn.Module):
         shape, hidden, text = x.shape, [x], []
         x = x.reshape(state.clips, -1, self.width)  # (B, K*t, D)
         mask = packed_causal_mask(rows, tokens.shape[1], total, 0, x.device)
-        for index, layer in enumerate(self.layers):
-            x, grown = layer(x, index, state, rows, mask)
-            text.append(grown)
+        for layer in self.layers:
+            x = layer(x, state, text, rows, mask)
             hidden.append(x.reshape(shape))
         hidden[-1] = self.norm(hidden[-1])
         return tuple(hidden), DecodingState(state.shared, text)

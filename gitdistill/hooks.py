@@ -1,0 +1,109 @@
+"""Activations by module path, through one context manager that leaves nothing behind.
+
+    with record(student, ["backbone.net.stages_2", "layers.*.cross_attention.softmax"]) as seen:
+        student(frames, tokens)
+    seen["backbone.net.stages_2"][0]        # what the first call gave
+
+After baukit's `Trace` (https://github.com/davidbau/baukit). Attention weights are activations like any other:
+every attention module of this package has a child `softmax`, and TinyViT's get one (`….attn.softmax`).
+"""
+
+import dataclasses
+import difflib
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from fnmatch import fnmatchcase
+from typing import Any
+
+from torch import Tensor, nn
+
+
+class Recording(dict):
+    """Module path -> what was captured there, one entry a call, in the order of the model's modules."""
+
+    def __missing__(self, path: str):
+        raise KeyError(f"{path} was not recorded{suggest(path, self)}")
+
+
+def paths(model: nn.Module, pattern: str = "*") -> list[str]:
+    """The module paths that `pattern` matches, in the model's order, the model itself (the empty path) aside.
+
+    `*` stands for any characters, dots included: "layers.*" is everything below `layers`. `?` is one
+    character, so "layers.?" is the first ten layers themselves.
+    """
+    named = (path for path, _ in model.named_modules(remove_duplicate=False))
+    return [path for path in named if path and fnmatchcase(path, pattern)]
+
+
+@contextmanager
+def record(model: nn.Module, names: str | list[str], detach: bool = True) -> Iterator[Recording]:
+    """Capture what the named modules return, for as long as the context lasts.
+
+    Args:
+        model: any module; a teacher, a student, a part of one.
+        names: module paths, or patterns as in `paths`.
+        detach: cut the captured tensors off the graph. False for a loss on the student: a detached activation
+            trains nothing below it.
+
+    Yields a `Recording`. Tensors are cloned when they are captured, so that a later change in place does not
+    reach them; tuples, lists, dicts and dataclasses of tensors are copied likewise. Modules that a pattern
+    matched but nobody called (containers, say) drop out of the recording in the end.
+
+    Raises KeyError when a name matches no module, and at the end RuntimeError when nothing that a name matches
+    was called. Hooks are removed whatever happens.
+    """
+    names = [names] if isinstance(names, str) else list(names)
+    known = paths(model)
+    matched = {name: matches(name, known) for name in names}
+    wanted = {path for found in matched.values() for path in found}
+    recording = Recording({path: [] for path in known if path in wanted})
+    with ExitStack() as handles:
+        for path, captured in recording.items():
+            handle = model.get_submodule(path).register_forward_hook(catcher(captured, detach))
+            handles.callback(handle.remove)
+        yield recording
+    for name, found in matched.items():
+        if not any(recording[path] for path in found):
+            raise RuntimeError(f"nothing was captured at {name}: the model did not call it while recording")
+    for path in [path for path, captured in recording.items() if not captured]:
+        del recording[path]
+
+
+def matches(name: str, known: list[str]) -> list[str]:
+    """The known paths that `name` matches; KeyError with near ones if there are none."""
+    found = [path for path in known if fnmatchcase(path, name)]
+    if not found:
+        raise KeyError(f"no module is called {name}{suggest(name, known)}")
+    return found
+
+
+def suggest(path: str, known) -> str:
+    """The nearest known paths, as the end of a sentence."""
+    near = difflib.get_close_matches(path, list(known), n=3, cutoff=0.5)
+    return f"; did you mean {', '.join(near)}?" if near else ""
+
+
+def catcher(captured: list, detach: bool):
+    """A forward hook that appends copies to this one list."""
+
+    def hook(module: nn.Module, inputs: tuple, output: Any) -> None:
+        captured.append(copied(output, detach))
+
+    return hook
+
+
+def copied(value: Any, detach: bool) -> Any:
+    """`value` with every tensor in it cloned."""
+    if isinstance(value, Tensor):
+        return (value.detach() if detach else value).clone()
+    if dataclasses.is_dataclass(value) and not isinstance(value, type | dict):
+        fields = {f.name: copied(getattr(value, f.name), detach) for f in dataclasses.fields(value) if f.init}
+        return dataclasses.replace(value, **fields)
+    if isinstance(value, dict):
+        items = {key: copied(item, detach) for key, item in value.items()}
+        return items if type(value) is dict else type(value)(**items)  # transformers' outputs are dicts, too
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(copied(item, detach) for item in value))
+    if isinstance(value, tuple | list):
+        return type(value)(copied(item, detach) for item in value)
+    return value
