@@ -7,33 +7,39 @@ brings along: tensors come from safetensors or from `torch.load(weights_only=Tru
 import copy
 import json
 import os
-import pickle
 import re
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 import yaml
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
 from torch import Tensor, nn
 from transformers import GitConfig
+
+from gitdistill.model import files
 
 _EYE, _MS_EYE = "git.image_encoder.vision_model", "image_encoder"
 _LAYER, _MS_LAYER = "git.encoder.layer.*", "textual.transformer.encoder.layer.*"
 
-# One row a parameter or module: here | transformers | Microsoft; `*` stands for a number. Microsoft stacks the
-# image encoder's queries, keys and values; `_unstack` gives the three parts the names listed here.
+# One row a parameter or module: here | transformers | Microsoft; `*` stands for a number. Microsoft stacks
+# the image encoder's queries, keys and values; `_unstack` gives the three parts the names listed here.
 _NAMES = [
     ("image_encoder.class_embedding", f"{_EYE}.embeddings.class_embedding", f"{_MS_EYE}.class_embedding"),
-    ("image_encoder.positions", f"{_EYE}.embeddings.position_embedding.weight", f"{_MS_EYE}.positional_embedding"),
+    (
+        "image_encoder.positions",
+        f"{_EYE}.embeddings.position_embedding.weight",
+        f"{_MS_EYE}.positional_embedding",
+    ),
     ("image_encoder.patches", f"{_EYE}.embeddings.patch_embedding", f"{_MS_EYE}.conv1"),
     ("image_encoder.norm_in", f"{_EYE}.pre_layrnorm", f"{_MS_EYE}.ln_pre"),
     ("image_encoder.norm_out", f"{_EYE}.post_layernorm", f"{_MS_EYE}.ln_post"),
     *(
-        (f"image_encoder.layers.*.{ours}", f"{_EYE}.encoder.layers.*.{hub}", f"{_MS_EYE}.transformer.resblocks.*.{ms}")
+        (
+            f"image_encoder.layers.*.{ours}",
+            f"{_EYE}.encoder.layers.*.{hub}",
+            f"{_MS_EYE}.transformer.resblocks.*.{ms}",
+        )
         for ours, hub, ms in [
             ("norm_1", "layer_norm1", "ln_1"),
             ("norm_2", "layer_norm2", "ln_2"),
@@ -68,10 +74,7 @@ _NAMES = [
 _LAYOUTS = {"here": 0, "transformers": 1, "microsoft": 2}
 
 # In files, but no weights of the model: counters that older versions stored, and CLIP's unused projection.
-_IGNORED = re.compile(
-    r"git\.embeddings\.position_ids|git\.image_encoder\.vision_model\.embeddings\.position_ids"
-    r"|textual\.embedding\.position_ids|image_encoder\.proj"
-)
+_IGNORED = re.compile(r"git\.(image_encoder\.vision_model\.)?embeddings\.position_ids|image_encoder\.proj")
 _PATCH_SIZES = {"CLIPViT_B_16": 16, "CLIPViT_L_14": 14}
 
 
@@ -94,10 +97,12 @@ def rename(name: str, source: str, target: str) -> str | None:
 
 
 def embedded(name: str) -> Path:
-    """The folder of a model that ships with the repository, `data/<name>`; FileNotFoundError when it is absent."""
+    """The folder of a model that ships with the repository, `data/<name>`; FileNotFoundError if it is absent."""
     folder = Path(__file__).resolve().parents[2] / "data" / name
     if not folder.is_dir():
-        raise FileNotFoundError(f"no embedded {name} at {folder}: use a clone of gitdistill, installed with -e")
+        raise FileNotFoundError(
+            f"no embedded {name} at {folder}: use a clone of gitdistill, installed with -e"
+        )
     return folder
 
 
@@ -124,15 +129,16 @@ def resolve(source: str | os.PathLike) -> Path:
 
 def download(name: str, patterns: list[str]) -> Path:
     """The hub's files of repository `name` that match; what was downloaded before is found without network."""
+    advice = 'give a checkpoint\'s folder or "glyphs" (embedded), or load it once with network'
     try:
         return Path(snapshot_download(name, allow_patterns=patterns))
     except RepositoryNotFoundError:
-        problem = f"neither a folder here nor a repository of the hub is called {name}"
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError):
+        problem, advice = f"no folder and no repository of the hub is called {name}", "check its spelling"
+    except LocalEntryNotFoundError:
         problem = f"there is no folder {name}, and the hub cannot be reached to download it"
-    raise FileNotFoundError(
-        f'{problem}: give a checkpoint\'s folder or "glyphs" (embedded), or load a hub id once with network'
-    ) from None
+    except Exception as error:  # httpx, the hub's client and the system each have their own
+        problem = f"{name} could not be downloaded ({files.first_line(error)})"
+    raise FileNotFoundError(f"{problem}: {advice}")
 
 
 def load(source: str | os.PathLike) -> tuple[GitConfig, Weights]:
@@ -146,50 +152,27 @@ def load(source: str | os.PathLike) -> tuple[GitConfig, Weights]:
     if (folder / "config.json").is_file():
         return _load_transformers(folder)
     raise FileNotFoundError(
-        f"{folder} is no checkpoint: it holds neither config.json (transformers) nor snapshot/model.pt (Microsoft)"
+        f"{folder} is no checkpoint: it has neither config.json (transformers) nor snapshot/model.pt (Microsoft)"
     )
 
 
 def fill(model: nn.Module, weights: Weights, source) -> None:
-    """Copy `weights` into `model`, all of them or none; a ValueError names what is missing, left over, misshapen."""
-    wanted = model.state_dict()
-    if model.config.tie_word_embeddings:
-        weights = _tied(weights)
-    problems = {
-        "missing": [name for name in wanted if name not in weights],
-        "unexpected": [name for name in weights if name not in wanted],
-        "misshapen": [name for name in wanted if name in weights and weights[name].shape != wanted[name].shape],
-    }
-    if any(problems.values()):
-        told = [_tell(kind, names, weights, wanted) for kind, names in problems.items() if names]
-        raise ValueError(f"{source} does not fit: " + "; ".join(told))
-    model.load_state_dict(weights)
+    """Copy `weights` into `model`, all or none; a ValueError names keys missing, left over or misshapen."""
 
-
-def _tied(weights: Weights) -> Weights:
-    """`weights` with the head's copy of the word embedding added where the file leaves it out."""
-    full = Weights(weights)
-    full.layout = getattr(weights, "layout", "here")
-    if "embedding.words.weight" in full:
-        full.setdefault("head.weight", full["embedding.words.weight"])
-    return full
-
-
-def _tell(kind: str, names: list[str], weights: Weights, wanted: dict[str, Tensor], most: int = 4) -> str:
     layout = getattr(weights, "layout", "here")
-    spelt = {}
-    for name in names:
-        file_name = rename(name, "here", layout) or name
-        file_name = re.sub(r"in_proj\.[qkv]\.", "in_proj_", file_name)
-        shapes = f" {list(weights[name].shape)} instead of {list(wanted[name].shape)}" if kind == "misshapen" else ""
-        spelt[file_name] = shapes
-    shown = [name + shapes for name, shapes in spelt.items()][:most]
-    more = f" and {len(spelt) - most} more" if len(spelt) > most else ""
-    return f"{len(spelt)} {kind} ({', '.join(shown)}{more})"
+
+    def spell(name: str) -> str:
+        spelt = rename(name, "here", layout) or name
+        return re.sub(r"\.in_proj\.[qkv]\.", ".in_proj_", spelt)
+
+    full = dict(weights)
+    if model.config.tie_word_embeddings and "embedding.words.weight" in full:
+        full.setdefault("head.weight", full["embedding.words.weight"])
+    files.fill(model, full, source, spell)
 
 
 def _translate(tensors: dict[str, Tensor], layout: str) -> Weights:
-    """Tensors under the names used here; what has no name here keeps its own, for `fill` to complain about."""
+    """Tensors by the names used here; what has no name here keeps its own, for `fill` to complain about."""
     weights = Weights()
     weights.layout = layout
     for name, tensor in tensors.items():
@@ -207,21 +190,22 @@ def _translate(tensors: dict[str, Tensor], layout: str) -> Weights:
 
 
 def _load_transformers(folder: Path) -> tuple[GitConfig, Weights]:
-    return _read_config(folder / "config.json"), _translate(_read_tensors(folder), "transformers")
+    config, weights = _read_config(folder), _translate(_read_tensors(folder), "transformers")
+    words, head = weights.get("embedding.words.weight"), weights.get("head.weight")
+    if words is not None and head is not None and not torch.equal(words, head):
+        config.tie_word_embeddings = False  # two copies that differ are two matrices; transformers agrees
+    return config, weights
 
 
-def _read_config(path: Path) -> GitConfig:
-    try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise ValueError(f"{path} is not readable JSON: {_line(error)}") from None
-    kind = fields.get("model_type") if isinstance(fields, dict) else None
-    if kind != "git":
-        raise ValueError(f"{path} describes a model of type {kind!r}, not 'git'")
+def _read_config(folder: Path) -> GitConfig:
+    fields = files.read_config(folder)
+    path = folder / "config.json"
+    if fields.get("model_type") != "git":
+        raise ValueError(f"{path} describes a model of type {fields.get('model_type')!r}, not 'git'")
     try:
         config = GitConfig.from_dict(fields)
     except Exception as error:  # the strict configuration classes raise several kinds
-        raise ValueError(f"{path} is no valid GIT configuration: {_line(error)}") from None
+        raise ValueError(f"{path} is no valid GIT configuration: {files.first_line(error)}") from None
     vision = config.vision_config
     for field in ("image_size", "patch_size"):
         setattr(vision, field, _one(getattr(vision, field), f"{path}: {field}"))
@@ -240,30 +224,24 @@ def _one(value, what: str):
 def _read_tensors(folder: Path) -> dict[str, Tensor]:
     for name in ("model.safetensors", "pytorch_model.bin"):
         if (folder / name).is_file():
-            return _read_file(folder / name)
+            return files.read_weights(folder / name)
         index = folder / f"{name}.index.json"
         if index.is_file():
-            parts = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-            tensors = {}
-            for part in parts:
-                tensors.update(_read_file(folder / Path(part).name))
-            return tensors
-    raise FileNotFoundError(f"{folder} holds a config.json but neither model.safetensors nor pytorch_model.bin")
+            return _read_shards(index)
+    raise FileNotFoundError(
+        f"{folder} holds a config.json but neither model.safetensors nor pytorch_model.bin"
+    )
 
 
-def _read_file(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing, though the checkpoint's index lists it")
+def _read_shards(index: Path) -> dict[str, Tensor]:
     try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
-        raise ValueError(f"{path} cannot be read as a file of tensors: {_line(error)}") from None
-
-
-def _line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0] or type(error).__name__
+        parts = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise ValueError(f"{index} does not list the checkpoint's files") from None
+    tensors = {}
+    for part in sorted(parts):
+        tensors.update(files.read_weights(index.parent / Path(part).name))
+    return tensors
 
 
 def save(model: nn.Module, folder: str | os.PathLike, dtype: torch.dtype | None = None) -> None:
@@ -272,50 +250,14 @@ def save(model: nn.Module, folder: str | os.PathLike, dtype: torch.dtype | None 
     `dtype` (say torch.float16) is how the tensors are stored; the configuration still asks for float32, which
     is what transformers then loads. Raises OSError in one line when the disk is full.
     """
-    tensors = {}
-    for name, tensor in model.state_dict().items():
-        if name == "head.weight" and model.config.tie_word_embeddings:
-            continue  # the word embedding is the head
-        tensor = tensor.detach().to("cpu", dtype or tensor.dtype).contiguous()
-        tensors[rename(name, "here", "transformers")] = tensor
+    weights = {
+        rename(name, "here", "transformers"): tensor
+        for name, tensor in model.state_dict().items()
+        if not (name == "head.weight" and model.config.tie_word_embeddings)  # the word embedding is the head
+    }
     config = copy.deepcopy(model.config)
     config.architectures, config.dtype = ["GitForCausalLM"], "float32"
-    text = config.to_json_string()
-    write_whole(
-        folder,
-        {
-            "config.json": lambda path: path.write_text(text, encoding="utf-8"),
-            "model.safetensors": lambda path: save_file(tensors, path, metadata={"format": "pt"}),
-        },
-    )
-
-
-def write_whole(folder: str | os.PathLike, writers: dict[str, Callable[[Path], object]]) -> None:
-    """Write several files of a folder, all or none: each under a temporary name first, then all renamed.
-
-    `writers` maps a file's name to a function that writes to the path it is given. Whatever goes wrong, an
-    interrupt included, older files stay as they were and nothing partial is left; a full disk is an OSError
-    in one line.
-    """
-    folder = Path(folder)
-    if folder.exists() and not folder.is_dir():
-        raise FileExistsError(f"cannot save to {folder}: a file of that name is in the way")
-    new = not folder.exists()
-    temporary = {name: folder / f".{name}.{os.getpid()}.tmp" for name in writers}
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, write in writers.items():
-            write(temporary[name])
-        for name, path in temporary.items():
-            path.replace(folder / name)
-    except BaseException as error:
-        for path in temporary.values():
-            path.unlink(missing_ok=True)
-        if new and folder.is_dir() and not any(folder.iterdir()):
-            folder.rmdir()
-        if isinstance(error, OSError | SafetensorError):
-            raise OSError(f"could not save to {folder}, nothing was written: {_line(error)}") from error
-        raise
+    files.write_folder(folder, json.loads(config.to_json_string()), weights, dtype)
 
 
 # Microsoft's layout
@@ -323,23 +265,19 @@ def write_whole(folder: str | os.PathLike, writers: dict[str, Callable[[Path], o
 
 def _load_microsoft(folder: Path) -> tuple[GitConfig, Weights]:
     path = folder / "snapshot" / "model.pt"
-    content = _read_file(path)
-    content = content.get("model", content) if isinstance(content, dict) else None
-    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise ValueError(f"{path} holds no state dict under 'model'")
-    tensors = _unstack({name.removeprefix("module."): tensor for name, tensor in content.items()})
-    return _microsoft_config(tensors, _read_parameters(folder / "parameter.yaml"), path), _translate(
-        tensors, "microsoft"
-    )
+    tensors = {name.removeprefix("module."): tensor for name, tensor in files.read_weights(path).items()}
+    tensors = _unstack(tensors)
+    config = _microsoft_config(tensors, _read_parameters(folder / "parameter.yaml"), path)
+    return config, _translate(tensors, "microsoft")
 
 
 def _unstack(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Split the stacked attention inputs of the image encoder in three."""
+    """Tensors with the stacked queries, keys and values of the image encoder split in three."""
     split = {}
     for name, tensor in tensors.items():
         if match := re.fullmatch(r"(image_encoder\..*\.attn)\.in_proj_(weight|bias)", name):
             stem, leaf = match.groups()
-            for part, chunk in zip("qkv", tensor.tensor_split(3)):
+            for part, chunk in zip("qkv", tensor.tensor_split(3)):  # uneven parts: `fill` complains
                 split[f"{stem}.in_proj.{part}.{leaf}"] = chunk
         else:
             split[name] = tensor
@@ -352,56 +290,65 @@ def _read_parameters(path: Path) -> dict:
     try:
         fields = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not readable YAML: {_line(error)}") from None
+        raise ValueError(f"{path} is not readable YAML: {files.first_line(error)}") from None
     if not isinstance(fields, dict):
         raise ValueError(f"{path} must hold names and values")
+    for name in (
+        "visual_feature_size",
+        "num_image_with_embedding",
+        "test_crop_size",
+        "test_respect_ratio_max",
+    ):
+        if not isinstance(fields.get(name, 0), int):
+            raise ValueError(f"{path}: {name} must be a whole number, not {fields[name]!r}")
     return fields
 
 
 def _microsoft_config(tensors: dict[str, Tensor], parameters: dict, path: Path) -> GitConfig:
     """Sizes are read off the tensors; what parameter.yaml says about them must agree."""
-    shape = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     eye, text = "image_encoder.transformer.resblocks", "textual.transformer.encoder.layer"
-    needed = [
-        "image_encoder.conv1.weight",
-        "image_encoder.positional_embedding",
-        f"{eye}.0.mlp.c_fc.weight",
-        "textual.embedding.words.weight",
-        "textual.embedding.positions.weight",
-        f"{text}.0.intermediate.dense.weight",
-    ]
-    if missing := [name for name in needed if name not in shape]:
-        raise ValueError(f"{path} is no GIT: it lacks {', '.join(missing)}")
-    width, _, patch, _ = shape["image_encoder.conv1.weight"]
-    vocabulary, text_width = shape["textual.embedding.words.weight"]
-    side = round((shape["image_encoder.positional_embedding"][0] - 1) ** 0.5)
-    frames = _count(shape, "img_temperal_embedding")
+
+    def shape(name: str, dimensions: int) -> tuple[int, ...]:
+        if name not in tensors or tensors[name].dim() != dimensions:
+            raise ValueError(f"{path} is no GIT: {name} is {'misshapen' if name in tensors else 'missing'}")
+        return tuple(tensors[name].shape)
+
+    width, _, patch, _ = shape("image_encoder.conv1.weight", 4)
+    side = round((shape("image_encoder.positional_embedding", 2)[0] - 1) ** 0.5)
+    vocabulary, text_width = shape("textual.embedding.words.weight", 2)
+    kind = parameters.get("image_encoder_type")
+    if kind is not None and kind not in _PATCH_SIZES:
+        raise ValueError(f"{path}: image_encoder_type {kind} is unknown; known are {', '.join(_PATCH_SIZES)}")
     image_size = parameters.get("test_crop_size", side * patch)
-    _agree(path, "visual_feature_size", parameters.get("visual_feature_size", width), width)
-    _agree(path, "patch size by image_encoder_type", _patch_size(parameters, patch, path), patch)
-    _agree(path, "patches a side by test_crop_size", image_size // patch, side)
-    _agree(path, "num_image_with_embedding", parameters.get("num_image_with_embedding") or frames, frames)
+    frames = parameters.get("num_image_with_embedding", _count(tensors, "img_temperal_embedding"))
+    for what, said, found in [
+        ("image_encoder_type's patch size", _PATCH_SIZES.get(kind, patch), patch),
+        ("visual_feature_size", parameters.get("visual_feature_size", width), width),
+        ("test_crop_size in patches", image_size // patch, side),
+    ]:
+        if said != found:
+            raise ValueError(f"{path} does not fit its parameter.yaml: {what} is {said}, not {found}")
     words, head = tensors["textual.embedding.words.weight"], tensors.get("textual.output.weight")
     config = GitConfig(
         vision_config={
             "hidden_size": width,
-            "intermediate_size": shape[f"{eye}.0.mlp.c_fc.weight"][0],
-            "num_hidden_layers": _count(shape, eye),
+            "intermediate_size": shape(f"{eye}.0.mlp.c_fc.weight", 2)[0],
+            "num_hidden_layers": _count(tensors, eye),
             "num_attention_heads": max(1, width // 64),
             "image_size": image_size,
             "patch_size": patch,
         },
         vocab_size=vocabulary,
         hidden_size=text_width,
-        intermediate_size=shape[f"{text}.0.intermediate.dense.weight"][0],
-        num_hidden_layers=_count(shape, text),
+        intermediate_size=shape(f"{text}.0.intermediate.dense.weight", 2)[0],
+        num_hidden_layers=_count(tensors, text),
         num_attention_heads=max(1, text_width // 64),
-        max_position_embeddings=shape["textual.embedding.positions.weight"][0],
+        max_position_embeddings=shape("textual.embedding.positions.weight", 2)[0],
         num_image_with_embedding=frames or None,
-        tie_word_embeddings=head is None or torch.equal(head, words),
+        tie_word_embeddings=head is not None and torch.equal(head, words),
     )
-    if "test_respect_ratio_max" in parameters:
-        config.test_respect_ratio_max = parameters["test_respect_ratio_max"]  # longer side of a VQA image, pixels
+    if "test_respect_ratio_max" in parameters:  # how long, in pixels, the longer side of a VQA image may be
+        config.test_respect_ratio_max = parameters["test_respect_ratio_max"]
     return config
 
 
@@ -409,15 +356,3 @@ def _count(names, stem: str) -> int:
     """How many numbered entries `stem.0`, `stem.1`, … there are."""
     found = [re.match(re.escape(stem) + r"\.(\d+)", name) for name in names]
     return 1 + max((int(match.group(1)) for match in found if match), default=-1)
-
-
-def _patch_size(parameters: dict, default: int, path: Path) -> int:
-    kind = parameters.get("image_encoder_type")
-    if kind is not None and kind not in _PATCH_SIZES:
-        raise ValueError(f"{path}: image_encoder_type {kind} is unknown; known are {', '.join(_PATCH_SIZES)}")
-    return _PATCH_SIZES.get(kind, default)
-
-
-def _agree(path: Path, what: str, said: int, found: int) -> None:
-    if said != found:
-        raise ValueError(f"{path} does not fit its parameter.yaml: {what} is {said}, the tensors have {found}")

@@ -1,14 +1,14 @@
 """Checkpoint folders: config.json beside model.safetensors, read strictly, written whole or not at all."""
 
 import json
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
-
-from gitdistill.model.checkpoints import write_whole
 
 
 def read_config(folder) -> dict:
@@ -46,14 +46,19 @@ def read_weights(path) -> dict[str, Tensor]:
     return weights
 
 
-def fill(module: nn.Module, weights: dict[str, Tensor], source) -> None:
-    """Copy `weights` into `module`; a ValueError names every key that is missing, left over or misshapen."""
+def fill(
+    module: nn.Module, weights: dict[str, Tensor], source, spell: Callable[[str], str] = lambda key: key
+) -> None:
+    """Copy `weights` into `module`, all or none; a ValueError names keys missing, left over or misshapen.
+
+    `spell` gives a key's name in the file, for the message.
+    """
     own = module.state_dict()
     wrong = {
-        "missing": [key for key in own if key not in weights],
-        "unexpected": [key for key in weights if key not in own],
+        "missing": [spell(key) for key in own if key not in weights],
+        "unexpected": [spell(key) for key in weights if key not in own],
         "misshapen": [
-            f"{key} {list(weights[key].shape)} instead of {list(own[key].shape)}"
+            f"{spell(key)} {list(weights[key].shape)} instead of {list(own[key].shape)}"
             for key in own
             if key in weights and weights[key].shape != own[key].shape
         ],
@@ -82,6 +87,43 @@ def write_folder(folder, config: dict, weights: dict[str, Tensor], dtype: torch.
     )
 
 
+def write_whole(folder, writers: dict[str, Callable[[Path], object]]) -> None:
+    """Write several files of a folder, all or none: each under a temporary name first, then all renamed.
+
+    `writers` maps a file's name to a function that writes to the path it is given. Whatever goes wrong, an
+    interrupt included, older files stay as they were and nothing partial is left. An OSError in one line says
+    that the disk is full or the folder cannot be written.
+    """
+    folder = Path(folder)
+    new = not folder.exists()
+    temporary = {folder / name: folder / f".{name}.{os.getpid()}.tmp" for name in writers}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, write in writers.items():
+            write(temporary[folder / name])
+    except BaseException as error:
+        for path in temporary.values():
+            path.unlink(missing_ok=True)
+        if new and folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+        if isinstance(error, OSError | SafetensorError):
+            raise OSError(f"could not save to {folder}, nothing was written: {first_line(error)}") from error
+        raise
+    try:
+        _rename(temporary)
+    except (
+        KeyboardInterrupt
+    ):  # all files are whole: an old one beside a new one would be worse than finishing
+        _rename(temporary)
+        raise
+
+
+def _rename(temporary: dict[Path, Path]) -> None:
+    for target, path in temporary.items():
+        if path.exists():
+            path.replace(target)
+
+
 def stored_tensor(value: Tensor, dtype: torch.dtype | None) -> Tensor:
     """A tensor as safetensors wants it: on the CPU, contiguous, floating ones in `dtype`."""
     value = value.detach().cpu()
@@ -89,7 +131,8 @@ def stored_tensor(value: Tensor, dtype: torch.dtype | None) -> Tensor:
 
 
 def shorten(keys: list[str], shown: int = 6) -> str:
-    """The first few of many keys."""
+    """The first few of many keys, none twice."""
+    keys = list(dict.fromkeys(keys))
     more = f" and {len(keys) - shown} more" if len(keys) > shown else ""
     return ", ".join(keys[:shown]) + more
 

@@ -12,8 +12,8 @@ from gitdistill.model.git import GenerativeImageTextModel, GitOutput
 class GenerativeImageTextTeacher(nn.Module):
     """A frozen GIT: never trains, never leaves eval mode, never records a gradient.
 
-    `teacher(frames, tokens)` is `GenerativeImageTextModel`'s output. `model`, whose parameters are frozen here,
-    and `tokenizer` must share a vocabulary; ValueError if they do not.
+    `teacher(frames, tokens)` is `GenerativeImageTextModel`'s output. `model`, whose parameters are frozen
+    here, and `tokenizer` must share a vocabulary; ValueError if they do not.
     """
 
     def __init__(self, model: GenerativeImageTextModel, tokenizer: PreTrainedTokenizerBase):
@@ -29,8 +29,8 @@ class GenerativeImageTextTeacher(nn.Module):
 
         Args:
             source: see `gitdistill.model.checkpoints.resolve`.
-            tokenizer: in place of the one in the folder. Microsoft's folders have none: `bert-base-uncased` is
-                then taken from the hub.
+            tokenizer: in place of the one in the folder. Microsoft's folders have none: then it is
+                `bert-base-uncased`, from the hub.
             device: where the model goes, the CPU by default.
 
         Raises FileNotFoundError or ValueError in one line; see `GenerativeImageTextModel.from_pretrained`.
@@ -65,5 +65,5 @@ class GenerativeImageTextTeacher(nn.Module):
         return self.model.step(tokens, state)
 
     def caption(self, frames: Tensor, **decoding) -> list[str]:
-        """One caption a clip: greedy, or `beams=4, …` for beam search; see `gitdistill.model.text.caption`."""
+        """One caption a clip: greedy, or `beams=4, …` for beam search; see `model.text.caption`."""
         return text.caption(self, frames, self.tokenizer, **decoding)

@@ -11,7 +11,7 @@ ENGLISH = "bert-base-uncased"  # the vocabulary of every published GIT
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer whose files lie in a checkpoint's folder, or else that of every published GIT, by the hub.
+    """The tokenizer whose files lie in a checkpoint's folder, or else, from the hub, every published GIT's.
 
     Raises FileNotFoundError saying what to do when there is neither.
     """
@@ -58,10 +58,9 @@ def to_text(tokens: Tensor, tokenizer: PreTrainedTokenizerBase) -> list[str]:
 def caption(model, frames: Tensor, tokenizer: PreTrainedTokenizerBase, **decoding) -> list[str]:
     """Captions of B clips as text: greedy, or by beam search when `beams` is given.
 
-    `decoding` goes to `gitdistill.decoding.greedy` or `.beam`. With `num_return=n` each clip has n captions,
-    best first, one clip after the other.
+    `decoding` goes to `gitdistill.decoding.greedy` or `.beam`; the best caption of each clip is returned.
     """
     from gitdistill.decoding import beam, greedy  # the search stands above the networks
 
     search = beam if "beams" in decoding else greedy
-    return to_text(search(model, frames, **decoding).tokens.flatten(0, 1), tokenizer)
+    return to_text(search(model, frames, **decoding).tokens[:, 0], tokenizer)
