@@ -49,8 +49,8 @@ def record(model: nn.Module, names: str | list[str], detach: bool = True) -> Ite
     reach them; tuples, lists, dicts and dataclasses of tensors are copied likewise. Modules that a pattern
     matched but nobody called (containers, say) drop out of the recording in the end.
 
-    Raises KeyError when a name matches no module, and at the end RuntimeError when nothing that a name matches
-    was called. Hooks are removed whatever happens.
+    Raises KeyError when a name matches no module, and at the end RuntimeError when nothing that a name
+    matches was called. Hooks are removed whatever happens.
     """
     names = [names] if isinstance(names, str) else list(names)
     known = paths(model)

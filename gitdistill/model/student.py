@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gitdistill.model import files
+from gitdistill.model import files, text
 from gitdistill.model.attention import (
     Attention,
     DecodingState,
@@ -90,14 +90,14 @@ class StudentLayer(nn.Module):
         self.feed_forward = FeedForward(width, expand)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, state: DecodingState, text: list, rows: int, mask: Tensor) -> Tensor:
+    def forward(self, x: Tensor, state: DecodingState, grown: list, rows: int, mask: Tensor) -> Tensor:
         """x [B, K*t, D], new tokens of `rows` captions a clip -> the same shape.
 
-        `text` holds the grown keys and values of the layers below; this one appends its own.
+        `grown` holds the text's keys and values in the layers below; this one appends its own.
         """
-        normed, layer = self.norm_1(x), len(text)
-        text.append(state.grow(layer, self.self_attention.keys_values(normed), rows))
-        x = x + self.dropout(self.self_attention(normed, side_by_side(text[layer]), mask=mask))
+        normed, layer = self.norm_1(x), len(grown)
+        grown.append(state.grow(layer, self.self_attention.keys_values(normed), rows))
+        x = x + self.dropout(self.self_attention(normed, side_by_side(grown[layer]), mask=mask))
         x = x + self.dropout(self.cross_attention(self.norm_2(x), state.shared[layer]))
         return x + self.dropout(self.feed_forward(self.norm_3(x)))
 
@@ -280,27 +280,22 @@ class StudentCandidateV1(nn.Module):
     def _read_text(self, tokens: Tensor, state: DecodingState) -> tuple[tuple[Tensor, ...], DecodingState]:
         rows, total = check_tokens(tokens, state, self.max_positions)
         x = self.positions(self.words(tokens) * math.sqrt(self.width), state.length)
-        shape, hidden, text = x.shape, [x], []
+        shape, hidden, grown = x.shape, [x], []
         x = x.reshape(state.clips, -1, self.width)  # (B, K*t, D)
         mask = packed_causal_mask(rows, tokens.shape[1], total, 0, x.device)
         for layer in self.layers:
-            x = layer(x, state, text, rows, mask)
+            x = layer(x, state, grown, rows, mask)
             hidden.append(x.reshape(shape))
         hidden[-1] = self.norm(hidden[-1])
-        return tuple(hidden), DecodingState(state.shared, text)
+        return tuple(hidden), DecodingState(state.shared, grown)
 
     def caption(self, frames: Tensor, tokenizer, **decoding) -> list[str]:
-        """The best caption of each clip; `decoding` goes to `gitdistill.decoding.beam` if it asks for beams.
+        """One caption a clip: greedy, or `beams=4, ...` for beam search; see `gitdistill.model.text.caption`.
 
-        Without `beams`, or with one, to `greedy`.
+        Raises ValueError when `tokenizer` has another vocabulary or other special tokens.
         """
-        from gitdistill.decoding import beam, greedy
-        from gitdistill.model.text import to_text
-
-        search = beam if decoding.get("beams", 1) > 1 else greedy
-        if search is greedy:
-            decoding.pop("beams", None)
-        return to_text(search(self, frames, **decoding).tokens[:, 0], tokenizer)
+        text.check_vocabulary(self, tokenizer)
+        return text.caption(self, frames, tokenizer, **decoding)
 
 
 def load_backbone(source: str) -> TinyVIT:
