@@ -58,9 +58,11 @@ def to_text(tokens: Tensor, tokenizer: PreTrainedTokenizerBase) -> list[str]:
 def caption(model, frames: Tensor, tokenizer: PreTrainedTokenizerBase, **decoding) -> list[str]:
     """Captions of B clips as text: greedy, or by beam search when `beams` is given.
 
-    `decoding` goes to `gitdistill.decoding.greedy` or `.beam`; the best caption of each clip is returned.
+    `decoding` goes to `gitdistill.decoding.greedy` or `.beam`; the best caption of each clip is returned. Raises
+    ValueError when model and tokenizer do not share a vocabulary.
     """
     from gitdistill.decoding import beam, greedy  # the search stands above the networks
 
+    check_vocabulary(model, tokenizer)
     search = beam if "beams" in decoding else greedy
     return to_text(search(model, frames, **decoding).tokens[:, 0], tokenizer)
