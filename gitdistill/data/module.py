@@ -1,0 +1,189 @@
+"""The embedded world for Lightning: a tokenizer made of the grammar's words, and a LightningDataModule of batches.
+
+Letters in shapes: B clips, F frames, K captions per clip, T tokens, O things.
+"""
+
+from functools import partial
+
+import pytorch_lightning as pl
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+from transformers import BertTokenizerFast
+
+from gitdistill.data.glyphs import WORLD, GlyphClips
+from gitdistill.data.grammar import words
+
+__all__ = ["GlyphData", "glyph_tokenizer"]
+
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+STREAM_EPOCH = 20_000  # clips that count as one epoch when the stream never repeats
+_SHUFFLE = 7_919  # keeps the shuffling's random numbers apart from those of the clips
+
+
+def glyph_tokenizer(max_length=32):
+    """A `BertTokenizerFast` (GIT's class) whose vocabulary is the five special tokens, [PAD] = 0 to [MASK] = 4, and the
+    grammar's words, sorted. `max_length` is what it reports as `model_max_length`."""
+    vocab = {word: number for number, word in enumerate((*SPECIAL, *words()))}
+    return BertTokenizerFast(vocab=vocab, do_lower_case=True, model_max_length=max_length)
+
+
+def encode(captions, tokenizer, max_length):
+    """Captions as token ids, [rows, T] long, [CLS] ... [SEP], padded on the right to the longest.
+
+    Raises ValueError for a caption longer than `max_length` tokens, or with a word that the tokenizer does not know."""
+    rows = tokenizer(captions, add_special_tokens=True)["input_ids"]
+    for caption, row in zip(captions, rows):
+        if len(row) > max_length:
+            raise ValueError(f"caption of {len(row)} tokens, at most {max_length} are allowed: {caption!r}")
+        if tokenizer.unk_token_id in row:
+            unknown = [w for w in caption.split() if tokenizer.unk_token_id in tokenizer(w)["input_ids"]]
+            raise ValueError(f"not in the tokenizer's vocabulary: {', '.join(unknown)} (in {caption!r})")
+    tokens = torch.full((len(rows), max(map(len, rows))), tokenizer.pad_token_id, dtype=torch.long)
+    for row, ids in zip(tokens, rows):
+        row[:len(ids)] = torch.tensor(ids)
+    return tokens
+
+
+class _EpochSampler(Sampler):
+    """Yields (epoch, place, clip index) of every clip of an epoch, in an order that the seed and the epoch decide.
+
+    Lightning calls `set_epoch`, so that a resumed run continues with the right epoch; without Lightning each pass over
+    the loader is the next epoch."""
+
+    def __init__(self, size, seed, repeat):
+        self.size, self.seed, self.repeat, self.epoch = size, seed, repeat, 0
+
+    def __len__(self):
+        return self.size
+
+    def set_epoch(self, epoch):
+        """The epoch of the next pass."""
+        self.epoch = epoch
+
+    def __iter__(self):
+        epoch, self.epoch = self.epoch, self.epoch + 1
+        order = np.random.RandomState([self.seed, epoch, _SHUFFLE]).permutation(self.size)
+        first = 0 if self.repeat else epoch * self.size
+        for place, index in enumerate(order.tolist()):
+            yield epoch, place, first + index
+
+
+class _TrainClips(Dataset):
+    """Training clips by (epoch, place, index), each with K captions that are new in every epoch."""
+
+    def __init__(self, clips, single_clips, singles, epoch_size, captions, masks):
+        self.clips, self.single_clips, self.singles = clips, single_clips, singles
+        self.epoch_size, self.count, self.masks = epoch_size, captions, masks
+
+    def __len__(self):
+        return self.epoch_size
+
+    def __getitem__(self, key):
+        epoch, place, index = key
+        number = epoch * self.epoch_size + place  # of this clip, since training began
+        clips = self.clips
+        if number < self.singles:
+            clips, index = self.single_clips, number
+        return clips.clip(index, masks=self.masks), clips.captions(index, self.count, epoch)
+
+
+class _FixedClips(Dataset):
+    """Validation and test clips, each with its first caption for the loss."""
+
+    def __init__(self, clips, masks):
+        self.clips, self.masks = clips, masks
+
+    def __len__(self):
+        return len(self.clips)
+
+    def __getitem__(self, index):
+        clip = self.clips.clip(index, masks=self.masks)
+        return clip, clip.captions[:1]
+
+
+def _collate(rows, tokenizer, max_length):
+    clips, captions = zip(*rows)
+    batch = {
+        "frames": torch.stack([clip.frames for clip in clips]),
+        "tokens": encode([text for row in captions for text in row], tokenizer, max_length),
+        "references": [clip.captions for clip in clips],
+        "scenes": [clip.scene for clip in clips],
+    }
+    if clips[0].masks is not None:
+        masks = torch.zeros(len(clips), 2, *clips[0].masks.shape[1:], dtype=torch.bool)
+        for row, clip in zip(masks, clips):
+            row[:len(clip.masks)] = clip.masks
+        batch["masks"] = masks
+    return batch
+
+
+class GlyphData(pl.LightningDataModule):
+    """Batches of the embedded world.
+
+    A batch is a dict: "frames" uint8 [B, F, 3, H, W]; "tokens" long [B*K, T], rows grouped by clip (training: K sampled
+    captions a clip, other ones in each epoch; otherwise K = 1, the first reference); "references": B lists of five
+    captions; "scenes": B `gitdistill.data.glyphs.Scene`s; with `masks`, "masks" bool [B, 2, F, H, W], zero where a clip
+    has no second thing.
+
+    train_clips: size of the training pool; None: a stream that never repeats, `STREAM_EPOCH` clips an epoch.
+    val_clips, test_clips, unseen_clips: sizes of the other splits; `test_dataloader` returns [test, unseen].
+    captions_per_clip: K. frames, image_size: see `GlyphClips`. seed: moves the training clips, their captions and their
+    order; the other splits are the same clips for every seed, so that scores compare. singles: the first so many clips
+    of training show one thing only (an easy start; they are drawn beside the pool). masks: also return masks.
+    workers: loader processes. tokenizer: any tokenizer that knows the grammar's words; default `glyph_tokenizer()`.
+    max_tokens: longest caption in tokens; default the tokenizer's `model_max_length`.
+
+    Raises ValueError for a caption longer than that or a word outside the tokenizer's vocabulary.
+    """
+
+    def __init__(self, train_clips: int | None = 20_000, val_clips: int = 200, test_clips: int = 500,
+                 unseen_clips: int = 500, batch_size: int = 32, captions_per_clip: int = 1, frames: int = 4,
+                 image_size: int = WORLD, seed: int = 0, singles: int = 0, masks: bool = False, workers: int = 0,
+                 tokenizer=None, max_tokens: int | None = None):
+        super().__init__()
+        if captions_per_clip < 1 or batch_size < 1:
+            raise ValueError(f"batch_size and captions_per_clip must be at least 1, got {batch_size} and "
+                             f"{captions_per_clip}")
+        if train_clips is not None and train_clips < 1:
+            raise ValueError(f"train_clips must be at least 1, or None for an endless stream, not {train_clips}")
+        self.train_clips, self.captions_per_clip, self.batch_size = train_clips, captions_per_clip, batch_size
+        self.seed, self.singles, self.masks, self.workers = seed, singles, masks, workers
+        self.tokenizer = glyph_tokenizer() if tokenizer is None else tokenizer
+        self.max_tokens = max_tokens or self.tokenizer.model_max_length
+        self._check_vocabulary()
+        look = {"frames": frames, "image_size": image_size}
+        endless = 2**31
+        self.train_set = GlyphClips("train", train_clips or endless, seed, **look)
+        self.single_set = GlyphClips("train", endless, seed, objects=1, **look)
+        self.val_set = GlyphClips("val", val_clips, **look)
+        self.test_set = GlyphClips("test", test_clips, **look)
+        self.unseen_set = GlyphClips("unseen", unseen_clips, **look)
+
+    def _check_vocabulary(self):
+        every = words()
+        ids = self.tokenizer(every, add_special_tokens=False)["input_ids"]
+        unknown = [word for word, row in zip(every, ids) if self.tokenizer.unk_token_id in row]
+        if unknown:
+            some = ", ".join(unknown[:5]) + (", ..." if len(unknown) > 5 else "")
+            raise ValueError(f"the tokenizer's vocabulary lacks {len(unknown)} of the world's {len(every)} words: {some}")
+
+    def train_dataloader(self):
+        """Batches of the training split, shuffled anew in each epoch; the last batch may be smaller."""
+        size = self.train_clips or STREAM_EPOCH
+        clips = _TrainClips(self.train_set, self.single_set, self.singles, size, self.captions_per_clip, self.masks)
+        sampler = _EpochSampler(size, self.seed, repeat=self.train_clips is not None)
+        return self._loader(clips, sampler)
+
+    def val_dataloader(self):
+        """Batches of the validation split, always the same."""
+        return self._loader(_FixedClips(self.val_set, self.masks))
+
+    def test_dataloader(self):
+        """[test, unseen]: batches of the test split and of the test split with unseen colour and symbol pairs."""
+        return [self._loader(_FixedClips(clips, self.masks)) for clips in (self.test_set, self.unseen_set)]
+
+    def _loader(self, clips, sampler=None):
+        collate = partial(_collate, tokenizer=self.tokenizer, max_length=self.max_tokens)
+        return DataLoader(clips, self.batch_size, sampler=sampler, num_workers=self.workers, collate_fn=collate,
+                          persistent_workers=self.workers > 0)
