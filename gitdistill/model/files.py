@@ -103,7 +103,8 @@ def write_whole(folder, writers: dict[str, Callable[[Path], object]]) -> None:
             write(temporary[folder / name])
     except BaseException as error:
         for path in temporary.values():
-            path.unlink(missing_ok=True)
+            if path.exists():
+                path.unlink()
         if new and folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()
         if isinstance(error, OSError | SafetensorError):
