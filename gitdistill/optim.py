@@ -1,0 +1,71 @@
+"""The optimiser and its schedule, shared by every trainer."""
+
+import math
+
+import torch
+from torch import nn
+
+
+class MuonAdamW(torch.optim.Optimizer):
+    """Muon for the hidden weight matrices, AdamW for all else, as one optimiser with one learning rate.
+
+    Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/) orthogonalises each matrix's
+    momentum; its update is scaled to AdamW's size (`match_rms_adamw`, Liu et al. 2025,
+    https://arxiv.org/abs/2502.16982), so `lr` and `weight_decay` mean the same for both parts. Embeddings,
+    the head, convolutions, norms and biases stay with AdamW.
+    """
+
+    def __init__(self, model: nn.Module, lr: float, weight_decay: float):
+        matrices, others = split_parameters(model)
+        self.parts = [torch.optim.AdamW(others, lr=lr, weight_decay=weight_decay)]
+        if matrices:
+            self.parts.append(
+                torch.optim.Muon(matrices, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
+            )
+        super().__init__([group for part in self.parts for group in part.param_groups], {})
+        self._share_groups()
+
+    def _share_groups(self):
+        """The parts work on this optimiser's own groups, so that schedulers and gradient scalers reach them."""
+        groups = iter(self.param_groups)
+        for part in self.parts:
+            part.param_groups = [next(groups) for _ in part.param_groups]
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for part in self.parts:
+            part.step()
+        return loss
+
+    def state_dict(self):
+        return {"parts": [part.state_dict() for part in self.parts]}
+
+    def load_state_dict(self, state):
+        for part, saved in zip(self.parts, state["parts"], strict=True):
+            part.load_state_dict(saved)
+        self.param_groups = [group for part in self.parts for group in part.param_groups]
+
+
+def split_parameters(model: nn.Module) -> tuple[list, list]:
+    """Trainable parameters as (weights of inner linear layers, everything else)."""
+    outer = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    outer |= {id(m.weight) for name, m in model.named_modules() if name.rpartition(".")[2] == "head"}
+    inner = {id(m.weight) for m in model.modules() if isinstance(m, nn.Linear)} - outer
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    return [p for p in parameters if id(p) in inner], [p for p in parameters if id(p) not in inner]
+
+
+def warmup_cosine(optimizer, warmup: int, steps: int, floor: float = 0.01):
+    """Learning rate rising linearly over `warmup` steps, then a half cosine down to `floor` times its peak."""
+
+    def scale(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / warmup
+        progress = min(1.0, (step - warmup) / max(1, steps - warmup))
+        return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress))
+
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, scale)
