@@ -29,7 +29,7 @@ $(STAMP): pyproject.toml
 run test notebooks: export JUPYTER_CONFIG_DIR  := $(CURDIR)/$(VENV)/jupyter/config
 run test notebooks: export JUPYTER_DATA_DIR    := $(CURDIR)/$(VENV)/jupyter/data
 run test notebooks: export JUPYTER_RUNTIME_DIR := $(CURDIR)/$(VENV)/jupyter/runtime
-run test notebooks: export IPYTHONDIR          := $(CURDIR)/$(VENV)/jupyter/ipython
+run test notebooks: export IPYTHONDIR          := $(CURDIR)/$(VENV)/ipython
 
 run: $(STAMP)
 	@$(BIN)/python tools/run_notebooks.py --html runs

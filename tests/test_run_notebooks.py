@@ -118,6 +118,14 @@ def test_a_slow_cell(tmp_path, capsys):
     assert "code cell 1 of 1 failed" in (error := capsys.readouterr().err) and "longer than 1 s" in error
 
 
+def test_a_dead_kernel(tmp_path, capsys):
+    path = save(tmp_path / "nb" / "01_a.ipynb", "1", "import os\nos._exit(1)")
+    before = path.read_bytes()
+    assert runner.main([str(path)]) == 1
+    assert "code cell 2 of 2 failed" in (error := capsys.readouterr().err) and "kernel died" in error
+    assert path.read_bytes() == before
+
+
 def test_mistakes_give_one_line(tmp_path, capsys, monkeypatch):
     assert runner.main([str(tmp_path / "none.ipynb")]) == 1
     assert capsys.readouterr().err == f"no such notebook: {tmp_path / 'none.ipynb'}\n"

@@ -82,6 +82,7 @@ def execute(notebook: nbformat.NotebookNode, folder: Path, name: str, timeout: i
         notebook,
         timeout=timeout,
         kernel_name="python3",  # in an environment that is the interpreter it holds
+        extra_arguments=["--IPKernelApp.log_level=ERROR"],  # no warnings of the kernel between our lines
         record_timing=False,
         store_widget_state=False,
         resources={"metadata": {"path": str(folder)}},
