@@ -19,10 +19,10 @@ from gitdistill.data.glyphs import GlyphClips
 from gitdistill.data.grammar import COLOURS, MOTIONS, SYMBOLS
 from gitdistill.data.module import glyph_tokenizer
 from gitdistill.hooks import record
-from gitdistill.model.encoders import TinyVIT
+from gitdistill.model.encoders import EMBEDDED, TinyVIT
 from gitdistill.model.git import GenerativeImageTextModel
 from gitdistill.optim import MuonAdamW, warmup_cosine
-from gitdistill.trainer import CaptionTrainer
+from gitdistill.trainer import CaptionTrainer, DictBatches
 
 KINDS = {"symbol": list(SYMBOLS), "colour": list(COLOURS), "motion": list(MOTIONS)}
 
@@ -99,7 +99,7 @@ class GlyphFrames(pl.LightningDataModule):
     [B, 2, 1, H, W] and "scenes". Training frames never repeat; `epoch` frames lie between two validations.
     """
 
-    def __init__(self, batch_size: int = 64, epoch: int = 32_000, val_frames: int = 1000, seed: int = 0):
+    def __init__(self, batch_size: int = 64, epoch: int = 16_000, val_frames: int = 1000, seed: int = 0):
         super().__init__()
         self.batch_size, self.epoch, self.val_frames, self.seed = batch_size, epoch, val_frames, seed
 
@@ -109,7 +109,13 @@ class GlyphFrames(pl.LightningDataModule):
         return DataLoader(frames, self.batch_size, drop_last=True, collate_fn=collate_frames)
 
     def val_dataloader(self):
-        frames = FrameStream(GlyphClips("val", self.val_frames), 0)
+        return self._fixed("val")
+
+    def test_dataloader(self):
+        return [self._fixed("test"), self._fixed("unseen")]
+
+    def _fixed(self, split: str):
+        frames = FrameStream(GlyphClips(split, self.val_frames), 0)
         return DataLoader(frames, self.batch_size, collate_fn=collate_frames)
 
 
@@ -133,7 +139,7 @@ def collate_frames(samples: list) -> dict:
     return {"frames": torch.stack(frames)[:, None], "masks": padded[:, :, None], "scenes": list(scenes)}
 
 
-class CellTrainer(pl.LightningModule):
+class CellTrainer(DictBatches):
     """Trains an image encoder to tell what lies in each cell of its grid, on single frames.
 
     `encoder` is a `TinyVIT` (its last stage is read) or a `GenerativeImageTextModel` (only its image encoder
@@ -174,11 +180,16 @@ class CellTrainer(pl.LightningModule):
         return sum(terms.values())
 
     def validation_step(self, batch: dict, _) -> None:
+        self.score("val", batch)
+
+    def test_step(self, batch: dict, _, dataloader_idx: int = 0) -> None:
+        self.score(("test", "unseen")[dataloader_idx], batch)
+
+    def score(self, split: str, batch: dict) -> None:
         terms, accuracy = self.read(batch)
-        self.log_dict({f"val/{kind}": value for kind, value in terms.items()}, batch_size=len(batch["frames"]))
-        self.log_dict(
-            {f"val/{kind}_accuracy": value for kind, value in accuracy.items()}, batch_size=len(batch["frames"])
-        )
+        values = terms | {f"{kind}_accuracy": value for kind, value in accuracy.items()}
+        values = {f"{split}/{name}": value for name, value in values.items()}
+        self.log_dict(values, batch_size=len(batch["frames"]), add_dataloader_idx=False)
 
 
 def as_grid(tokens: Tensor, frames: int) -> Tensor:
@@ -258,3 +269,8 @@ def glyph_git_config(
 def embedded_git(folder: str | None = None) -> GenerativeImageTextModel:
     """The embedded teacher's network: new, or as saved in `folder`."""
     return GenerativeImageTextModel.from_pretrained(folder) if folder else GenerativeImageTextModel(glyph_git_config())
+
+
+def embedded_backbone() -> TinyVIT:
+    """A new TinyViT of the embedded size."""
+    return TinyVIT(**EMBEDDED)

@@ -24,7 +24,14 @@ from gitdistill.model.text import to_text
 from gitdistill.optim import MuonAdamW, warmup_cosine
 
 
-class CaptionTrainer(pl.LightningModule):
+class DictBatches(pl.LightningModule):
+    """Moves the tensors of a batch that is a dict; scenes and captions stay where they are."""
+
+    def transfer_batch_to_device(self, batch: dict, device, dataloader_idx: int) -> dict:
+        return {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}
+
+
+class CaptionTrainer(DictBatches):
     """Trains `model` on captions by cross-entropy and scores the captions it decodes.
 
     Args:
