@@ -1,16 +1,17 @@
-"""The embedded world: short clips of everyday symbols that move, grow or spin, drawn and captioned by this file.
+"""The embedded world: short clips of everyday symbols that move, grow or spin, drawn and captioned here.
 
-The symbols are glyphs of DejaVu Sans, the font matplotlib ships. A `Scene` is a complete description of a clip in world
-units (the picture is `WORLD` = 96 units wide and high); drawing it at another image size or with another number of
-frames changes neither its content nor its captions.
+The symbols are glyphs of DejaVu Sans, the font matplotlib ships. A `Scene` is a complete description of a
+clip in world units (the picture is `WORLD` = 96 units wide and high); drawing it at another image size or
+with more or fewer frames changes neither its content nor its captions. Only single images are different
+scenes.
 
-The same (split, seed, index) gives the same bytes on any machine: unhinted outlines, polygons filled once at eight times
-the resolution, everything after that in 8- and 16-bit integers, random numbers from seeded
+The same (split, seed, index) gives the same bytes on any machine: unhinted outlines, polygons filled once at
+eight times the resolution, everything after that in 8- and 16-bit integers, random numbers from seeded
 `numpy.random.RandomState`s only.
 
-The splits are disjoint by construction. What a scene shows (symbol, colour, size and motion of each thing) is hashed;
-training takes 80 % of the hash values, validation and test 10 % each. `HELD_OUT` colour and symbol pairs occur in none
-of these three; in the split "unseen" the first thing always is such a pair.
+The splits are disjoint by construction. What a scene shows (symbol, colour, size and motion of each thing) is
+hashed; training takes 80 % of the hash values, validation and test 10 % each. `HELD_OUT` colour and symbol
+pairs occur in none of these three; in the split "unseen" the first thing always is such a pair.
 """
 
 import math
@@ -19,6 +20,7 @@ import zlib
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -26,8 +28,19 @@ from torch.utils.data import Dataset
 
 from gitdistill.data.grammar import COLOURS, MOTIONS, SYMBOLS, describe
 
-__all__ = ["Clip", "GlyphClips", "HELD_OUT", "SPLITS", "Scene", "Thing", "WORLD", "content_bucket", "draw",
-           "draw_masks", "make_scene"]
+__all__ = [
+    "Clip",
+    "GlyphClips",
+    "HELD_OUT",
+    "SPLITS",
+    "Scene",
+    "Thing",
+    "WORLD",
+    "content_bucket",
+    "draw",
+    "draw_masks",
+    "make_scene",
+]
 
 WORLD = 96  # world units along a side
 MARGIN = 1  # kept free along the border
@@ -37,7 +50,9 @@ GROWTH = (20, 44)  # ink of a growing thing in the first and the last frame
 TRAVEL = (34, 54)  # shortest and longest way of a moving thing, room permitting ...
 LEAST_TRAVEL = 32  # ... and where there is little room
 STEPS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
-CLEAR = 1.5  # a relation is clear when the centres are this many times farther apart along its axis than across
+CLEAR = (
+    1.5  # a relation is clear when the centres are this many times farther apart along its axis than across
+)
 
 SPLITS = {"train": range(80), "val": range(80, 90), "test": range(90, 100), "unseen": range(100)}
 _SPLIT_NUMBER = {name: number for number, name in enumerate(SPLITS)}
@@ -50,9 +65,8 @@ HELD_OUT = frozenset((colour, symbol) for symbol, colour in _LACKS.items())
 _OFFERED = {symbol: [c for c in _COLOURS if c != _LACKS[symbol]] for symbol in _SYMBOLS}
 
 
-@dataclass(frozen=True)
-class Thing:
-    """One thing of a scene, in the keys of the grammar's tables. A thing that grows or shrinks has size "medium"."""
+class Thing(NamedTuple):
+    """One thing of a scene, in the keys of the grammar's tables; what grows or shrinks has size "medium"."""
 
     symbol: str
     colour: str
@@ -60,15 +74,15 @@ class Thing:
     motion: str
 
 
-@dataclass(frozen=True)
-class Scene:
-    """Everything that is needed to draw a clip and to talk about it.
+class Scene(NamedTuple):
+    """Everything that is needed to draw a clip and to talk about it; a named tuple, so that it travels in
+    Lightning's batches (which refuse frozen dataclasses).
 
-    things: one or two `Thing`s; paths: for each its centre at the start and at the end, (x0, y0, x1, y1) in world units;
-    turns: for each the sense of its rotation (+1 clockwise, -1, or 0 when it does not spin); relation: where the first
-    thing is, seen from the second, if that is clear in every frame, else None; order: the things' indices as a caption
-    would name them, the larger first, then the one on the left; moving: False for a single image, where no motion can be
-    told; background: (kind, colour, colour, seed).
+    things: one or two `Thing`s; paths: for each its centre at the start and at the end, (x0, y0, x1, y1) in
+    world units; turns: for each the sense of its rotation (+1 clockwise, -1, or 0 when it does not spin);
+    relation: where the first thing is, seen from the second, if that is clear in every frame, else None;
+    order: the things' indices as a caption would name them, the larger first, then the one on the left;
+    moving: False for a single image, where no motion can be told; background: (kind, colour, colour, seed).
     """
 
     things: tuple
@@ -82,8 +96,8 @@ class Scene:
 
 @dataclass
 class Clip:
-    """frames uint8 [F, 3, H, W]; masks bool [O, F, H, W], one for each thing of the scene, or None when they were not
-    asked for; captions: list of str; scene: the `Scene`."""
+    """frames uint8 [F, 3, H, W]; masks bool [O, F, H, W], one for each thing of the scene, or None when they
+    were not asked for; captions: list of str; scene: the `Scene`."""
 
     frames: torch.Tensor
     masks: torch.Tensor | None
@@ -91,7 +105,7 @@ class Clip:
     scene: Scene
 
 
-# ---------------------------------------------------------------------------------------------------------- sprites
+# ---------------------------------------------------------------------------------------------------- sprites
 
 _OVERSAMPLING = 8
 
@@ -127,10 +141,11 @@ def _outline(symbol):
 
 @cache
 def _sprite(symbol, size, eighths=0):
-    """(alpha uint8 [h, w] cropped to its ink, x, y): `symbol` with `size` pixels along its longest side, turned clockwise
-    by `eighths` of a circle; (x, y) is the corner's offset from the centre.
+    """(alpha uint8 [h, w] cropped to its ink, x, y): `symbol` with `size` pixels along its longest side,
+    turned clockwise by `eighths` of a circle; (x, y) is the corner's offset from the centre.
 
-    Filled by the rule of TrueType (the contours' winding numbers add up, zero is outside), so that holes stay holes."""
+    Filled by the rule of TrueType (the contours' winding numbers add up, zero is outside), so that holes stay
+    holes."""
     from PIL import Image, ImageDraw
 
     half = int(size * 0.75) + 1
@@ -148,12 +163,12 @@ def _sprite(symbol, size, eighths=0):
     alpha = np.asarray(Image.fromarray((winding != 0).astype(np.uint8) * 255).reduce(_OVERSAMPLING))
     rows, columns = np.flatnonzero(alpha.any(1)), np.flatnonzero(alpha.any(0))
     top, left = int(rows[0]), int(columns[0])
-    return alpha[top:int(rows[-1]) + 1, left:int(columns[-1]) + 1].copy(), left - half, top - half
+    return alpha[top : int(rows[-1]) + 1, left : int(columns[-1]) + 1].copy(), left - half, top - half
 
 
 @lru_cache(maxsize=8192)
 def _paint(symbol, size, eighths, colour):
-    """A sprite ready for pasting: (colour times alpha uint8 [3, h, w], 256 minus alpha uint16 [h, w], x, y)."""
+    """A sprite to paste: (colour times alpha uint8 [3, h, w], 256 minus alpha uint16 [h, w], x, y)."""
     alpha, x, y = _sprite(symbol, size, eighths)
     alpha = alpha.astype(np.uint16)
     alpha += alpha >> 7  # 0..256, so that a shift divides
@@ -163,7 +178,7 @@ def _paint(symbol, size, eighths, colour):
 
 @cache
 def _extent(symbol, size, motion):
-    """(left, top, right, bottom) of a thing's ink around its centre, in world units, over all its sizes and angles."""
+    """(left, top, right, bottom) of a thing's ink around its centre in world units, at any size and angle."""
     if motion == "spin":
         sprites = [_sprite(symbol, SIZES[size], eighths) for eighths in range(8)]
     else:
@@ -172,7 +187,7 @@ def _extent(symbol, size, motion):
     return (*(min(box[k] for box in boxes) for k in (0, 1)), *(max(box[k] for box in boxes) for k in (2, 3)))
 
 
-# ----------------------------------------------------------------------------------------------------------- scenes
+# ----------------------------------------------------------------------------------------------------- scenes
 
 
 def content_bucket(things):
@@ -187,8 +202,8 @@ def make_scene(split, seed, index, objects=None, moving=True):
 
 
 class _Generators(threading.local):
-    """One generator for scenes and captions and one for noise in every thread: to seed one is ten times as fast as to
-    build one."""
+    """One generator for scenes and captions and one for noise in every thread: to seed one is ten times as
+    fast as to build one."""
 
     def __init__(self):
         self.scenes, self.noise = np.random.RandomState(0), np.random.RandomState(0)
@@ -278,13 +293,15 @@ def _between(draw, low, high):
 def _draw_paths(draw, things, moving):
     """Start and end of each thing's centre such that the areas they sweep lie apart and inside the picture.
 
-    Two areas lie apart when they are separated along x or along y: the axis, the order along it and the free space are
-    drawn at random, so that every draw succeeds."""
+    Two areas lie apart when they are separated along x or along y: the axis, the order along it and the free
+    space are drawn at random, so that every draw succeeds."""
     extents = [_extent(thing.symbol, thing.size, thing.motion) for thing in things]
     room = WORLD - 2 * MARGIN
     travels = [_between(draw, *TRAVEL) if thing.motion in STEPS else 0 for thing in things]
-    boxes = [_swept(extent, thing, min(travel, room - _span(extent, thing)))
-             for extent, thing, travel in zip(extents, things, travels)]
+    boxes = [
+        _swept(extent, thing, min(travel, room - _span(extent, thing)))
+        for extent, thing, travel in zip(extents, things, travels)
+    ]
     if len(things) == 1:
         corners = [[_between(draw, MARGIN, MARGIN + room - boxes[0][axis]) for axis in (0, 1)]]
         return (_path(things[0], extents[0], boxes[0], corners[0]),)
@@ -331,7 +348,9 @@ def _draw_corners(draw, boxes, axis, first, room):
 
 def _align(draw, corners, boxes, axis, room):
     """Moves the second thing across `axis` so that it is clear on which side of it the first one is."""
-    centres = [[2 * corner[k] + box[k] for k in (0, 1)] for corner, box in zip(corners, boxes)]  # twice the centre
+    centres = [
+        [2 * corner[k] + box[k] for k in (0, 1)] for corner, box in zip(corners, boxes)
+    ]  # twice the centre
     reach = int(abs(centres[0][axis] - centres[1][axis]) / CLEAR / 2) - 2
     across = 1 - axis
     middle = (centres[0][across] - boxes[1][across]) // 2
@@ -355,12 +374,13 @@ def _path(thing, extent, box, corner):
 def _relation(things, paths):
     """Where the first of two things is, seen from the second, if that is clear all the time; else None.
 
-    Clear means: their areas are apart along one axis at the start and at the end, on the same side, and the centres lie
-    at least `CLEAR` times as far apart along it as across it. Both move evenly, so the ends decide."""
+    Clear means: their areas are apart along one axis at the start and at the end, on the same side, and the
+    centres lie at least `CLEAR` times as far apart along it as across it. Both move evenly, so the ends
+    decide."""
     extents = [_extent(thing.symbol, thing.size, thing.motion) for thing in things]
     found = set()
     for at in (0, 2):
-        (x, y), (u, v) = paths[0][at:at + 2], paths[1][at:at + 2]
+        (x, y), (u, v) = paths[0][at : at + 2], paths[1][at : at + 2]
         across, along = x - u, y - v
         if abs(across) >= CLEAR * abs(along) and _apart(x, u, extents, 0):
             found.add("left" if across < 0 else "right")
@@ -389,7 +409,7 @@ def _draw_background(draw):
     return kind, colours[0], colours[1], int(draw() * 2**31)
 
 
-# ---------------------------------------------------------------------------------------------------------- drawing
+# ---------------------------------------------------------------------------------------------------- drawing
 
 
 def _background(background, size):
@@ -409,7 +429,7 @@ def _background(background, size):
 
 
 def _placements(scene, frames, image_size, only=None):
-    """For each frame (or `only` that one) and thing: (frame, thing, symbol, size, eighths, x, y) in pixels."""
+    """For each thing and frame (or `only` one): (frame, thing, symbol, size, eighths, x, y) in pixels."""
     rows = []
     last = max(frames - 1, 1)
     for o, (thing, path, turn) in enumerate(zip(scene.things, scene.paths, scene.turns)):
@@ -421,9 +441,17 @@ def _placements(scene, frames, image_size, only=None):
                 size = GROWTH[0] * (GROWTH[1] / GROWTH[0]) ** (t / last)
             x = x0 * last + (x1 - x0) * f
             y = y0 * last + (y1 - y0) * f
-            rows.append((f, o, thing.symbol, int(size * image_size / WORLD + 0.5), turn * f % 8,
-                         (2 * x * image_size + WORLD * last) // (2 * WORLD * last),
-                         (2 * y * image_size + WORLD * last) // (2 * WORLD * last)))
+            rows.append(
+                (
+                    f,
+                    o,
+                    thing.symbol,
+                    int(size * image_size / WORLD + 0.5),
+                    turn * f % 8,
+                    (2 * x * image_size + WORLD * last) // (2 * WORLD * last),
+                    (2 * y * image_size + WORLD * last) // (2 * WORLD * last),
+                )
+            )
     return rows
 
 
@@ -453,8 +481,8 @@ def draw(scene, frames=4, image_size=WORLD, only=None):
 
 
 def draw_masks(scene, frames=4, image_size=WORLD, only=None):
-    """The things' masks, where they cover at least half of a pixel: bool array [O, F, H, W], or [O, H, W] of `only` one
-    frame."""
+    """The things' masks, where they cover at least half of a pixel: bool array [O, F, H, W], or [O, H, W] of
+    `only` one frame."""
     shape = (len(scene.things), 1 if only is not None else frames, image_size, image_size)
     masks = np.zeros(shape, bool)
     for f, o, symbol, size, eighths, x, y in _placements(scene, frames, image_size, only):
@@ -464,16 +492,16 @@ def draw_masks(scene, frames=4, image_size=WORLD, only=None):
     return masks[:, 0] if only is not None else masks
 
 
-# ---------------------------------------------------------------------------------------------------------- dataset
+# ---------------------------------------------------------------------------------------------------- dataset
 
 
 class GlyphClips(Dataset):
     """Clips of the embedded world, drawn when they are asked for; nothing is stored.
 
-    split: "train", "val", "test" or "unseen" (see the module's docstring); size: number of clips (an index beyond it
-    raises IndexError); seed: another seed gives another stream of the same split; frames: F >= 1, where 1 means single
-    images, in which nothing moves; image_size: pixels along a side, from 32; objects: 1 or 2 things in every clip, None
-    for both (40 and 60 %).
+    split: "train", "val", "test" or "unseen" (see the module's docstring); size: number of clips (an index
+    beyond it raises IndexError); seed: another seed gives another stream of the same split; frames: F >= 1,
+    where 1 means single images, in which nothing moves; image_size: pixels along a side, from 32; objects: 1
+    or 2 things in every clip, None for both (40 and 60 %).
     """
 
     def __init__(self, split="train", size=1000, seed=0, frames=4, image_size=WORLD, objects=None):

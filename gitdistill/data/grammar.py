@@ -1,29 +1,45 @@
-"""The words of the embedded world: a lexicon, a small grammar that writes captions, and a parser that checks them.
+"""The words of the embedded world: a lexicon, a small grammar that writes captions, and a parser that checks
+them.
 
-Everything that can be said about a clip is listed here once: symbols and their names, colours, sizes, motions and
-relations. `describe` writes a caption as a person might, `canonical` the caption that leaves nothing out, and `facts`
-reads any caption, a model's too, and counts which of its statements are true of the scene.
+Everything that can be said about a clip is listed here once: symbols and their names, colours, sizes, motions
+and relations. `describe` writes a caption as a person might, `canonical` the caption that leaves nothing out,
+and `facts` reads any caption, a model's too, and counts which of its statements are true of the scene.
 
-A scene is anything with `things` (each with `symbol`, `colour`, `size`, `motion`: keys of the tables below), `relation`
-(of the first thing to the second: a key of `RELATIONS`, or None), `order` (the things' indices, the one a caption
-names first in front) and `moving` (False for a single image, where nothing can be said about motion);
-`gitdistill.data.glyphs.Scene` is one. Random numbers come from `rng.random_sample()` alone, so that a
-`numpy.random.RandomState` gives the same captions on any machine.
+A scene is anything with `things` (each with `symbol`, `colour`, `size`, `motion`: keys of the tables below),
+`relation` (of the first thing to the second: a key of `RELATIONS`, or None), `order` (the things' indices,
+the one a caption names first in front) and `moving` (False for a single image, where nothing can be said
+about motion); `gitdistill.data.glyphs.Scene` is one. Random numbers come from `rng.random_sample()` alone, so
+that a `numpy.random.RandomState` gives the same captions on any machine.
 """
 
 from dataclasses import dataclass, field
 from itertools import product
 
-__all__ = ["SYMBOLS", "COLOURS", "SIZES", "MOTIONS", "RELATIONS", "KINDS", "Symbol", "Motion", "Mention", "canonical",
-           "describe", "facts", "parse", "words"]
+__all__ = [
+    "SYMBOLS",
+    "COLOURS",
+    "SIZES",
+    "MOTIONS",
+    "RELATIONS",
+    "KINDS",
+    "Symbol",
+    "Motion",
+    "Mention",
+    "canonical",
+    "describe",
+    "facts",
+    "parse",
+    "words",
+]
 
 KINDS = ("object", "colour", "size", "motion", "relation")
 
 
 @dataclass(frozen=True)
 class Symbol:
-    """One drawable thing: its character in DejaVu Sans, its names (the usual one first), whether its name is a plural
-    counted in pairs, and whether a turn by 45 degrees visibly changes its picture (only then may it spin)."""
+    """One drawable thing: its character in DejaVu Sans, its names (the usual one first), whether its name is
+    a plural counted in pairs, and whether a turn by 45 degrees visibly changes its picture (only then may it
+    spin)."""
 
     char: str
     names: tuple
@@ -33,7 +49,8 @@ class Symbol:
 
 @dataclass(frozen=True)
 class Motion:
-    """One way to move: finite verb phrases ("a cat ... ") and participles ("there is a cat ..."), plainest first."""
+    """One way to move: finite verb phrases ("a cat ... ") and participles ("there is a cat ..."), plainest
+    first."""
 
     verbs: tuple
     participles: tuple
@@ -91,12 +108,18 @@ SIZES = {"small": ("small", "little", "tiny"), "medium": (), "large": ("big", "l
 
 MOTIONS = {
     "still": Motion(("stays still", "rests", "does not move"), ("staying still", "resting", "not moving")),
-    "left": Motion(("moves left", "slides left", "drifts to the left"),
-                   ("moving left", "sliding left", "drifting to the left")),
-    "right": Motion(("moves right", "slides right", "drifts to the right"),
-                    ("moving right", "sliding right", "drifting to the right")),
+    "left": Motion(
+        ("moves left", "slides left", "drifts to the left"),
+        ("moving left", "sliding left", "drifting to the left"),
+    ),
+    "right": Motion(
+        ("moves right", "slides right", "drifts to the right"),
+        ("moving right", "sliding right", "drifting to the right"),
+    ),
     "up": Motion(("moves up", "rises", "drifts upward"), ("moving up", "rising", "drifting upward")),
-    "down": Motion(("moves down", "sinks", "drifts downward"), ("moving down", "sinking", "drifting downward")),
+    "down": Motion(
+        ("moves down", "sinks", "drifts downward"), ("moving down", "sinking", "drifting downward")
+    ),
     "grow": Motion(("grows", "gets bigger"), ("growing", "getting bigger")),
     "shrink": Motion(("shrinks", "gets smaller"), ("shrinking", "getting smaller")),
     "spin": Motion(("spins", "turns around"), ("spinning", "turning around")),
@@ -127,7 +150,7 @@ def words():
     return sorted({word for phrase in phrases for word in phrase.split()})
 
 
-# ---------------------------------------------------------------------------------------------------------- writing
+# ---------------------------------------------------------------------------------------------------- writing
 
 
 def pick(rng, row):
@@ -152,8 +175,9 @@ def noun_phrase(symbol, colour="", size="", name=""):
 
 
 def canonical(scene):
-    """The caption that states every object, its colour, its motion, and how an arrangement (two things at rest) is laid
-    out; in plain words, without sizes. The oracle against which a model's captions are measured."""
+    """The caption that states every object, its colour, its motion, and how an arrangement (two things at
+    rest) is laid out; in plain words, without sizes. The oracle against which a model's captions are
+    measured."""
     things = [scene.things[i] for i in scene.order]
     nouns = [noun_phrase(thing.symbol, thing.colour) for thing in things]
     verbs = [MOTIONS[thing.motion].verbs[0] for thing in things]
@@ -263,12 +287,13 @@ def _describe_two(things, nouns, relation, rng):
     return f"{start}{first} {_participle(things[0], rng)} and {second} {_participle(things[1], rng)}"
 
 
-# ---------------------------------------------------------------------------------------------------------- reading
+# ---------------------------------------------------------------------------------------------------- reading
 
 
 @dataclass
 class Mention:
-    """One noun of a caption with what is said about it: table keys, each at most once, in the order of the text."""
+    """One noun of a caption with what is said about it: table keys, each at most once, in the order of the
+    text."""
 
     symbol: str = ""
     colour: list = field(default_factory=list)
@@ -279,14 +304,14 @@ class Mention:
 def _phrases():
     table = {}
     for key, symbol in SYMBOLS.items():
-        table.update({name: ("object", key) for name in symbol.names})
+        table.update(dict.fromkeys(symbol.names, ("object", key)))
     table.update({colour: ("colour", colour) for colour in COLOURS})
     for key, row in SIZES.items():
-        table.update({word: ("size", key) for word in row})
+        table.update(dict.fromkeys(row, ("size", key)))
     for key, motion in MOTIONS.items():
-        table.update({phrase: ("motion", key) for phrase in motion.verbs + motion.participles})
+        table.update(dict.fromkeys(motion.verbs + motion.participles, ("motion", key)))
     for key, row in RELATIONS.items():
-        table.update({phrase: ("relation", key) for phrase in row})
+        table.update(dict.fromkeys(row, ("relation", key)))
         table[WITH[key]] = ("with", key)
     return {tuple(phrase.split()): meaning for phrase, meaning in table.items()}
 
@@ -298,9 +323,10 @@ _LONGEST = max(map(len, _PHRASES))
 def parse(caption):
     """Reads a caption: (mentions, relations, loose).
 
-    The longest known phrase at each place counts, unknown words are skipped. Colours and sizes belong to the next noun,
-    motions to the last one. `relations` lists (i, relation, j): mention i is `relation` of mention j. `loose` counts, by
-    kind, statements that belong to no noun ("red", "moves left" alone, "above" without a second noun).
+    The longest known phrase at each place counts, unknown words are skipped. Colours and sizes belong to the
+    next noun, motions to the last one. `relations` lists (i, relation, j): mention i is `relation` of mention
+    j. `loose` counts, by kind, statements that belong to no noun ("red", "moves left" alone, "above" without
+    a second noun).
     """
     tokens = caption.lower().split()
     mentions, relations = [], []
@@ -309,12 +335,12 @@ def parse(caption):
     at = 0
     while at < len(tokens):
         length = min(_LONGEST, len(tokens) - at)
-        while length and tuple(tokens[at:at + length]) not in _PHRASES:
+        while length and tuple(tokens[at : at + length]) not in _PHRASES:
             length -= 1
         if not length:
             at += 1
             continue
-        kind, key = _PHRASES[tuple(tokens[at:at + length])]
+        kind, key = _PHRASES[tuple(tokens[at : at + length])]
         at += length
         if kind == "object":
             pending.symbol = key
@@ -356,17 +382,19 @@ def _relate(relations, i, relation, j):
 def facts(caption, scene):
     """Counts what a caption states about a scene: kind -> (correct, stated, true), for the kinds of `KINDS`.
 
-    * The caption is read by `parse`. Its mentions are matched with the scene's things one to one, such that most
-      statements are right; every statement of a mention too many, and of no mention at all, is wrong.
+    * The caption is read by `parse`. Its mentions are matched with the scene's things one to one, such that
+      most statements are right; every statement of a mention too many, and of no mention at all, is wrong.
     * stated: how often something of this kind is said; correct: how much of it is right.
-    * true: what could be said. Each thing has an object, a colour and (unless the scene is a single image) a motion;
-      a size counts where it may be told (small or large, neither growing nor shrinking), a relation where it is clear.
-    * Two things related to each other without a word of motion ("a cat above a cup") are said to stay still: the
-      canonical caption of an arrangement states its motions that way, and it is wrong about things that move.
+    * true: what could be said. Each thing has an object, a colour and (unless the scene is a single image) a
+      motion; a size counts where it may be told (small or large, neither growing nor shrinking), a relation
+      where it is clear.
+    * Two things related to each other without a word of motion ("a cat above a cup") are said to stay still:
+      the canonical caption of an arrangement states its motions that way, and it is wrong about things that
+      move.
     * A relation is right if it holds between the two things its nouns are matched with.
 
-    Precision of a kind is correct / stated, recall correct / true. All facts of a caption are right when correct equals
-    stated for every kind.
+    Precision of a kind is correct / stated, recall correct / true. All facts of a caption are right when
+    correct equals stated for every kind.
     """
     mentions, relations, loose = parse(caption)
     if scene.moving and relations and not loose["motion"] and not any(mention.motion for mention in mentions):
@@ -378,12 +406,16 @@ def facts(caption, scene):
         for kind in ("colour", "size", "motion"):
             stated[kind] += len(getattr(mention, kind))
     stated["relation"] += len(relations)
-    correct = max(_matchings(mentions, relations, scene), key=lambda right: (sum(right.values()), right["object"]))
+    correct = max(
+        _matchings(mentions, relations, scene), key=lambda right: (sum(right.values()), right["object"])
+    )
     things = len(scene.things)
     true = {
         "object": things,
         "colour": things,
-        "size": sum(bool(SIZES[thing.size]) and thing.motion not in ("grow", "shrink") for thing in scene.things),
+        "size": sum(
+            bool(SIZES[thing.size]) and thing.motion not in ("grow", "shrink") for thing in scene.things
+        ),
         "motion": things if scene.moving else 0,
         "relation": int(scene.relation is not None),
     }
@@ -391,7 +423,8 @@ def facts(caption, scene):
 
 
 def _matchings(mentions, relations, scene):
-    """The number of right statements by kind, for each one-to-one matching of mentions with the scene's things."""
+    """The number of right statements by kind, for each one-to-one matching of mentions with the scene's
+    things."""
     candidates = [None, *range(len(mentions))]
     for match in product(candidates, repeat=len(scene.things)):  # the mention of each thing
         chosen = [i for i in match if i is not None]

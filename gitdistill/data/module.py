@@ -1,12 +1,13 @@
-"""The embedded world for Lightning: a tokenizer made of the grammar's words, and a LightningDataModule of batches.
+"""The embedded world for Lightning: a tokenizer made of the grammar's words, and a LightningDataModule of
+batches.
 
 Letters in shapes: B clips, F frames, K captions per clip, T tokens, O things.
 """
 
 from functools import partial
 
-import pytorch_lightning as pl
 import numpy as np
+import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import BertTokenizerFast
@@ -22,8 +23,8 @@ _SHUFFLE = 7_919  # keeps the shuffling's random numbers apart from those of the
 
 
 def glyph_tokenizer(max_length=32):
-    """A `BertTokenizerFast` (GIT's class) whose vocabulary is the five special tokens, [PAD] = 0 to [MASK] = 4, and the
-    grammar's words, sorted. `max_length` is what it reports as `model_max_length`."""
+    """A `BertTokenizerFast` (GIT's class) whose vocabulary is the five special tokens, [PAD] = 0 to [MASK] =
+    4, and the grammar's words, sorted. `max_length` is what it reports as `model_max_length`."""
     vocab = {word: number for number, word in enumerate((*SPECIAL, *words()))}
     return BertTokenizerFast(vocab=vocab, do_lower_case=True, model_max_length=max_length)
 
@@ -31,7 +32,8 @@ def glyph_tokenizer(max_length=32):
 def encode(captions, tokenizer, max_length):
     """Captions as token ids, [rows, T] long, [CLS] ... [SEP], padded on the right to the longest.
 
-    Raises ValueError for a caption longer than `max_length` tokens, or with a word that the tokenizer does not know."""
+    Raises ValueError for a caption longer than `max_length` tokens, or with a word that the tokenizer does
+    not know."""
     rows = tokenizer(captions, add_special_tokens=True)["input_ids"]
     for caption, row in zip(captions, rows):
         if len(row) > max_length:
@@ -41,15 +43,16 @@ def encode(captions, tokenizer, max_length):
             raise ValueError(f"not in the tokenizer's vocabulary: {', '.join(unknown)} (in {caption!r})")
     tokens = torch.full((len(rows), max(map(len, rows))), tokenizer.pad_token_id, dtype=torch.long)
     for row, ids in zip(tokens, rows):
-        row[:len(ids)] = torch.tensor(ids)
+        row[: len(ids)] = torch.tensor(ids)
     return tokens
 
 
 class _EpochSampler(Sampler):
-    """Yields (epoch, place, clip index) of every clip of an epoch, in an order that the seed and the epoch decide.
+    """Yields (epoch, place, clip index) of every clip of an epoch, in an order that the seed and the epoch
+    decide.
 
-    Lightning calls `set_epoch`, so that a resumed run continues with the right epoch; without Lightning each pass over
-    the loader is the next epoch."""
+    Lightning calls `set_epoch`, so that a resumed run continues with the right epoch; without Lightning each
+    pass over the loader is the next epoch."""
 
     def __init__(self, size, seed, repeat):
         self.size, self.seed, self.repeat, self.epoch = size, seed, repeat, 0
@@ -113,7 +116,7 @@ def _collate(rows, tokenizer, max_length):
     if clips[0].masks is not None:
         masks = torch.zeros(len(clips), 2, *clips[0].masks.shape[1:], dtype=torch.bool)
         for row, clip in zip(masks, clips):
-            row[:len(clip.masks)] = clip.masks
+            row[: len(clip.masks)] = clip.masks
         batch["masks"] = masks
     return batch
 
@@ -121,32 +124,50 @@ def _collate(rows, tokenizer, max_length):
 class GlyphData(pl.LightningDataModule):
     """Batches of the embedded world.
 
-    A batch is a dict: "frames" uint8 [B, F, 3, H, W]; "tokens" long [B*K, T], rows grouped by clip (training: K sampled
-    captions a clip, other ones in each epoch; otherwise K = 1, the first reference); "references": B lists of five
-    captions; "scenes": B `gitdistill.data.glyphs.Scene`s; with `masks`, "masks" bool [B, 2, F, H, W], zero where a clip
-    has no second thing.
+    A batch is a dict: "frames" uint8 [B, F, 3, H, W]; "tokens" long [B*K, T], rows grouped by clip (training:
+    K sampled captions a clip, other ones in each epoch; otherwise K = 1, the first reference); "references":
+    B lists of five captions; "scenes": B `gitdistill.data.glyphs.Scene`s; with `masks`, "masks" bool [B, 2,
+    F, H, W], zero where a clip has no second thing.
 
     train_clips: size of the training pool; None: a stream that never repeats, `STREAM_EPOCH` clips an epoch.
     val_clips, test_clips, unseen_clips: sizes of the other splits; `test_dataloader` returns [test, unseen].
-    captions_per_clip: K. frames, image_size: see `GlyphClips`. seed: moves the training clips, their captions and their
-    order; the other splits are the same clips for every seed, so that scores compare. singles: the first so many clips
-    of training show one thing only (an easy start; they are drawn beside the pool). masks: also return masks.
-    workers: loader processes. tokenizer: any tokenizer that knows the grammar's words; default `glyph_tokenizer()`.
-    max_tokens: longest caption in tokens; default the tokenizer's `model_max_length`.
+    captions_per_clip: K. frames, image_size: see `GlyphClips`. seed: moves the training clips, their captions
+    and their order; the other splits are the same clips for every seed, so that scores compare. singles: the
+    first so many clips of training show one thing only (an easy start; they are drawn beside the pool).
+    masks: also return masks. workers: loader processes. tokenizer: any tokenizer that knows the grammar's
+    words; default `glyph_tokenizer()`. max_tokens: longest caption in tokens; default the tokenizer's
+    `model_max_length`.
 
     Raises ValueError for a caption longer than that or a word outside the tokenizer's vocabulary.
     """
 
-    def __init__(self, train_clips: int | None = 20_000, val_clips: int = 200, test_clips: int = 500,
-                 unseen_clips: int = 500, batch_size: int = 32, captions_per_clip: int = 1, frames: int = 4,
-                 image_size: int = WORLD, seed: int = 0, singles: int = 0, masks: bool = False, workers: int = 0,
-                 tokenizer=None, max_tokens: int | None = None):
+    def __init__(
+        self,
+        train_clips: int | None = 20_000,
+        val_clips: int = 200,
+        test_clips: int = 500,
+        unseen_clips: int = 500,
+        batch_size: int = 32,
+        captions_per_clip: int = 1,
+        frames: int = 4,
+        image_size: int = WORLD,
+        seed: int = 0,
+        singles: int = 0,
+        masks: bool = False,
+        workers: int = 0,
+        tokenizer=None,
+        max_tokens: int | None = None,
+    ):
         super().__init__()
         if captions_per_clip < 1 or batch_size < 1:
-            raise ValueError(f"batch_size and captions_per_clip must be at least 1, got {batch_size} and "
-                             f"{captions_per_clip}")
+            raise ValueError(
+                f"batch_size and captions_per_clip must be at least 1, got {batch_size} and "
+                f"{captions_per_clip}"
+            )
         if train_clips is not None and train_clips < 1:
-            raise ValueError(f"train_clips must be at least 1, or None for an endless stream, not {train_clips}")
+            raise ValueError(
+                f"train_clips must be at least 1, or None for an endless stream, not {train_clips}"
+            )
         self.train_clips, self.captions_per_clip, self.batch_size = train_clips, captions_per_clip, batch_size
         self.seed, self.singles, self.masks, self.workers = seed, singles, masks, workers
         self.tokenizer = glyph_tokenizer() if tokenizer is None else tokenizer
@@ -166,12 +187,14 @@ class GlyphData(pl.LightningDataModule):
         unknown = [word for word, row in zip(every, ids) if self.tokenizer.unk_token_id in row]
         if unknown:
             some = ", ".join(unknown[:5]) + (", ..." if len(unknown) > 5 else "")
-            raise ValueError(f"the tokenizer's vocabulary lacks {len(unknown)} of the world's {len(every)} words: {some}")
+            raise ValueError(f"the tokenizer lacks {len(unknown)} of the world's {len(every)} words: {some}")
 
     def train_dataloader(self):
         """Batches of the training split, shuffled anew in each epoch; the last batch may be smaller."""
         size = self.train_clips or STREAM_EPOCH
-        clips = _TrainClips(self.train_set, self.single_set, self.singles, size, self.captions_per_clip, self.masks)
+        clips = _TrainClips(
+            self.train_set, self.single_set, self.singles, size, self.captions_per_clip, self.masks
+        )
         sampler = _EpochSampler(size, self.seed, repeat=self.train_clips is not None)
         return self._loader(clips, sampler)
 
@@ -180,10 +203,17 @@ class GlyphData(pl.LightningDataModule):
         return self._loader(_FixedClips(self.val_set, self.masks))
 
     def test_dataloader(self):
-        """[test, unseen]: batches of the test split and of the test split with unseen colour and symbol pairs."""
+        """[test, unseen]: batches of the test split and of the test split with unseen colour and symbol
+        pairs."""
         return [self._loader(_FixedClips(clips, self.masks)) for clips in (self.test_set, self.unseen_set)]
 
     def _loader(self, clips, sampler=None):
         collate = partial(_collate, tokenizer=self.tokenizer, max_length=self.max_tokens)
-        return DataLoader(clips, self.batch_size, sampler=sampler, num_workers=self.workers, collate_fn=collate,
-                          persistent_workers=self.workers > 0)
+        return DataLoader(
+            clips,
+            self.batch_size,
+            sampler=sampler,
+            num_workers=self.workers,
+            collate_fn=collate,
+            persistent_workers=self.workers > 0,
+        )
