@@ -22,7 +22,7 @@ from gitdistill.hooks import record
 from gitdistill.model.encoders import EMBEDDED, TinyVIT
 from gitdistill.model.git import GenerativeImageTextModel
 from gitdistill.optim import MuonAdamW, warmup_cosine
-from gitdistill.trainer import CaptionTrainer, DictBatches
+from gitdistill.trainer import CaptionTrainer
 
 KINDS = {"symbol": list(SYMBOLS), "colour": list(COLOURS), "motion": list(MOTIONS)}
 
@@ -139,7 +139,7 @@ def collate_frames(samples: list) -> dict:
     return {"frames": torch.stack(frames)[:, None], "masks": padded[:, :, None], "scenes": list(scenes)}
 
 
-class CellTrainer(DictBatches):
+class CellTrainer(pl.LightningModule):
     """Trains an image encoder to tell what lies in each cell of its grid, on single frames.
 
     `encoder` is a `TinyVIT` (its last stage is read) or a `GenerativeImageTextModel` (only its image encoder

@@ -24,14 +24,7 @@ from gitdistill.model.text import to_text
 from gitdistill.optim import MuonAdamW, warmup_cosine
 
 
-class DictBatches(pl.LightningModule):
-    """Moves the tensors of a batch that is a dict; scenes and captions stay where they are."""
-
-    def transfer_batch_to_device(self, batch: dict, device, dataloader_idx: int) -> dict:
-        return {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}
-
-
-class CaptionTrainer(DictBatches):
+class CaptionTrainer(pl.LightningModule):
     """Trains `model` on captions by cross-entropy and scores the captions it decodes.
 
     Args:
@@ -182,7 +175,8 @@ class DistillationTrainer(CaptionTrainer):
     @property
     def teacher(self) -> GenerativeImageTextTeacher:
         teacher = self._teacher[0]
-        return teacher if teacher.device == self.device else teacher.to(self.device)
+        on = next(teacher.parameters()).device
+        return teacher if on == self.device else teacher.to(self.device)
 
     @torch.no_grad()
     def _build_projectors(self) -> None:

@@ -1,79 +1,47 @@
-"""Tiny random GIT models whose every part matters to the output, and inputs for them."""
-
-import json
-from pathlib import Path
+"""Small random networks of the embedded world's vocabulary, quick enough for unit tests."""
 
 import torch
-from transformers import BertTokenizerFast, GitConfig, GitForCausalLM
 
+from gitdistill.data.module import glyph_tokenizer
+from gitdistill.model.encoders import TinyVIT
 from gitdistill.model.git import GenerativeImageTextModel
+from gitdistill.model.student import StudentCandidateV1
+from gitdistill.model.teacher import GenerativeImageTextTeacher
+from gitdistill.pretrain import glyph_git_config
 
-REFERENCE = Path(__file__).parent / "reference" / "microsoft_git"
-WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmnopqrstuvwxy"]
-
-
-def git_config(frames=None, tied=False, **changes) -> GitConfig:
-    """30 words, 12 positions, 16-pixel images in 4-pixel patches; `frames` temporal embeddings."""
-    vision = {
-        "hidden_size": 24,
-        "intermediate_size": 40,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 3,
-        "image_size": 16,
-        "patch_size": 4,
-    }
-    text = {
-        "vocab_size": len(WORDS),
-        "hidden_size": 16,
-        "intermediate_size": 36,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 2,
-        "max_position_embeddings": 12,
-        "num_image_with_embedding": frames,
-        "tie_word_embeddings": tied,
-        "bos_token_id": 2,
-        "eos_token_id": 3,
-    }
-    vision |= {
-        key.removeprefix("vision_"): changes.pop(key) for key in list(changes) if key.startswith("vision_")
-    }
-    return GitConfig(vision_config=vision, **{**text, **changes})
+SIDE, FRAMES = 32, 2
 
 
-def shake(model: torch.nn.Module, seed=0) -> torch.nn.Module:
-    """Random numbers in every parameter, biases, norms and temporal embeddings included; eval mode."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.25)
+def git(seed: int = 0) -> GenerativeImageTextModel:
+    """GIT with 32-pixel frames, 2 x 2 patches, two frames and two layers of width 32 on either side."""
+    torch.manual_seed(seed)
+    model = GenerativeImageTextModel(glyph_git_config(FRAMES, SIDE, 16, 32, 2, 2))
+    for parameter in model.parameters():  # larger than at initialisation, so that no two outputs are alike
+        parameter.data.add_(0.1 * torch.randn_like(parameter))
     return model.eval()
 
 
-def random_git(seed=0, **config) -> GenerativeImageTextModel:
-    return shake(GenerativeImageTextModel(git_config(**config)), seed)
+def teacher(seed: int = 0) -> GenerativeImageTextTeacher:
+    return GenerativeImageTextTeacher(git(seed), glyph_tokenizer())
 
 
-def random_port(seed=0, **config) -> GitForCausalLM:
-    """transformers' own implementation."""
-    return shake(GitForCausalLM(git_config(**config)), seed)
+def backbone(seed: int = 0) -> TinyVIT:
+    """Three stages of TinyViT on 32-pixel frames; the last one is a 2 x 2 grid."""
+    torch.manual_seed(seed)
+    net = TinyVIT(
+        image_size=SIDE,
+        embed_dims=[8, 16, 32],
+        depths=[1, 1, 1],
+        num_heads=[1, 2, 2],
+        window_sizes=[2, 2, 2],
+        out_indices=[0, 1, 2],
+    )
+    for parameter in net.parameters():  # timm starts some scales at zero, and then nothing below them learns
+        parameter.data.add_(0.1 * torch.randn_like(parameter))
+    return net
 
 
-def random_inputs(clips=2, frames=None, length=6, size=16, captions=1, words=30, seed=0):
-    """Pixels [B, F, 3, H, W], or [B, 3, H, W] without frames, and tokens [B*K, T]."""
-    generator = torch.Generator().manual_seed(seed)
-    height, width = (size, size) if isinstance(size, int) else size
-    shape = (clips, 3, height, width) if frames is None else (clips, frames, 3, height, width)
-    tokens = torch.randint(5, words, (clips * captions, length), generator=generator)
-    tokens[:, 0] = 2
-    return torch.randn(shape, generator=generator), tokens
-
-
-def tokenizer(words=WORDS) -> BertTokenizerFast:
-    return BertTokenizerFast(vocab={word: index for index, word in enumerate(words)})
-
-
-def change_config(folder, **fields) -> None:
-    """Change fields of a saved config.json; None removes one."""
-    path = Path(folder) / "config.json"
-    config = json.loads(path.read_text()) | fields
-    path.write_text(json.dumps({key: value for key, value in config.items() if value is not None}))
+def student(seed: int = 0, **options) -> StudentCandidateV1:
+    eyes = backbone(seed)
+    options = {"width": 32, "layers": 2, "heads": 2, "frames": FRAMES} | options
+    return StudentCandidateV1(len(glyph_tokenizer()), eyes, **options)

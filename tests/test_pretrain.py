@@ -1,0 +1,127 @@
+"""What the embedded networks are taught before they speak."""
+
+import pytorch_lightning as pl
+import tiny
+import torch
+
+from gitdistill.data.grammar import COLOURS, MOTIONS, SYMBOLS
+from gitdistill.data.glyphs import Scene, Thing
+from gitdistill.data.module import GlyphData
+from gitdistill.pretrain import (
+    CellHeads,
+    CellTrainer,
+    GlyphFrames,
+    TeacherTrainer,
+    cell_truth,
+    mask_boxes,
+)
+
+CAT = Thing(list(SYMBOLS)[3], list(COLOURS)[2], "small", list(MOTIONS)[5])
+DOG = Thing(list(SYMBOLS)[7], list(COLOURS)[4], "large", list(MOTIONS)[1])
+
+
+def scene(*things):
+    return Scene(things, paths=(), turns=(), relation=None, order=(0, 1), moving=True, background=())
+
+
+def test_each_cell_belongs_to_what_covers_most_of_it():
+    masks = torch.zeros(1, 2, 1, 8, 8, dtype=torch.bool)
+    masks[0, 0, 0, 0:4, 0:4] = True  # all of the upper left cell of a 2 x 2 grid
+    masks[0, 1, 0, 2:8, 4:8] = True  # half of the upper right cell, all of the lower right one
+    masks[0, 0, 0, 7, 0] = True  # a speck in the lower left cell: 1 pixel of 16
+    truth = cell_truth(masks, [scene(CAT, DOG)], (2, 2), least=0.1)
+    assert truth["symbol"].tolist() == [[[[4, 8], [0, 8]]]]
+    assert truth["colour"].tolist() == [[[[3, 5], [0, 5]]]]
+    assert truth["motion"].tolist() == [[[[6, 2], [0, 2]]]]
+    # The second thing spans x 4..8 and y 2..8; its centre (6, 5) lies (0, 3) below the upper right cell's centre.
+    torch.testing.assert_close(truth["box"][0, 0, 0, 1], torch.tensor([0, 3, 4, 6]) / 8)
+
+
+def test_boxes_of_masks():
+    masks = torch.zeros(2, 6, 10, dtype=torch.bool)
+    masks[0, 1:4, 2] = True
+    torch.testing.assert_close(mask_boxes(masks), torch.tensor([[0.25, 2.5 / 6, 0.1, 0.5], [0, 0, 0, 0]]))
+
+
+def test_right_answers_cost_nothing_and_empty_cells_count_a_tenth():
+    heads = CellHeads(4, ("symbol",))
+    with torch.no_grad():
+        heads.linear.weight.zero_()
+        heads.linear.bias.zero_()
+    truth = {"symbol": torch.tensor([0, 4]), "box": torch.zeros(2, 4)}
+    terms, accuracy = heads(torch.zeros(2, 4), truth)
+    classes = torch.tensor(1.0 + len(SYMBOLS))
+    torch.testing.assert_close(terms["symbol"], classes.log())  # uniform: the weights cancel
+    assert accuracy["symbol"] == 0 and terms["box"] == 0
+    heads.linear.bias.data[4] = 50.0  # now every cell is called symbol 4: only the empty one is wrong
+    terms, accuracy = heads(torch.zeros(2, 4), truth)
+    torch.testing.assert_close(terms["symbol"], torch.tensor(50 * 0.1 / 1.1))
+    assert accuracy["symbol"] == 1
+
+
+def fit(module, data):
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        max_steps=2,
+        limit_val_batches=1,
+    )
+    trainer.fit(module, data)
+
+
+def changed(before: dict, module) -> set[str]:
+    """First parts of the names of parameters that are no longer what they were."""
+    return {name.split(".")[0] for name, value in module.named_parameters() if not value.equal(before[name])}
+
+
+def copied(module) -> dict:
+    return {name: value.detach().clone() for name, value in module.named_parameters()}
+
+
+class SmallFrames(GlyphFrames):
+    def _fixed(self, split):
+        loader = super()._fixed(split)
+        loader.dataset.clips.image_size = tiny.SIDE
+        return loader
+
+    def train_dataloader(self):
+        loader = super().train_dataloader()
+        loader.dataset.clips.image_size = tiny.SIDE
+        return loader
+
+
+def test_cells_train_the_image_encoder_of_git_and_nothing_else():
+    model = tiny.git()
+    before = copied(model)
+    fit(CellTrainer(model), SmallFrames(batch_size=4, epoch=8, val_frames=4))
+    assert changed(before, model) == {"image_encoder"}
+
+
+def test_cells_train_a_backbone():
+    net = tiny.backbone()
+    before = copied(net)
+    fit(CellTrainer(net), SmallFrames(batch_size=4, epoch=8, val_frames=4))
+    assert changed(before, net) == {"net"}
+
+
+def test_frames_never_repeat_from_epoch_to_epoch():
+    data = GlyphFrames(batch_size=4, epoch=8)
+    data.trainer = type("Trainer", (), {"current_epoch": 0})
+    first = next(iter(data.train_dataloader()))["frames"]
+    data.trainer.current_epoch = 1
+    assert not first.equal(next(iter(data.train_dataloader()))["frames"])
+
+
+def test_the_teacher_learns_captions_and_cells_together():
+    model = tiny.git()
+    for embedding in model.temporal:
+        embedding.data.zero_()
+    module = TeacherTrainer(model)
+    assert all(embedding.std() > 0.1 for embedding in model.temporal)  # zeros were drawn anew
+    before = copied(model)
+    sizes = {"train_clips": 8, "val_clips": 4, "batch_size": 4}
+    fit(module, GlyphData(**sizes, captions_per_clip=2, frames=tiny.FRAMES, image_size=tiny.SIDE, masks=True))
+    assert changed(before, model) == {name.split(".")[0] for name in before}

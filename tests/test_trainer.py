@@ -1,0 +1,209 @@
+"""The trainers: what trains, what does not, what a run leaves behind."""
+
+import math
+
+import pytest
+import pytorch_lightning as pl
+import tiny
+import torch
+
+from gitdistill import losses
+from gitdistill.data.module import GlyphData
+from gitdistill.model.student import StudentCandidateV1
+from gitdistill.trainer import CaptionTrainer, DistillationTrainer, as_cells, export_run
+
+ALL = {"cross_entropy": 1.0, "kl": 1.0, "features": 1.0, "hidden": 1.0}
+
+
+@pytest.fixture
+def data():
+    sizes = {"train_clips": 8, "val_clips": 4, "test_clips": 4, "unseen_clips": 4, "batch_size": 4}
+    return GlyphData(**sizes, captions_per_clip=2, frames=tiny.FRAMES, image_size=tiny.SIDE)
+
+
+@pytest.fixture
+def batch(data):
+    return next(iter(data.train_dataloader()))
+
+
+def fit(module, data, folder, **options):
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        default_root_dir=folder,
+        logger=pl.loggers.CSVLogger(folder),
+        callbacks=[pl.callbacks.ModelCheckpoint(folder / "checkpoints", save_last=True)],
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        log_every_n_steps=1,
+        num_sanity_val_steps=0,
+        **options,
+    )
+    trainer.fit(module, data)
+    return trainer
+
+
+def silent(module):
+    """The module with logging switched off, for calls outside a Trainer."""
+    module.log = module.log_dict = lambda *_, **__: None
+    return module
+
+
+def test_every_loss_reaches_all_of_the_student_and_nothing_of_the_teacher(batch):
+    teacher, student = tiny.teacher(), tiny.student()
+    module = silent(DistillationTrainer(teacher, student, **ALL))
+    module.train()
+    terms = module.losses(batch)
+    assert set(terms) == set(ALL)
+    sum(terms.values()).backward()
+    # A key's bias shifts all scores of a row alike, which the softmax takes back: no gradient, by construction.
+    idle = [
+        name
+        for name, parameter in module.named_parameters()
+        if not name.endswith("key.bias") and (parameter.grad is None or not parameter.grad.any())
+    ]
+    assert idle == []
+    assert all(parameter.grad is None for parameter in teacher.parameters())
+
+
+@pytest.mark.parametrize("term", ["kl", "features", "hidden"])
+def test_each_loss_of_the_teacher_trains_the_backbone(batch, term):
+    module = silent(DistillationTrainer(tiny.teacher(), tiny.student(), **{**dict.fromkeys(ALL, 0.0), term: 1.0}))
+    module.losses(batch)[term].backward()
+    assert all(p.grad is not None and p.grad.any() for p in module.student.backbone.net.stages_2.parameters())
+
+
+def test_terms_are_the_losses_times_their_weights(batch):
+    teacher, student = tiny.teacher(), tiny.student()
+    module = silent(DistillationTrainer(teacher, student, cross_entropy=0.5, kl=2.0, features=0.0, temperature=3.0))
+    module.eval()
+    terms, tokens = module.losses(batch), batch["tokens"]
+    ours, theirs = (m(batch["frames"], tokens).logits for m in (student, teacher))
+    assert set(terms) == {"cross_entropy", "kl"}
+    torch.testing.assert_close(terms["cross_entropy"], 0.5 * losses.cross_entropy(ours, tokens, 0))
+    torch.testing.assert_close(terms["kl"], 2 * losses.kl(ours, theirs, tokens, 0, 3.0))
+
+
+def test_the_teacher_is_in_no_state_and_never_trains():
+    teacher = tiny.teacher()
+    module = DistillationTrainer(teacher, tiny.student(), **ALL)
+    module.train()
+    assert not any(m.training for m in teacher.modules())
+    own = {id(p) for p in module.parameters()}
+    assert not own & {id(p) for p in teacher.parameters()}
+    names = {name.split(".")[0] for name in module.state_dict()}
+    assert names == {"model", "projectors"}
+
+
+def test_another_vocabulary_is_refused():
+    student = StudentCandidateV1(7, tiny.backbone(), width=32, heads=2)
+    with pytest.raises(ValueError, match="vocabulary has 7 words and the teacher's"):
+        DistillationTrainer(tiny.teacher(), student)
+
+
+def test_an_unknown_feature_path_is_named():
+    with pytest.raises(KeyError, match="memory_nrom; did you mean memory_norm"):
+        DistillationTrainer(tiny.teacher(), tiny.student(), feature_pairs={"memory_nrom": "model.layers.0"})
+
+
+def test_features_of_the_image_encoders_can_be_paired(batch):
+    pairs = {"backbone.net.stages_2": "model.image_encoder", "mixer.0": "model.layers.0"}
+    module = silent(DistillationTrainer(tiny.teacher(), tiny.student(), feature_pairs=pairs))
+    assert module.losses(batch)["features"].item() > 0
+    assert set(module.projectors) == {"backbone/net/stages_2", "mixer/0"}
+
+
+def test_cells_of_maps_frames_and_clips():
+    maps = torch.arange(2 * 3 * 2 * 2.0).reshape(2, 3, 2, 2)  # two frames, three channels
+    tokens = maps.flatten(2).transpose(1, 2)
+    expected = maps.permute(0, 2, 3, 1)
+    with_class = torch.cat([torch.full((2, 1, 3), -1.0), tokens], dim=1)
+    for activation in (maps, tokens, with_class, with_class.reshape(1, 10, 3)):
+        torch.testing.assert_close(as_cells(activation, frames=2), expected)
+    with pytest.raises(ValueError, match="no square grid"):
+        as_cells(torch.zeros(1, 6, 3), frames=1)
+
+
+def test_a_run_scores_captions_and_ships_the_student_alone(data, tmp_path):
+    module = DistillationTrainer(tiny.teacher(), tiny.student(), **ALL, warmup=1)
+    trainer = fit(module, data, tmp_path, max_epochs=1)
+    scores = {}
+    for result in trainer.test(module, data, verbose=False):
+        scores |= result
+    for split in ("test", "unseen"):
+        assert {f"{split}/{name}" for name in ("cider", "bleu4", "rouge_l", "all_right")} <= set(scores)
+    checkpoint = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
+    assert not any("teacher" in name or "image_encoder" in name for name in checkpoint["state_dict"])
+
+    export_run(module, trainer, scores, tmp_path / "student")
+    shipped = StudentCandidateV1.from_pretrained(tmp_path / "student")
+    frames = batch_frames(data)
+    module.student.eval()
+    tokens = torch.tensor([[2, 5, 6]] * len(frames))
+    torch.testing.assert_close(shipped(frames, tokens).logits, module.student(frames, tokens).logits)
+    log = (tmp_path / "student" / "log.csv").read_text().splitlines()
+    assert {"train/kl", "train/loss", "val/cider"} <= set(log[0].split(","))
+
+
+def batch_frames(data):
+    return next(iter(data.val_dataloader()))["frames"]
+
+
+def test_a_resumed_run_ends_where_an_uninterrupted_one_does(data, tmp_path):
+    def end(folder, **stops):
+        module = CaptionTrainer(tiny.student(), warmup=2)
+        for options in stops["runs"]:
+            trainer = pl.Trainer(
+                accelerator="cpu",
+                default_root_dir=folder,
+                logger=False,
+                enable_progress_bar=False,
+                enable_model_summary=False,
+                limit_val_batches=0,
+                max_epochs=2,
+                enable_checkpointing=False,
+                **options["trainer"],
+            )
+            trainer.fit(module, data, ckpt_path=options.get("resume"))
+            if "save" in options:
+                trainer.save_checkpoint(options["save"])
+                module = CaptionTrainer(tiny.student(seed=9), warmup=2)
+        return module.state_dict()
+
+    class StopAfterOne(pl.Callback):
+        def on_train_epoch_end(self, trainer, module):
+            trainer.should_stop = True
+
+    saved = tmp_path / "half.ckpt"
+    straight = end(tmp_path, runs=[{"trainer": {}}])
+    halves = [
+        {"trainer": {"callbacks": [StopAfterOne()]}, "save": saved},
+        {"trainer": {}, "resume": saved},
+    ]
+    for name, value in end(tmp_path, runs=halves).items():
+        torch.testing.assert_close(value, straight[name], msg=name)
+
+
+def test_the_optimiser_gives_matrices_to_muon_and_the_rest_to_adamw():
+    from gitdistill.optim import split_parameters
+
+    student = tiny.student()
+    matrices, others = split_parameters(student)
+    assert all(p.ndim == 2 for p in matrices)
+    outside = {id(p) for p in others}
+    for parameter in (student.words.weight, student.spatial, student.projection[0].bias):
+        assert id(parameter) in outside
+    assert len(matrices) + len(others) == len(list(student.parameters()))
+
+
+def test_the_learning_rate_warms_up_and_follows_a_cosine():
+    from gitdistill.optim import warmup_cosine
+
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    schedule = warmup_cosine(optimizer, warmup=2, steps=6)
+    rates = []
+    for _ in range(7):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    cosine = [0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * k / 4)) for k in range(5)]
+    assert rates == pytest.approx([0.5, 1.0, *cosine])
