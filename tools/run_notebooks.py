@@ -2,8 +2,9 @@
 
     python tools/run_notebooks.py                  all notebooks, outputs saved in place, ready to commit
     python tools/run_notebooks.py --html runs      the notebooks stay as they are; runs/ gets executed copies
-                                                   (.ipynb), rendered pages (.html), and, where a notebook
-                                                   wrote runs/results.csv, its table is printed at the end
+                                                   (.ipynb), rendered pages (.html), the minutes each took
+                                                   (minutes.csv), and, where a notebook wrote
+                                                   runs/results.csv, its table is printed at the end
     python tools/run_notebooks.py notebooks/02*    some of them
 
 Saved notebooks hold no timings, no widget state and no machine's traces; pictures are stored in 256 colours.
@@ -236,12 +237,17 @@ def main(arguments: list[str] | None = None) -> int:
     if not paths:
         print(f"no notebooks in {NOTEBOOKS}", file=sys.stderr)
         return 1
-    start = time.time()
+    start, minutes = time.time(), {}
     for path in paths:
+        begun = time.monotonic()
         # later notebooks build on what earlier ones made: stop at the first that fails
         if failure := run(path, options.html, options.timeout):
             print(failure, file=sys.stderr)
             return 1
+        minutes[path.stem] = (time.monotonic() - begun) / 60
+    if options.html:
+        rows = [f"{name},{minute:.1f}" for name, minute in minutes.items()]
+        write(options.html / "minutes.csv", "\n".join(["notebook,minutes", *rows]) + "\n")
     results = options.html and options.html / "results.csv"
     if results and results.is_file() and results.stat().st_mtime >= start:
         print(f"\n{table(results)}\n\nPages and results are in {options.html}/")
