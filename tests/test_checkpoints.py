@@ -14,7 +14,7 @@ import torch
 import yaml
 from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import load_file, save_file
-from tiny import REFERENCE, change_config, git_config, random_git, random_inputs, random_port
+from tiny_git import REFERENCE, change_config, git_config, random_git, random_inputs, random_port
 from torch.testing import assert_close
 from transformers import GitForCausalLM
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny import REFERENCE, git_config, random_git, random_inputs, random_port, shake
+from tiny_git import REFERENCE, git_config, random_git, random_inputs, random_port, shake
 from torch.testing import assert_close
 from transformers import GitForCausalLM
 
