@@ -152,9 +152,9 @@ def test_microsoft_beams(kind):
     torch.testing.assert_close(out.scores[:, 0], expected["beam_scores"], atol=1e-4, rtol=0)
 
 
-def one_by_one(model, clip, beams, max_length, length_penalty, start):
-    """Microsoft's rules (one caption kept, bound taken at the maximum length) with lists, for one clip."""
-    running, best = [(0.0, start)], (-float("inf"), None)
+def one_by_one(model, clip, beams, max_length, length_penalty, start, keep):
+    """Microsoft's rules (bound taken at the maximum length) with lists, for one clip: kept captions, steps."""
+    running, kept = [(0.0, start)], []
     norm = lambda length: ((5 + length) / 6) ** length_penalty  # noqa: E731
     for length in range(len(start), max_length):
         candidates = []
@@ -162,33 +162,36 @@ def one_by_one(model, clip, beams, max_length, length_penalty, start):
             gains = model.logits(clip, torch.tensor([text])).log_softmax(-1)[0]
             candidates += [(total + gain, text, word) for word, gain in enumerate(gains.tolist())]
         candidates = sorted(candidates, key=lambda c: c[0], reverse=True)[: 2 * beams]
-        if best[0] >= candidates[0][0] / norm(max_length - 1):
+        if len(kept) == keep and kept[-1][0] >= candidates[0][0] / norm(max_length - 1):
             break
         running = []
         for total, text, word in candidates:
             if word == model.eos_token_id or length + 1 == max_length:
-                score = total / norm(length)
-                best = max(best, (score, [*text, model.eos_token_id]), key=lambda b: b[0])
+                kept.append((total / norm(length), [*text, model.eos_token_id]))
+                kept = sorted(kept, key=lambda k: k[0], reverse=True)[:keep]
             else:
                 running.append((total, [*text, word]))
             if len(running) == beams:
                 break
-    return best
+    return kept, length - len(start) + 1
 
 
 @pytest.mark.parametrize("prefix", [[1], [1, 5, 4]])
-@pytest.mark.parametrize("beams", [1, 2, 4])
-def test_gnmt_follows_microsofts_rules(beams, prefix):
-    frames = clips(3)
-    lengths = set()
+@pytest.mark.parametrize("beams, keep", [(1, 1), (2, 1), (4, 1), (4, 3)])
+def test_gnmt_follows_microsofts_rules(beams, keep, prefix):
+    frames, lengths = clips(3), set()
     for seed, length_penalty in itertools.product(range(5), (0.6, 1.5)):
-        model = TableModel(seed=seed, eos_bias=0.5).eval()
-        out = beam(model, frames, beams, 9, length_penalty, "gnmt", prefix=torch.tensor(prefix))
+        model = TableModel(seed=seed, eos_bias=1.5).eval()
+        out = beam(model, frames, beams, 9, length_penalty, "gnmt", num_return=keep, prefix=prefix)
+        steps = 0
         for i, clip in enumerate(model.start(frames).clips):
-            score, text = one_by_one(model, clip[None], beams, 9, length_penalty, prefix)
-            assert out.tokens[i, 0].tolist() == text + [0] * (out.tokens.shape[2] - len(text))
-            assert out.scores[i, 0].item() == pytest.approx(score, abs=1e-4)
-            lengths.add(len(text))
+            kept, needed = one_by_one(model, clip[None], beams, 9, length_penalty, prefix, keep)
+            steps = max(steps, needed)
+            for k, (score, text) in enumerate(kept):
+                assert out.tokens[i, k].tolist() == text + [0] * (out.tokens.shape[2] - len(text))
+                assert out.scores[i, k].item() == pytest.approx(score, abs=1e-4)
+                lengths.add(len(text))
+        assert out.steps == steps
     assert len(lengths) >= 4  # early ends, late ends
 
 
@@ -240,8 +243,10 @@ def test_a_beam_as_wide_as_the_tree_finds_the_best(penalty, length_penalty):
 def test_one_beam_is_greedy():
     for seed in range(20):
         model, frames = TableModel(seed=seed, eos_bias=1.0), clips(4, seed)
-        expected, out = greedy(model, frames, 12), beam(model, frames, 1, 12)
-        assert torch.equal(out.tokens, expected.tokens) and torch.equal(out.scores, expected.scores)
+        expected = greedy(model, frames, 12)
+        for stop in STOPS:
+            out = beam(model, frames, 1, 12, stop=stop)
+            assert torch.equal(out.tokens, expected.tokens) and torch.equal(out.scores, expected.scores)
 
 
 def searches():
@@ -283,6 +288,10 @@ def test_the_model_is_left_as_it_was(search):
         """Keeps something in eval mode that is stale once training has gone on, as timm's TinyViT does."""
 
         cache = None
+
+        def __init__(self):
+            super().__init__()
+            self.shared = nn.Sequential(self.norm)  # a second way to reach the same module
 
         def train(self, mode=True):
             self.cache = None if mode else self.cache
