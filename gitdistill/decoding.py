@@ -292,7 +292,7 @@ def _begin(model, frames, prefix, max_length):
 def _log_probs(logits, step, live):
     """Log-probabilities [B, K, V] of logits [B, K, V]; clips that are not `live` [B] may hold anything."""
     log_probs = logits.log_softmax(-1)
-    bad = log_probs.isnan().flatten(1).any(1) & live
+    bad = log_probs.amax(-1).amax(-1).isnan() & live  # one NaN, or infinity, makes its whole row NaN
     if bad.any():
         clip = int(bad.nonzero()[0])
         raise ValueError(f"NaN among the logits of clip {clip} at step {step}: nothing to decode")

@@ -336,6 +336,7 @@ def test_trace_tells_the_whole_search(search):
     rows = [dict(zip(out.trace, values)) for values in zip(*(c.tolist() for c in out.trace.values()))]
     kept = {(r["step"], r["clip"], r["beam"]): r for r in rows if r["kept"]}
     assert len(kept) == sum(r["kept"] for r in rows)
+    assert len({(r["step"], r["clip"], r["parent"], r["token"]) for r in rows}) == len(rows)
     for row in rows:
         before = kept[row["step"] - 1, row["clip"], row["parent"]]["score"] if row["step"] else 0.0
         assert row["score"] == pytest.approx(before + row["log_prob"], abs=1e-4)
