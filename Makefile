@@ -3,7 +3,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: help setup run test lab lint format notebooks
+.PHONY: help setup run test lab lint format notebooks teacher backbone
 .DEFAULT_GOAL := help
 
 help:
@@ -13,6 +13,8 @@ help:
 	@echo "make lab        JupyterLab in notebooks/"
 	@echo "make lint       ruff and codespell"
 	@echo "make format     rewrite the code as ruff formats it"
+	@echo "make teacher    train the embedded teacher from nothing into data/teacher (over an hour)"
+	@echo "make backbone   train the embedded backbone into data/backbone (ten minutes)"
 	@echo "make notebooks  run the notebooks in place, outputs ready to commit"
 
 setup: $(STAMP)
@@ -51,3 +53,11 @@ lint: $(STAMP)
 format: $(STAMP)
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
+
+# What ships in data/, from nothing; an interrupted training continues from its last checkpoint in runs/.
+backbone: $(STAMP)
+	$(BIN)/python -m gitdistill fit --config configs/backbone.yaml --ckpt_path last
+
+teacher: $(STAMP)
+	$(BIN)/python -m gitdistill fit --config configs/teacher_encoder.yaml --ckpt_path last
+	$(BIN)/python -m gitdistill fit --config configs/teacher.yaml --ckpt_path last

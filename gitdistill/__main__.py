@@ -1,11 +1,13 @@
 """Command line: `python -m gitdistill fit|validate|test --config configs/….yaml` (Lightning's own CLI).
 
-After a fit the checkpoint that validation chose is tested and, with `--export FOLDER`, written there: the
-network, its training log (log.csv) and its scores (scores.json).
+A fit ends with a test of the checkpoint that validation chose, or of the last one. With `--export FOLDER` the
+network goes there, with its training log (log.csv) and its scores (scores.json). Weights are stored as float16,
+and it is the stored weights that are tested. `--ckpt_path last` continues an interrupted fit.
 """
 
 import sys
 
+import torch
 from pytorch_lightning import LightningDataModule, LightningModule
 from pytorch_lightning.cli import LightningCLI
 
@@ -17,13 +19,26 @@ class GitdistillCLI(LightningCLI):
         parser.add_argument("--export", type=str | None, default=None, help="folder to write the result to")
 
     def after_fit(self):
-        best = self.trainer.checkpoint_callback.best_model_path or None
+        best = self.trainer.checkpoint_callback.best_model_path
+        if best:
+            saved = torch.load(best, map_location=self.model.device, weights_only=True)
+            self.model.load_state_dict(saved["state_dict"])
+        if not self.config.fit.export:
+            self.trainer.test(self.model, self.datamodule)
+            return
+        as_stored(self.model)
         scores = {}
-        for result in self.trainer.test(self.model, self.datamodule, ckpt_path=best, weights_only=True):
+        for result in self.trainer.test(self.model, self.datamodule):
             scores |= result
-        folder = self.config.fit.export
-        if folder:
-            export_run(self.model, self.trainer, scores, folder)
+        export_run(self.model, self.trainer, scores, self.config.fit.export)
+
+
+@torch.no_grad()
+def as_stored(module: torch.nn.Module) -> None:
+    """Round all weights to what float16 can hold."""
+    for tensor in module.state_dict().values():
+        if tensor.is_floating_point():
+            tensor.copy_(tensor.half())
 
 
 def main() -> None:
@@ -35,7 +50,7 @@ def main() -> None:
             subclass_mode_data=True,
             save_config_kwargs={"overwrite": True},
         )
-    except (ValueError, FileNotFoundError, OSError) as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"gitdistill: {error}")
 
 

@@ -19,6 +19,7 @@ from gitdistill import losses, metrics
 from gitdistill.data.module import glyph_tokenizer
 from gitdistill.decoding import greedy
 from gitdistill.hooks import record
+from gitdistill.model.files import write_whole
 from gitdistill.model.teacher import GenerativeImageTextTeacher
 from gitdistill.model.text import to_text
 from gitdistill.optim import MuonAdamW, warmup_cosine
@@ -257,20 +258,18 @@ def as_cells(activation: Tensor, frames: int) -> Tensor:
 
 
 def export_run(module: pl.LightningModule, trainer: pl.Trainer, scores: dict, folder: str) -> None:
-    """Write a trained network to `folder`, with log.csv (the CSV logger's metrics) and scores.json beside it."""
+    """Write a trained network to `folder` in float16, its tokenizer, and beside it log.csv and scores.json.
+
+    log.csv is the CSV logger's metrics; scores.json holds `scores` and what they rest on: steps and seed.
+    """
     folder = Path(folder)
-    network = getattr(module, "model", None) or module.encoder
-    network.save_pretrained(folder)
-    if hasattr(module, "tokenizer"):
+    network = module.model if isinstance(module, CaptionTrainer) else module.encoder
+    network.save_pretrained(folder, torch.float16)
+    if isinstance(module, CaptionTrainer):
         module.tokenizer.save_pretrained(folder)
-    metrics_file = Path(trainer.logger.log_dir) / "metrics.csv"
-    if metrics_file.exists():
-        shutil.copy(metrics_file, folder / "log.csv")
-    steps = {"steps": trainer.global_step, "seed": trainer_seed()}
-    (folder / "scores.json").write_text(json.dumps(steps | scores, indent=1, sort_keys=True) + "\n")
-
-
-def trainer_seed() -> int | None:
-    """The seed that `seed_everything` left in the environment."""
-    seed = os.environ.get("PL_GLOBAL_SEED")
-    return int(seed) if seed else None
+    log = Path(trainer.logger.log_dir) / "metrics.csv"
+    facts = {"steps": trainer.global_step, "seed": int(os.environ.get("PL_GLOBAL_SEED", 0))}
+    writers = {"scores.json": lambda path: path.write_text(json.dumps(facts | scores, indent=1) + "\n")}
+    if log.exists():
+        writers["log.csv"] = lambda path: shutil.copy(log, path)
+    write_whole(folder, writers)

@@ -1,5 +1,6 @@
 """The trainers: what trains, what does not, what a run leaves behind."""
 
+import json
 import math
 
 import pytest
@@ -8,6 +9,7 @@ import tiny
 import torch
 
 from gitdistill import losses
+from gitdistill.__main__ import as_stored
 from gitdistill.data.module import GlyphData
 from gitdistill.model.student import StudentCandidateV1
 from gitdistill.trainer import CaptionTrainer, DistillationTrainer, as_cells, export_run
@@ -137,11 +139,14 @@ def test_a_run_scores_captions_and_ships_the_student_alone(data, tmp_path):
     export_run(module, trainer, scores, tmp_path / "student")
     shipped = StudentCandidateV1.from_pretrained(tmp_path / "student")
     frames = batch_frames(data)
+    as_stored(module)
     module.student.eval()
     tokens = torch.tensor([[2, 5, 6]] * len(frames))
     torch.testing.assert_close(shipped(frames, tokens).logits, module.student(frames, tokens).logits)
     log = (tmp_path / "student" / "log.csv").read_text().splitlines()
     assert {"train/kl", "train/loss", "val/cider"} <= set(log[0].split(","))
+    stored = json.loads((tmp_path / "student" / "scores.json").read_text())
+    assert stored["steps"] == 2 and stored["test/cider"] == scores["test/cider"]
 
 
 def batch_frames(data):
