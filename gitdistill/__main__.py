@@ -5,6 +5,7 @@ network goes there, with its training log (log.csv) and its scores (scores.json)
 and it is the stored weights that are tested. `--ckpt_path last` continues an interrupted fit.
 """
 
+import re
 import sys
 
 import torch
@@ -50,8 +51,15 @@ def main() -> None:
             subclass_mode_data=True,
             save_config_kwargs={"overwrite": True},
         )
-    except (ValueError, OSError) as error:
-        sys.exit(f"gitdistill: {error}")
+    except (ValueError, KeyError, OSError) as error:
+        sys.exit(f"gitdistill: {reason(error)}")
+
+
+def reason(error: BaseException) -> str:
+    """What went wrong, in one line: of jsonargparse's lists of what it tried, the entry that tells."""
+    text = str(error.args[0] if error.args else error)
+    tried = [line for line in re.findall(r"^ *- (.+)$", text, re.MULTILINE) if not line.startswith("Expected ")]
+    return tried[0] if tried else text.splitlines()[0]
 
 
 if __name__ == "__main__":
