@@ -12,7 +12,7 @@ import torch
 from pytorch_lightning import LightningDataModule, LightningModule
 from pytorch_lightning.cli import LightningCLI
 
-from gitdistill.trainer import export_run
+from gitdistill.export import as_stored, export_run
 
 
 class GitdistillCLI(LightningCLI):
@@ -32,14 +32,6 @@ class GitdistillCLI(LightningCLI):
         for result in self.trainer.test(self.model, self.datamodule):
             scores |= result
         export_run(self.model, self.trainer, scores, self.config.fit.export)
-
-
-@torch.no_grad()
-def as_stored(module: torch.nn.Module) -> None:
-    """Round all weights to what float16 can hold."""
-    for tensor in module.state_dict().values():
-        if tensor.is_floating_point():
-            tensor.copy_(tensor.half())
 
 
 def main() -> None:

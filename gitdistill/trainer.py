@@ -5,11 +5,7 @@ Batches are dicts as `gitdistill.data.GlyphData` makes them: "frames" uint8 [B, 
 [B*K, T] and, for scoring, "references" (B lists of captions) and, in the embedded world, "scenes".
 """
 
-import json
 import math
-import os
-import shutil
-from pathlib import Path
 
 import pytorch_lightning as pl
 import torch
@@ -19,7 +15,6 @@ from gitdistill import losses, metrics
 from gitdistill.data.module import glyph_tokenizer
 from gitdistill.decoding import greedy
 from gitdistill.hooks import record
-from gitdistill.model.files import write_whole
 from gitdistill.model.teacher import GenerativeImageTextTeacher
 from gitdistill.model.text import to_text
 from gitdistill.optim import MuonAdamW, warmup_cosine
@@ -255,21 +250,3 @@ def as_cells(activation: Tensor, frames: int) -> Tensor:
     elif side**2 != tokens.shape[1]:
         raise ValueError(f"{tokens.shape[1]} tokens a frame are no square grid, with or without a class token")
     return tokens.unflatten(1, (side, side))
-
-
-def export_run(module: pl.LightningModule, trainer: pl.Trainer, scores: dict, folder: str) -> None:
-    """Write a trained network to `folder` in float16, its tokenizer, and beside it log.csv and scores.json.
-
-    log.csv is the CSV logger's metrics; scores.json holds `scores` and what they rest on: steps and seed.
-    """
-    folder = Path(folder)
-    network = module.model if isinstance(module, CaptionTrainer) else module.encoder
-    network.save_pretrained(folder, torch.float16)
-    if isinstance(module, CaptionTrainer):
-        module.tokenizer.save_pretrained(folder)
-    log = Path(trainer.logger.log_dir) / "metrics.csv"
-    facts = {"steps": trainer.global_step, "seed": int(os.environ.get("PL_GLOBAL_SEED", 0))}
-    writers = {"scores.json": lambda path: path.write_text(json.dumps(facts | scores, indent=1) + "\n")}
-    if log.exists():
-        writers["log.csv"] = lambda path: shutil.copy(log, path)
-    write_whole(folder, writers)

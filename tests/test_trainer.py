@@ -9,10 +9,10 @@ import tiny
 import torch
 
 from gitdistill import losses
-from gitdistill.__main__ import as_stored
 from gitdistill.data.module import GlyphData
+from gitdistill.export import as_stored, export_run, training_log
 from gitdistill.model.student import StudentCandidateV1
-from gitdistill.trainer import CaptionTrainer, DistillationTrainer, as_cells, export_run
+from gitdistill.trainer import CaptionTrainer, DistillationTrainer, as_cells
 
 ALL = {"cross_entropy": 1.0, "kl": 1.0, "features": 1.0, "hidden": 1.0}
 
@@ -212,3 +212,17 @@ def test_the_learning_rate_warms_up_and_follows_a_cosine():
         schedule.step()
     cosine = [0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * k / 4)) for k in range(5)]
     assert rates == pytest.approx([0.5, 1.0, *cosine])
+
+
+def test_the_log_of_a_continued_training_is_one(tmp_path):
+    def version(number, *steps):
+        folder = tmp_path / f"version_{number}"
+        folder.mkdir()
+        lines = [f"{step},{number}" for step in steps]
+        (folder / "metrics.csv").write_text("\n".join(["step,version", *lines]) + "\n")
+
+    version(8, 9, 19, 29)  # another training
+    version(9, 9, 19, 29)  # interrupted after its checkpoint at step 20
+    version(10, 29, 39)  # continued from there
+    rows = [(int(row["step"]), int(row["version"])) for row in training_log(tmp_path, every=10)]
+    assert rows == [(9, 9), (19, 9), (29, 10), (39, 10)]
