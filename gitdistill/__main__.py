@@ -50,7 +50,9 @@ def main() -> None:
 def reason(error: BaseException) -> str:
     """What went wrong, in one line: of jsonargparse's lists of what it tried, the entry that tells."""
     text = str(error.args[0] if error.args else error)
-    tried = [line for line in re.findall(r"^ *- (.+)$", text, re.MULTILINE) if not line.startswith("Expected ")]
+    tried = [
+        line for line in re.findall(r"^ *- (.+)$", text, re.MULTILINE) if not line.startswith("Expected ")
+    ]
     return tried[0] if tried else text.splitlines()[0]
 
 

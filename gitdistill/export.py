@@ -53,7 +53,9 @@ def training_log(folder: Path, every: int) -> list[dict[str, str]]:
     rows = []
     for path in reversed(versions):
         with path.open(newline="") as file:
-            part = [row for row in csv.DictReader(file) if not rows or int(row["step"]) < int(rows[0]["step"])]
+            part = [
+                row for row in csv.DictReader(file) if not rows or int(row["step"]) < int(rows[0]["step"])
+            ]
         rows = part + rows
         if rows and int(rows[0]["step"]) < every:
             break

@@ -217,7 +217,9 @@ class TeacherTrainer(CaptionTrainer):
         self.seen = CellHeads(config.vision_config.hidden_size, ("symbol", "colour"))
         self.understood = CellHeads(config.hidden_size, ("symbol", "colour", "motion"))
         self.layer = f"layers.{len(model.layers) - 2}"
-        for embedding in model.temporal:  # zeros cannot tell one frame from the next: motion is learned much later
+        for (
+            embedding
+        ) in model.temporal:  # zeros cannot tell one frame from the next: motion is learned much later
             if not embedding.any():
                 nn.init.normal_(embedding, std=0.5)
 
@@ -242,7 +244,12 @@ class TeacherTrainer(CaptionTrainer):
 
 
 def glyph_git_config(
-    frames: int = 4, image_size: int = 96, patch: int = 16, width: int = 192, vision_layers: int = 4, layers: int = 4
+    frames: int = 4,
+    image_size: int = 96,
+    patch: int = 16,
+    width: int = 192,
+    vision_layers: int = 4,
+    layers: int = 4,
 ) -> GitConfig:
     """The embedded teacher's configuration: GIT in small, with the world's own vocabulary."""
     tokenizer = glyph_tokenizer()
@@ -273,7 +280,11 @@ def glyph_git_config(
 
 def embedded_git(folder: str | None = None) -> GenerativeImageTextModel:
     """The embedded teacher's network: new, or as saved in `folder`."""
-    return GenerativeImageTextModel.from_pretrained(folder) if folder else GenerativeImageTextModel(glyph_git_config())
+    return (
+        GenerativeImageTextModel.from_pretrained(folder)
+        if folder
+        else GenerativeImageTextModel(glyph_git_config())
+    )
 
 
 def embedded_backbone() -> TinyVIT:

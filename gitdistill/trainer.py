@@ -193,14 +193,16 @@ class DistillationTrainer(CaptionTrainer):
         """Both outputs, and for each feature pair the cells [B*F, h, w, D] of both networks."""
         count = frames.shape[1] if frames.dim() == 5 else 1
         watched = list(self.feature_pairs)
-        with record(self.model, watched, detach=False) as ours, record(
-            self.teacher, list(self.feature_pairs.values())
-        ) as theirs:
+        with (
+            record(self.model, watched, detach=False) as ours,
+            record(self.teacher, list(self.feature_pairs.values())) as theirs,
+        ):
             student = self.model(frames, tokens)
             teacher = self.teacher(frames, tokens)
         batch = len(frames) * count
         pairs = {
-            a: (as_cells(ours[a][0], batch), as_cells(theirs[b][0], batch)) for a, b in self.feature_pairs.items()
+            a: (as_cells(ours[a][0], batch), as_cells(theirs[b][0], batch))
+            for a, b in self.feature_pairs.items()
         }
         return student, teacher, pairs
 
@@ -248,5 +250,7 @@ def as_cells(activation: Tensor, frames: int) -> Tensor:
     if side**2 + 1 == tokens.shape[1]:
         tokens = tokens[:, 1:]
     elif side**2 != tokens.shape[1]:
-        raise ValueError(f"{tokens.shape[1]} tokens a frame are no square grid, with or without a class token")
+        raise ValueError(
+            f"{tokens.shape[1]} tokens a frame are no square grid, with or without a class token"
+        )
     return tokens.unflatten(1, (side, side))

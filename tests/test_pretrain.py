@@ -4,8 +4,8 @@ import pytorch_lightning as pl
 import tiny
 import torch
 
-from gitdistill.data.grammar import COLOURS, MOTIONS, SYMBOLS
 from gitdistill.data.glyphs import Scene, Thing
+from gitdistill.data.grammar import COLOURS, MOTIONS, SYMBOLS
 from gitdistill.data.module import GlyphData
 from gitdistill.pretrain import (
     CellHeads,

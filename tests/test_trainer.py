@@ -69,14 +69,18 @@ def test_every_loss_reaches_all_of_the_student_and_nothing_of_the_teacher(batch)
 
 @pytest.mark.parametrize("term", ["kl", "features", "hidden"])
 def test_each_loss_of_the_teacher_trains_the_backbone(batch, term):
-    module = silent(DistillationTrainer(tiny.teacher(), tiny.student(), **{**dict.fromkeys(ALL, 0.0), term: 1.0}))
+    module = silent(
+        DistillationTrainer(tiny.teacher(), tiny.student(), **{**dict.fromkeys(ALL, 0.0), term: 1.0})
+    )
     module.losses(batch)[term].backward()
     assert all(p.grad is not None and p.grad.any() for p in module.student.backbone.net.stages_2.parameters())
 
 
 def test_terms_are_the_losses_times_their_weights(batch):
     teacher, student = tiny.teacher(), tiny.student()
-    module = silent(DistillationTrainer(teacher, student, cross_entropy=0.5, kl=2.0, features=0.0, temperature=3.0))
+    module = silent(
+        DistillationTrainer(teacher, student, cross_entropy=0.5, kl=2.0, features=0.0, temperature=3.0)
+    )
     module.eval()
     terms, tokens = module.losses(batch), batch["tokens"]
     ours, theirs = (m(batch["frames"], tokens).logits for m in (student, teacher))

@@ -34,7 +34,10 @@ def rows(path: Path) -> list[dict[str, str]]:
 
 def results() -> list[str]:
     """One line a model: name, parameters, CIDEr, facts, milliseconds."""
-    lines = ["| on the test clips | parameters | CIDEr | facts right | ms per clip |", "|---|---|---|---|---|"]
+    lines = [
+        "| on the test clips | parameters | CIDEr | facts right | ms per clip |",
+        "|---|---|---|---|---|",
+    ]
     for row in rows(ROOT / "data" / "results.csv"):
         cells = [
             row["model"],
@@ -81,7 +84,9 @@ def filled(text: str) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--check", action="store_true", help="change nothing, only compare")
     check = parser.parse_args().check
     if not check:

@@ -188,10 +188,14 @@ class GenerativeImageTextModel(nn.Module):
         features = self.image_encoder(pixels).unflatten(0, (clips, count))
         if frames.dim() == 5 and len(self.temporal):
             if count > len(self.temporal):
-                raise ValueError(f"{count} frames, but this checkpoint has {len(self.temporal)} temporal embeddings")
+                raise ValueError(
+                    f"{count} frames, but this checkpoint has {len(self.temporal)} temporal embeddings"
+                )
             features = features + torch.stack([t[0] for t in self.temporal[:count]])
         elif count > 1:
-            raise ValueError(f"{count} frames, but this checkpoint has no temporal embeddings: give it one image")
+            raise ValueError(
+                f"{count} frames, but this checkpoint has no temporal embeddings: give it one image"
+            )
         return features.flatten(1, 2)
 
     def start(self, frames: Tensor) -> DecodingState:
