@@ -38,7 +38,8 @@ class CellHeads(nn.Module):
     def forward(self, cells: Tensor, truth: dict[str, Tensor]) -> tuple[dict, dict]:
         """Losses and accuracies by kind. cells [..., D], truth as `cell_truth` gives it.
 
-        Cross-entropy in nats a cell, an empty cell counting a tenth; the box's error in image widths (smooth L1), over cells that show something.
+        Cross-entropy is in nats a cell, an empty cell counting a tenth; the box's error in image widths
+        (smooth L1), over cells that show something.
         """
         *kinds, box = self.linear(cells).float().split([*self.sizes.values(), 4], dim=-1)
         shown = truth["symbol"] > 0

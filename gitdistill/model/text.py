@@ -5,6 +5,7 @@ from pathlib import Path
 from torch import Tensor
 from transformers import AutoTokenizer, BertTokenizerFast, PreTrainedTokenizerBase
 
+from gitdistill.decoding import beam, greedy
 from gitdistill.model import checkpoints
 
 ENGLISH = "bert-base-uncased"  # the vocabulary of every published GIT
@@ -61,8 +62,6 @@ def caption(model, frames: Tensor, tokenizer: PreTrainedTokenizerBase, **decodin
     `decoding` goes to `gitdistill.decoding.greedy` or `.beam`; the best caption of each clip is returned. Raises
     ValueError when model and tokenizer do not share a vocabulary.
     """
-    from gitdistill.decoding import beam, greedy  # the search stands above the networks
-
     check_vocabulary(model, tokenizer)
     search = beam if "beams" in decoding else greedy
     return to_text(search(model, frames, **decoding).tokens[:, 0], tokenizer)

@@ -1,0 +1,77 @@
+"""What ships in data/: it is what the README and its own files say."""
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from gitdistill import GenerativeImageTextTeacher, TinyVIT
+from gitdistill.data import GlyphClips, grammar
+from gitdistill.metrics import facts_scores
+
+ROOT = Path(__file__).parents[1]
+DATA = ROOT / "data"
+OPPOSITE = {"left": "right", "right": "left", "up": "down", "down": "up"}
+
+
+@pytest.fixture(scope="module")
+def teacher():
+    return GenerativeImageTextTeacher.from_pretrained("glyphs")
+
+
+def captions(teacher, clips):
+    return teacher.caption(torch.stack([clip.frames for clip in clips]))
+
+
+def test_sizes():
+    def megabytes(name):
+        return sum(path.stat().st_size for path in (DATA / name).iterdir()) / 1e6
+
+    assert megabytes("teacher") < 15 and megabytes("backbone") < 1.5
+
+
+def test_the_teacher_tells_what_it_sees(teacher):
+    """Its scores.json speaks of 500 clips; on a few of the validation split it must not be far off."""
+    clips = [GlyphClips("val").clip(i, masks=False) for i in range(48)]
+    scores = facts_scores(captions(teacher, clips), [clip.scene for clip in clips])
+    told = json.loads((DATA / "teacher" / "scores.json").read_text())
+    assert scores["facts_precision"] > told["test/facts_precision"] - 0.06
+    assert scores["facts_recall"] > 0.8
+
+
+def test_a_clip_run_backwards_is_told_backwards(teacher):
+    clips = [GlyphClips("val", objects=1).clip(i, masks=False) for i in range(80)]
+    moving = [clip for clip in clips if clip.scene.things[0].motion in OPPOSITE]
+    backwards = teacher.caption(torch.stack([clip.frames.flip(0) for clip in moving]))
+    turned = 0
+    for caption, clip in zip(backwards, moving):
+        thing = clip.scene.things[0]
+        scene = clip.scene._replace(things=(thing._replace(motion=OPPOSITE[thing.motion]),))
+        correct, stated, _ = grammar.facts(caption, scene)["motion"]
+        turned += stated > 0 and correct == stated
+    assert len(moving) > 20 and turned > 0.8 * len(moving)
+
+
+@pytest.mark.parametrize("name, term", [("teacher", "train/cross_entropy"), ("backbone", "train/symbol")])
+def test_the_training_log_reaches_the_last_step_and_shows_learning(name, term):
+    steps = json.loads((DATA / name / "scores.json").read_text())["steps"]
+    with (DATA / name / "log.csv").open(newline="") as file:
+        rows = [(int(row["step"]), float(row[term])) for row in csv.DictReader(file) if row[term]]
+    assert rows[-1][0] == steps - 1
+    assert rows[-1][1] < rows[0][1] / 2
+
+
+def test_the_backbone_loads_and_knows_its_symbols():
+    backbone = TinyVIT.from_pretrained("glyphs")
+    assert sum(p.numel() for p in backbone.parameters()) < 500_000
+    scores = json.loads((DATA / "backbone" / "scores.json").read_text())
+    assert scores["test/symbol_accuracy"] > 0.9
+
+
+def test_the_readme_says_what_the_files_say():
+    done = subprocess.run([sys.executable, ROOT / "tools" / "readme.py", "--check"], check=False)
+    assert done.returncode == 0, "run `make run` and then `python tools/readme.py`"
