@@ -1,0 +1,447 @@
+"""Pictures: known arrays in, known marks out."""
+
+import io
+import os
+import subprocess
+import sys
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+import torch
+from matplotlib.colors import to_rgb
+from PIL import Image
+
+from gitdistill import plots
+
+WORDS = ["a", "red", "bell"]
+
+
+def frames(count=4, size=24):
+    return torch.randint(0, 256, (count, 3, size, size), generator=torch.manual_seed(0), dtype=torch.uint8)
+
+
+def pointer(shape, at):
+    """A map that is 0 but for 1 in one cell."""
+    values = np.zeros(shape)
+    values[at] = 1.0
+    return values
+
+
+def attention(words=3, count=4, cells=6):
+    values = torch.rand(words, count, cells, cells, generator=torch.manual_seed(1))
+    return values / values.sum((1, 2, 3), keepdim=True)
+
+
+def trace():
+    """Two beams, two steps, by hand: token 3 leads at first, but 4 then 2 (the end) wins after the penalty."""
+    rows = [  # step, parent, token, score, beam, kept, finished, final
+        (0, 0, 3, -0.5, 0, True, False, np.nan),
+        (0, 0, 4, -0.9, 1, True, False, np.nan),
+        (0, 0, 5, -2.0, -1, False, False, np.nan),
+        (0, 0, 6, -3.0, -1, False, False, np.nan),
+        (1, 1, 2, -1.0, -1, False, True, -0.50),
+        (1, 0, 2, -1.2, -1, False, True, -0.60),
+        (1, 1, 5, -4.0, 0, True, False, np.nan),
+    ]
+    names = ("step", "parent", "token", "score", "beam", "kept", "finished", "final")
+    table = {name: torch.tensor(column) for name, column in zip(names, zip(*rows))}
+    return table | {"clip": torch.zeros(len(rows), dtype=torch.long)}
+
+
+VOCABULARY = ["[PAD]", "[CLS]", "[SEP]", "bell", "wheel", "star", "exclamation"]
+ROWS = [
+    {"name": "teacher", "ms": 40.0, "score": 5.2, "parameters": 4_000_000},
+    {"name": "student", "ms": 10.0, "score": 4.6, "parameters": 500_000},
+    {"name": "slow", "ms": 60.0, "score": 4.0, "parameters": 4_000_000},
+]
+PICTURES = {
+    "film": lambda title: plots.film(frames(), captions="a bell", title=title),
+    "token_mask": lambda title: plots.token_mask(np.tri(6) > 0, [("text", 6)], title=title),
+    "budget": lambda title: plots.budget({"encoder": 2_000_000, "decoder": 500}, title=title),
+    "gaze": lambda title: plots.gaze(frames(), WORDS, {"teacher": attention()}, title=title),
+    "frame_word_map": lambda title: plots.frame_word_map(attention(), WORDS, frames(), title=title),
+    "heads": lambda title: plots.heads(attention(2, 3), frames()[0], title=title),
+    "feature_maps": lambda title: plots.feature_maps(frames()[0], {"stage": attention(2, 8)[0]}, title=title),
+    "curves": lambda title: plots.curves({"loss": ([0, 1, 2], [3.0, 2.0, 1.0])}, title=title),
+    "scores": lambda title: plots.scores({"teacher": {"CIDEr": 5.0}}, title=title),
+    "pareto": lambda title: plots.pareto(ROWS, title=title),
+    "beam_tree": lambda title: plots.beam_tree(trace(), VOCABULARY, title=title),
+}
+
+
+def pixels(figure):
+    return np.asarray(Image.open(io.BytesIO(plots.png(figure))).convert("RGB"))
+
+
+def texts(figure):
+    return [text.get_text() for text in figure.findobj(mpl.text.Text) if text.get_text()]
+
+
+def images(figure):
+    """The arrays of all images but colour bars."""
+    return [image.get_array() for axes in figure.axes for image in axes.images]
+
+
+# -- what all pictures share
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_every_picture_is_drawn_fits_and_says_what_it_shows(name):
+    figure = PICTURES[name]("The finding")
+    image = pixels(figure)
+    assert image.std() > 5
+    assert image.shape[1] <= 880
+    assert (image[[0, -1]] == 255).all() and (
+        image[:, [0, -1]] == 255
+    ).mean() > 0.9  # nothing runs off the edge
+    assert "The finding" in texts(figure)
+    assert figure.alt.endswith("The finding")
+    assert "The finding" not in PICTURES[name](None).alt
+
+
+@pytest.mark.parametrize("name", ["heads", "beam_tree"])
+def test_the_same_picture_gives_the_same_bytes(name):
+    figure = PICTURES[name]("t")
+    first = plots.png(figure)
+    assert plots.png(figure) == first == plots.png(PICTURES[name]("t"))
+
+
+def test_pyplot_and_models_stay_out():
+    code = "import sys, gitdistill.plots, gitdistill.widgets as w\n"
+    code += "w.png(gitdistill.plots.budget({'a': 1}))\n"
+    code += "print([m for m in ('matplotlib.pyplot', 'torch', 'gitdistill.model') if m in sys.modules])"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=dict(os.environ))
+    assert run.stdout.strip() == "[]", run.stderr
+
+
+def test_the_users_own_style_is_neither_used_nor_changed():
+    expected = plots.png(PICTURES["curves"]("t"))
+    with mpl.rc_context({"font.size": 20, "axes.facecolor": "black", "figure.dpi": 200}):
+        plots.scores({"teacher": {"CIDEr": 1.0}})
+        assert mpl.rcParams["font.size"] == 20
+        assert plots.png(PICTURES["curves"]("t")) == expected
+
+
+def test_a_notebook_shows_the_picture_with_alternative_text(monkeypatch):
+    shown = []
+    monkeypatch.setattr("IPython.display.display", lambda data, metadata, raw: shown.append((data, metadata)))
+    figure = PICTURES["budget"]("Half")
+    figure._ipython_display_()
+    ((data, metadata),) = shown
+    assert data["image/png"] == plots.png(figure) and data["text/plain"].startswith("<Picture size")
+    assert metadata == {"image/png": {"alt": "Parameters: Half"}}
+
+
+def test_a_small_png_keeps_a_rare_bright_colour():
+    figure = plots.heads(pointer((4, 12, 6, 6), (2, 5, 1, 1)), frames(1, 96)[0] // 4)
+    full = io.BytesIO()
+    figure.savefig(full, dpi=figure.dpi)
+    difference = pixels(figure).astype(int) - np.asarray(Image.open(full).convert("RGB"))
+    assert abs(difference).max() <= 16
+    assert len(plots.png(figure)) < full.tell() / 1.3
+
+
+def test_clear_messages():
+    with pytest.raises(ValueError, match=r"frames must be \[F, 3, H, W\], got \[4, 24, 24\]"):
+        plots.gaze(torch.zeros(4, 24, 24), WORDS, {"teacher": attention()})
+    with pytest.raises(ValueError, match="raw frames, not normalised"):
+        plots.film(torch.randn(4, 3, 24, 24))
+    with pytest.raises(
+        ValueError, match=r"words and frames of teacher must have shape \[2, 4\], got \[3, 4\]"
+    ):
+        plots.gaze(frames(), WORDS[:2], {"teacher": attention()})
+    with pytest.raises(ValueError, match="two rows, got 1"):
+        plots.gaze(frames(), WORDS, {"teacher": attention()}, difference=True)
+    with pytest.raises(ValueError, match="NaN"):
+        plots.heads(torch.full((1, 1, 2, 2), torch.nan), frames()[0])
+    with pytest.raises(ValueError, match="captions must hold one entry for each of 2 clips, got 1"):
+        plots.film([frames(), frames()], captions=["a"])
+    with pytest.raises(ValueError, match="groups hold 5 tokens"):
+        plots.token_mask(np.ones((6, 6)), [("text", 5)])
+    with pytest.raises(ValueError, match="clip 3 is not in the trace"):
+        plots.beam_tree(trace(), VOCABULARY, clip=3)
+    for empty in (plots.budget, plots.scores, plots.curves):
+        with pytest.raises(ValueError, match="empty: nothing to draw"):
+            empty({})
+
+
+# -- each picture
+
+
+def test_overlay_lights_the_one_cell_it_should():
+    black = np.zeros((24, 24, 3))
+    image = plots._overlay(black, pointer((6, 6), (1, 4)), plots._amounts(np.ones(1)), plots.AMOUNT)
+    assert image.shape == (24, 24, 3)
+    bright = image @ plots.LUMA > 0.5
+    expected = np.zeros((24, 24), bool)
+    expected[4:8, 16:20] = True
+    assert (bright == expected).all()
+    assert np.allclose(image[4, 16], 0.85 * np.array(mpl.colormaps["cividis"](1.0)[:3]))  # opacity 0.85
+    assert np.allclose(image[0, 0], 0.15 * np.array(mpl.colormaps["cividis"](0.0)[:3]))  # opacity 0.15
+
+
+def test_overlay_shows_the_photo_in_grey_and_never_brighter_than_strong_attention():
+    photo = np.zeros((12, 12, 3))
+    photo[:, :6] = (1.0, 0.0, 0.0)
+    photo[:, 6:] = 1.0
+    image = plots._overlay(photo, pointer((2, 2), (0, 0)), plots._amounts(np.ones(1)), plots.AMOUNT)
+    assert image[-1, -1] @ plots.LUMA > image[-1, 0] @ plots.LUMA + 0.2  # white shines more than red
+    assert image[0, 0] @ plots.LUMA > image[-1, -1] @ plots.LUMA + 0.1  # attention on red above plain white
+
+
+def test_overlay_of_a_difference_is_pale_at_zero_and_dark_at_both_ends():
+    values = np.array([[1.0, 0.0], [0.0, -1.0]])
+    image = plots._overlay(np.ones((8, 8, 3)), values, plots._around_zero(values), plots.DIFFERENCE)
+    luma = image @ plots.LUMA
+    assert luma[0, 0] < 0.4 and luma[-1, -1] < 0.5 and luma[0, -1] > 0.9
+    assert (
+        image[0, 0, 2] > image[0, 0, 1] and image[-1, -1, 0] > image[-1, -1, 2]
+    )  # purple above, orange below
+
+
+def test_gaze_puts_each_word_and_frame_in_its_place():
+    values = pointer((3, 4, 6, 6), (2, 1, 5, 0))
+    values[0, 0, 0, 0] = values[1, 3, 2, 2] = 0.25
+    figure = plots.gaze(
+        torch.zeros(4, 3, 24, 24, dtype=torch.uint8), WORDS, {"teacher": values}, [0.1, 0.2, 0.9]
+    )
+    (image,) = images(figure)
+    step = 24 + 2  # a tile and the gap
+    assert image.shape == (4 * step - 2, 4 * step - 2, 3)  # the frames and three words; four frames
+    bright = image @ plots.LUMA
+    bright[bright > 0.999] = 0  # gaps
+    y, x = np.unravel_index(bright.argmax(), bright.shape)
+    assert (y // step, x // step) == (1, 3)  # second frame, third word
+    assert (y % step // 4, x % step // 4) == (5, 0)  # lower left cell
+    corners = {patch.get_xy() for patch in figure.axes[0].patches}
+    assert corners == {(step - 0.5, -0.5), (2 * step + 7.5, 3 * step + 7.5), (3 * step - 0.5, step + 19.5)}
+    assert {"a\n0.10", "red\n0.20", "bell\n0.90", "teacher", "frame 4"} <= set(texts(figure))
+
+
+def test_gaze_shows_the_frames_in_colour_first():
+    red = torch.zeros(1, 3, 24, 24, dtype=torch.uint8)
+    red[:, 0] = 255
+    (image,) = images(plots.gaze(red, ["a"], {"teacher": torch.ones(1, 1, 2, 2)}))
+    assert (image[:, :24] == (1.0, 0.0, 0.0)).all()
+
+
+def test_gaze_shares_one_scale_and_marks_the_sign_of_a_difference():
+    strong, weak = pointer((3, 4, 6, 6), (1, 2, 3, 4)), pointer((3, 4, 6, 6), (2, 0, 0, 5)) / 2
+    figure = plots.gaze(frames(), WORDS, {"teacher": strong, "student": weak}, difference=True)
+    labels = [text for text in texts(figure) if text in ("teacher", "student", "teacher\nminus student")]
+    assert labels == ["teacher", "student", "teacher\nminus student"]
+    bars = [axes for axes in figure.axes if axes.get_ylabel().startswith(("attention", "difference"))]
+    assert [axes.get_ylim() for axes in bars] == [(0.0, 1.0), (-1.0, 1.0)]
+    panel = next(axes for axes in figure.axes if len(axes.collections) == 2 and axes.images)
+    plus, minus = (collection.get_offsets() for collection in panel.collections)
+    step = 26
+    assert plus.tolist() == [[2 * step + 17.5, 2 * step + 13.5]]  # the middle of a cell of 4 x 4 pixels
+    assert minus.tolist() == [[3 * step + 21.5, 1.5]]
+
+
+def test_gaze_wraps_long_captions_and_takes_two_grids():
+    words = [f"w{k}" for k in range(9)]
+    rows = {"teacher": attention(9, 1, 14), "student": attention(9, 1, 6)}
+    figure = plots.gaze(frames(1), words, rows)
+    assert len(images(figure)) == 4  # two lines of two models
+    panels = [axes for axes in figure.axes if axes.images]
+    first, last = panels[0].get_xticklabels(), panels[-1].get_xticklabels()
+    assert [t.get_text() for t in first] == ["", *words[:6]]
+    assert [t.get_text() for t in last] == ["", *words[6:]]
+
+
+def test_frame_word_map_adds_up_and_prints_what_is_large():
+    values = np.zeros((2, 3, 2, 2))
+    values[0, 1] = 5.0  # all on the second frame
+    values[1, 0, 0, 0], values[1, 2, 1, 1] = 3.0, 1.0  # three quarters on the first
+    figure = plots.frame_word_map(values, ["a", "bell"], frames(3))
+    (mesh,) = (
+        c for axes in figure.axes for c in axes.collections if type(c).__name__ == "QuadMesh" and axes.texts
+    )
+    assert mesh.get_array().reshape(3, 2).tolist() == [[0, 0.75], [1, 0], [0, 0.25]]
+    printed = {(t.get_position(), t.get_text()) for axes in figure.axes for t in axes.texts}
+    assert printed == {((0.5, 1.5), "1.00"), ((1.5, 0.5), "0.75")}
+    assert (
+        len(plots.frame_word_map({"teacher": values, "student": values}, ["a", "bell"], frames(3)).axes) == 4
+    )
+
+
+def test_heads_light_the_right_layer_and_head():
+    values = pointer((2, 3, 6, 6), (1, 2, 0, 5))
+    figure = plots.heads(values, torch.zeros(3, 24, 24, dtype=torch.uint8))
+    image = images(figure)[0] @ plots.LUMA
+    image[image > 0.999] = 0
+    y, x = np.unravel_index(image.argmax(), image.shape)
+    step = 24 + 24 // 5
+    assert (y // step, x // step, y % step // 4, x % step // 4) == (1, 2, 0, 5)
+    assert {"layer 1", "head 2", "100%", "0%"} <= set(texts(figure))
+    even = torch.full((2, 3, 6, 6), 1 / 36)
+    assert not any("%" in text for text in texts(plots.heads(even, frames()[0])))
+
+
+def test_feature_maps_choose_the_strongest_channels():
+    values = torch.zeros(5, 3, 3)
+    values[3, 1, 2], values[1, 0, 0] = -4.0, 3.0
+    figure = plots.feature_maps(frames()[0], {"stage 0": values, "stage 1": torch.randn(6, 2, 2)}, channels=2)
+    shown = images(figure)
+    assert np.allclose(shown[1], np.linalg.norm(values, axis=0))
+    assert np.allclose(shown[2], values[3]) and np.allclose(shown[3], values[1])
+    assert {"channel 3", "channel 1", "stage 0\n5 x 3 x 3"} <= set(texts(figure))
+    signed = [axes.images[0] for axes in figure.axes if axes.get_title() in ("channel 3", "channel 1")][:2]
+    assert all(image.get_clim() == (-4.0, 4.0) and image.get_cmap().name == "PuOr" for image in signed)
+    assert signed[0].axes.collections[0].get_offsets().tolist() == [[2.0, 1.0]]  # the minus sign
+
+
+def test_film_has_a_row_for_each_clip_and_outlines_masks_in_black_on_white():
+    masks = torch.zeros(1, 4, 24, 24, dtype=torch.bool)
+    masks[0, 2, 8:12, 10:16] = True  # in the third frame only
+    long = "a very long caption " * 12
+    figure = plots.film(
+        [frames(), frames(2)], captions=[long, "teacher: a bell\nstudent: a star"], masks=[masks, None]
+    )
+    first, second = figure.axes
+    assert first.images[0].get_array().shape == second.images[0].get_array().shape == (24, 4 * 26 - 2, 3)
+    assert (second.images[0].get_array()[:, 52:] == 1).all()  # a shorter clip leaves room
+    assert first.get_xlabel().count("\n") >= 2 and second.get_xlabel() == "teacher: a bell\nstudent: a star"
+    assert [tuple(c.get_edgecolor()[0][:3]) for c in first.collections] == [to_rgb("white"), to_rgb("black")]
+    box = first.collections[1].get_paths()[0].get_extents()
+    assert 2 * 26 + 6 < box.x0 < 2 * 26 + 10 and 2 * 26 + 15 < box.x1 < 2 * 26 + 19
+    assert 4 < box.y0 < 8 and 11 < box.y1 < 15
+    assert not second.collections
+
+
+def test_film_puts_single_frames_side_by_side():
+    figure = plots.film([frames(1)] * 8, titles=[str(k) for k in range(8)])
+    assert len(figure.axes) == 8
+    assert len({round(axes.get_position().y0, 3) for axes in figure.axes}) == 2
+
+
+def test_token_mask_shows_the_mask_and_names_its_blocks():
+    mask = torch.zeros(10, 10, dtype=torch.bool)
+    mask[:, :5] = True
+    mask[5:, 5:] = torch.ones(5, 5).tril().bool()
+    labels = [f"p{k}" for k in range(5)] + ["[CLS]", "an", "orange", "wheel", "[SEP]"]
+    figure = plots.token_mask(mask, [("image", 5), ("text", 5)], labels)
+    assert (images(figure)[0] == mask.numpy()).all()
+    found = texts(figure)
+    assert found.count("sees all") == 2
+    assert {"sees nothing", "sees itself\nand the past", "image", "text", "orange"} <= set(found)
+    rows = images(plots.token_mask(mask[5:], [("image", 5), ("text", 5)], labels))[0]
+    assert (rows == mask[5:].numpy()).all()
+
+
+def test_budget_bars_have_the_length_and_number_of_their_part():
+    figure = plots.budget({"teacher": {"encoder": 3_000_000, "head": 1_000}, "student": {"all": 250_000}})
+    widths = [[bar.get_width() for bar in axes.patches] for axes in figure.axes]
+    assert widths == [[3_000_000, 1_000], [250_000]]
+    assert {"3 M (100%)", "1 k (< 1%)", "250 k (100%)", "teacher: 3 M", "encoder"} <= set(texts(figure))
+    assert len({(bar.get_facecolor(), bar.get_hatch()) for axes in figure.axes for bar in axes.patches}) == 2
+
+
+def test_curves_keep_one_look_for_one_run_and_never_tell_by_colour_alone():
+    run, other = ([0, 1, 2], [1.0, 2.0, 4.0]), ([0, 1, 2], [1.0, 1.5, 2.0])
+    logs = {"loss": {"alone": other, "distilled": run}, "CIDEr": {"distilled": run, "alone": other}}
+    figure = plots.curves(logs, log={"loss"}, levels={"CIDEr": {"teacher": 5.0}})
+    loss, cider = figure.axes
+    assert (loss.get_yscale(), cider.get_yscale()) == ("log", "linear")
+    look = {
+        line.get_label(): (line.get_color(), line.get_linestyle(), line.get_marker()) for line in loss.lines
+    }
+    assert all(len(set(part)) == 2 for part in zip(*look.values()))
+    assert all(look[line.get_label()][1] == line.get_linestyle() for line in cider.lines[:2])
+    assert loss.lines[1].get_xydata().tolist() == [[0, 1], [1, 2], [2, 4]]
+    assert cider.lines[2].get_ydata()[0] == 5.0 and "teacher 5" in texts(figure)
+    assert cider.get_xlabel() == "step"
+
+
+def test_scores_have_an_axis_for_each_score_and_leave_out_what_is_missing():
+    table = {"teacher": {"CIDEr": 5.25, "ms": 41.0}, "student": {"CIDEr": 4.5}}
+    figure = plots.scores(table)
+    cider, ms = figure.axes
+    assert [bar.get_width() for bar in cider.patches] == [5.25, 4.5]
+    assert [bar.get_width() for bar in ms.patches] == [41.0]
+    assert cider.get_xlim()[0] == 0 and cider.get_xlim()[1] < 10 < 41 < ms.get_xlim()[1]
+    assert {"5.25", "4.5", "41", "teacher", "student"} <= set(texts(figure))
+    assert cider.patches[0].get_hatch() != cider.patches[1].get_hatch()
+
+
+def test_pareto_joins_only_what_nothing_beats():
+    (axes,) = plots.pareto(ROWS, score="CIDEr").axes
+    assert axes.lines[0].get_xydata().tolist() == [[10.0, 4.6], [40.0, 5.2]]  # not the slow one
+    assert axes.get_xscale() == "log" and axes.get_ylabel() == "CIDEr"
+    sizes = {tuple(c.get_offsets()[0]): c.get_sizes()[0] for c in axes.collections}
+    assert sizes[(10.0, 4.6)] < sizes[(40.0, 5.2)] == sizes[(60.0, 4.0)]
+
+
+def test_pareto_labels_do_not_cover_each_other():
+    rows = [
+        {"name": f"beam {k}", "ms": 20.0 + k / 10, "score": 5.0 + k / 1000, "parameters": 1e6}
+        for k in range(4)
+    ]
+    figure = plots.pareto(rows)
+    figure.draw_without_rendering()
+    boxes = sorted(
+        (t.get_bbox_patch().get_window_extent() for t in figure.axes[0].texts), key=lambda box: box.y0
+    )
+    assert len(boxes) == 4
+    assert all(below.y1 <= above.y0 + 1 for below, above in zip(boxes, boxes[1:]))
+
+
+def test_beam_tree_draws_every_fate_and_the_winners_path():
+    figure = plots.beam_tree(trace(), VOCABULARY, top=1)
+    (axes,) = figure.axes
+    found = texts(figure)
+    assert {"bell\n\u22120.50", "wheel\n\u22120.90", "star\n\u22122.00", "[SEP]\n(\u22120.50)"} <= set(found)
+    assert not any(text.startswith("exclam") for text in found)  # the second pruned one
+    edges = [line for line in axes.lines if len(line.get_xdata())]
+    won = [line.get_xydata().tolist() for line in edges if line.get_linewidth() > 3]
+    assert won == [[[-1, 0], [0, 1]], [[0, 1], [1, 0]]]  # start, wheel (second rank), its end (first rank)
+    pruned = [line.get_xydata().tolist() for line in edges if line.get_linestyle() == "--"]
+    assert pruned == [[[-1, 0], [0, 2]]]
+    bold = {text.get_text() for text in axes.texts if text.get_weight() == "bold"}
+    assert bold == {"wheel\n\u22120.90", "[SEP]\n(\u22120.50)"}
+    ends = [text for text in axes.texts if text.get_text() == "[SEP]\n(\u22120.60)"]
+    assert len(ends) == 2  # a double line
+    assert "exclamat\u2026\n\u22123.00" in texts(plots.beam_tree(trace(), VOCABULARY.__getitem__, top=2))
+
+
+def test_beam_tree_grows_step_by_step_in_one_frame():
+    whole, part = plots.beam_tree(trace(), VOCABULARY), plots.beam_tree(trace(), VOCABULARY, upto=1)
+    assert whole.axes[0].get_xlim() == part.axes[0].get_xlim()
+    assert (whole.get_size_inches() == part.get_size_inches()).all()
+    assert not any("[SEP]" in text for text in texts(part))
+    assert "the caption that won" in texts(whole) and "the caption that won" not in texts(part)
+
+
+class Counting:
+    """A fake captioner with fixed transition scores, to draw the table of a real search."""
+
+    bos_token_id, eos_token_id, pad_token_id, max_positions, vocab_size = 1, 2, 0, 20, 7
+
+    def __init__(self):
+        self.scores = torch.randn(7, 7, generator=torch.manual_seed(3)) * 2
+        self.scores[:, :2] = -20
+
+    def start(self, frames):
+        return self
+
+    def step(self, tokens, state):
+        return self.scores[tokens], self
+
+    def select(self, rows):
+        return self
+
+
+@pytest.mark.parametrize("options", [{"beams": 3}, {"beams": 1}, {"beams": 3, "penalty": "gnmt"}])
+def test_beam_tree_finds_the_caption_that_the_search_returned(options):
+    from gitdistill.decoding import beam
+
+    decoded = beam(Counting(), torch.zeros(2, 1, 3, 8, 8), max_length=8, trace=True, **options)
+    steps = plots._tree({name: np.asarray(values) for name, values in decoded.trace.items()}, 1, top=3)
+    path = [int(steps[step][rank]["token"]) for step, rank in reversed(plots._winner(steps))]
+    caption = [int(token) for token in decoded.tokens[1, 0, 1:] if token != 0]
+    if options.get("penalty") == "gnmt" and len(caption) == 7:  # writes the end over the last word
+        path[-1] = 2
+    assert path == caption
+    assert pixels(plots.beam_tree(decoded.trace, VOCABULARY, clip=1)).std() > 5
