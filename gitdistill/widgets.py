@@ -33,7 +33,9 @@ class Explorer(widgets.VBox):
 def _slider(name, labels):
     options = [(str(label), position) for position, label in enumerate(labels)]
     width = {"layout": {"width": "95%", "max_width": "640px"}, "style": {"description_width": "6em"}}
-    return widgets.SelectionSlider(options=options, value=0, description=name, continuous_update=True, **width)
+    return widgets.SelectionSlider(
+        options=options, value=0, description=name, continuous_update=True, **width
+    )
 
 
 def explore(frames, axes):
@@ -52,7 +54,9 @@ def explore(frames, axes):
         wanted = set(product(*(range(len(labels)) for labels in axes.values())))
         missing = sorted(wanted - set(frames))
         if missing:
-            raise ValueError(f"{len(missing)} of {len(wanted)} pictures are missing, the first at {missing[0]}")
+            raise ValueError(
+                f"{len(missing)} of {len(wanted)} pictures are missing, the first at {missing[0]}"
+            )
         return Explorer({at: _bytes(frames[at]) for at in wanted}.__getitem__, axes)
     cache = {}
 
