@@ -506,11 +506,14 @@ def _peaks(axes, values, norm, size, step):
     """A square around the strongest cell of each word, in the panel's pixels; values [T, F, h, w]."""
     for t, value in enumerate(values):
         f, r, c = np.unravel_index(value.argmax(), value.shape)
-        corner = (t + 1) * step[1] + c * size[1] - 0.5, f * step[0] + r * size[0] - 0.5
-        for colour, thickness in (("black", 2.4), ("white", 1.0)):
-            axes.add_patch(
-                Rectangle(corner, size[1], size[0], fill=False, edgecolor=colour, linewidth=thickness)
-            )
+        _square(axes, (t + 1) * step[1] + c * size[1], f * step[0] + r * size[0], size)
+
+
+def _square(axes, left, top, size):
+    """A black and white line around one cell of `size` [height, width]."""
+    for colour, thickness in (("black", 2.4), ("white", 1.0)):
+        place = (left - 0.5, top - 0.5), size[1], size[0]
+        axes.add_patch(Rectangle(*place, fill=False, edgecolor=colour, linewidth=thickness))
 
 
 def _signs(axes, values, norm, size, step):
@@ -643,6 +646,62 @@ def _feature_row(figure, row, values, channels):
         r, c = np.nonzero(values[channel] < -0.5 * scale.vmax)
         axes.scatter(c, r, s=9, marker="_", color="white", linewidths=1)
     _bar(figure, scale, DIFFERENCE, "activation", ax=list(row[1:]), aspect=14, fraction=0.02)
+
+
+@_styled
+def overview(frames, models, title=None):
+    """One clip, what each model says about it, and where it looked for each word.
+
+    The clip at the left; at the right for each model its caption and, for each word, the frame that got most of its
+    attention, with the attention on it. All maps share one scale; a square marks the strongest cell.
+
+    frames: [F, 3, H, W]. models: label -> (caption, T words, attention [T, F, h, w]); words and grids may differ.
+    """
+    frames = _frames(frames)
+    columns = -(-len(frames) // 2)
+    grid = [list(frames[k : k + columns]) for k in range(0, len(frames), columns)]
+    high, wide = len(grid) * frames.shape[1], columns * frames.shape[2]
+    told = {}
+    for label, (caption, words, attention) in _some(models, "models").items():
+        values = _array(attention, f"attention of {label}", "T F h w")
+        _same(values.shape[:2], (len(_some(words, "words")), len(frames)), f"the words and frames of {label}")
+        told[label] = caption, words, values
+    scale = _amounts(*(values for *_, values in told.values()))
+    most = max(len(words) for _, words, _ in told.values())
+    side = 3.4  # inches, the clip's width
+    strip = min(1.15 * most, WIDTH - side - 0.4)  # a model's row of tiles
+    block = 0.85 + strip / most * frames.shape[1] / frames.shape[2]
+    height = max(block * len(told), side * high / wide + 0.45)
+    figure = _figure(side + strip + 0.4, height, "Overview", title, None)
+    axes = _place(figure, 0.1, 0.42, side, side * high / wide)
+    axes.imshow(_mosaic(grid, max(2, frames.shape[2] // 24)), interpolation="antialiased")
+    axes.set_title(f"{len(frames)} frames" if len(frames) > 1 else "the image", loc="left")
+    _bare(axes)
+    for k, (label, row) in enumerate(told.items()):
+        axes = _place(figure, side + 0.3, k * block + 0.42, strip, block - 0.85)
+        _told(axes, frames, label, *row, scale, most)
+    return figure
+
+
+def _told(axes, frames, label, caption, words, values, norm, most):
+    """A model's caption over its words, each with the frame it looked at most; `most` tiles wide."""
+    size = _cell(values, frames[0])
+    height, width = (n * cell for n, cell in zip(values.shape[2:], size))
+    gap = max(2, width // 16)
+    frame = values.sum((2, 3)).argmax(1)
+    peak = values[np.arange(len(values)), frame]
+    tiles = [_overlay(frames[f], v, norm, AMOUNT) for f, v in zip(frame, peak)]
+    _bare(axes)
+    axes.imshow(_mosaic([tiles + [None] * (most - len(tiles))], gap), interpolation="antialiased")
+    axes.xaxis.tick_top()
+    x = _centres(len(words), width, gap)
+    axes.set_xticks(x, words)
+    above = 1 + 0.3 / (axes.get_position().height * axes.figure.get_figheight())
+    axes.text(0, above, f"{label}: {caption}", transform=axes.transAxes, weight="bold")
+    for k, f in enumerate(frame):
+        axes.text(x[k], height + gap / 2, f"frame {f + 1}", ha="center", va="top", fontsize=8, color=GREY)
+        r, c = np.unravel_index(peak[k].argmax(), peak[k].shape)
+        _square(axes, k * (width + gap) + c * size[1], r * size[0], size)
 
 
 # -- training and scores ----------------------------------------------------------------------------------------

@@ -63,6 +63,9 @@ PICTURES = {
     "frame_word_map": lambda title: plots.frame_word_map(attention(), WORDS, frames(), title=title),
     "heads": lambda title: plots.heads(attention(2, 3), frames()[0], title=title),
     "feature_maps": lambda title: plots.feature_maps(frames()[0], {"stage": attention(2, 8)[0]}, title=title),
+    "overview": lambda title: plots.overview(
+        frames(), {"teacher": ("a red bell", WORDS, attention())}, title
+    ),
     "curves": lambda title: plots.curves({"loss": ([0, 1, 2], [3.0, 2.0, 1.0])}, title=title),
     "scores": lambda title: plots.scores({"teacher": {"CIDEr": 5.0}}, title=title),
     "pareto": lambda title: plots.pareto(ROWS, title=title),
@@ -291,6 +294,33 @@ def test_feature_maps_choose_the_strongest_channels():
     signed = [axes.images[0] for axes in figure.axes if axes.get_title() in ("channel 3", "channel 1")][:2]
     assert all(image.get_clim() == (-4.0, 4.0) and image.get_cmap().name == "PuOr" for image in signed)
     assert signed[0].axes.collections[0].get_offsets().tolist() == [[2.0, 1.0]]  # the minus sign
+
+
+def test_overview_shows_for_each_word_the_frame_it_looked_at_most():
+    values = pointer((2, 4, 6, 6), (0, 2, 1, 4)) + pointer((2, 4, 6, 6), (1, 0, 5, 0))
+    said = {
+        "teacher": ("a red bell", WORDS[1:], values),
+        "student": ("a bell", WORDS[2:], attention(1, 4, 3)),
+    }
+    figure = plots.overview(torch.zeros(4, 3, 24, 24, dtype=torch.uint8), said)
+    clip, teacher, student = images(figure)
+    step = 24 + 2  # a tile and the gap
+    assert clip.shape[:2] == (2 * step - 2, 2 * step - 2) and teacher.shape == student.shape == (
+        24,
+        2 * step - 2,
+        3,
+    )
+    lit = teacher @ plots.LUMA
+    assert (
+        lit[4, 16] > 0.5 and lit[20, step] > 0.5 and np.median(np.asarray(lit)) < 0.1
+    )  # row 1, column 4; row 5, column 0
+    assert [patch.get_xy() for patch in figure.axes[1].patches][::2] == [(15.5, 3.5), (step - 0.5, 19.5)]
+    assert (student[:, step:] == 1).all()  # no second word
+    assert {"teacher: a red bell", "student: a bell", "red", "frame 3", "frame 1"} <= set(texts(figure))
+    with pytest.raises(
+        ValueError, match=r"words and frames of teacher must have shape \[1, 4\], got \[2, 4\]"
+    ):
+        plots.overview(frames(), {"teacher": ("a bell", WORDS[2:], values)})
 
 
 def test_film_has_a_row_for_each_clip_and_outlines_masks_in_black_on_white():
