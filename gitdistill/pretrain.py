@@ -38,8 +38,8 @@ class CellHeads(nn.Module):
     def forward(self, cells: Tensor, truth: dict[str, Tensor]) -> tuple[dict, dict]:
         """Losses and accuracies by kind. cells [..., D], truth as `cell_truth` gives it.
 
-        Cross-entropy is in nats a cell, an empty cell counting a tenth; the box's error in image widths
-        (smooth L1), over cells that show something.
+        Cross-entropy is in nats a cell, an empty cell counting a tenth; the box's error, in tenths of
+        an image width (smooth L1), is over cells that show something.
         """
         *kinds, box = self.linear(cells).float().split([*self.sizes.values(), 4], dim=-1)
         shown = truth["symbol"] > 0
@@ -58,8 +58,9 @@ def cell_truth(masks: Tensor, scenes: list, grid: tuple[int, int], least: float 
 
     masks: bool [B, O, F, H, W], O objects at most. A cell belongs to the object that covers most of it, if it
     covers `least` of its area. Returns long [B, F, h, w] for "symbol", "colour" and "motion" (0: nothing) and
-    "box" [B, F, h, w, 4]: the object's box as (x, y) of its centre from the cell's centre, width, height, in
-    image widths.
+    "box" [B, F, h, w, 4]: the object's box as x and y of its centre, width and height, in image widths. Its place
+    in the picture, not in the cell: GIT's decoder adds no positions, so what the image encoder does not tell of
+    where things are, no caption can.
     """
     share = F.adaptive_avg_pool2d(masks.float().flatten(0, 1), grid).unflatten(0, masks.shape[:2])
     cover, owner = share.max(dim=1)  # (B, F, h, w)
@@ -74,10 +75,7 @@ def cell_truth(masks: Tensor, scenes: list, grid: tuple[int, int], least: float 
         truth[kind] = picked * shown
     boxes = mask_boxes(masks)  # (B, O, F, 4)
     b, f = torch.arange(len(masks))[:, None, None, None], torch.arange(masks.shape[2])[None, :, None, None]
-    box = boxes[b, owner, f]  # (B, F, h, w, 4)
-    ys, xs = ((torch.arange(n, device=masks.device) + 0.5) / n for n in grid)
-    centre = torch.stack([xs.expand(grid), ys[:, None].expand(grid)], dim=-1)
-    truth["box"] = torch.cat([box[..., :2] - centre, box[..., 2:]], dim=-1)
+    truth["box"] = boxes[b, owner, f]  # (B, F, h, w, 4)
     return truth
 
 
