@@ -653,7 +653,7 @@ def overview(frames, models, title=None):
     """One clip, what each model says about it, and where it looked for each word.
 
     The clip at the left; at the right for each model its caption and, for each word, the frame that got most of its
-    attention, with the attention on it. All maps share one scale; a square marks the strongest cell.
+    attention, with the attention on it. Each map has a scale of its own; a square marks its strongest cell.
 
     frames: [F, 3, H, W]. models: label -> (caption, T words, attention [T, F, h, w]); words and grids may differ.
     """
@@ -666,7 +666,6 @@ def overview(frames, models, title=None):
         values = _array(attention, f"attention of {label}", "T F h w")
         _same(values.shape[:2], (len(_some(words, "words")), len(frames)), f"the words and frames of {label}")
         told[label] = caption, words, values
-    scale = _amounts(*(values for *_, values in told.values()))
     most = max(len(words) for _, words, _ in told.values())
     side = 3.4  # inches, the clip's width
     strip = min(1.15 * most, WIDTH - side - 0.4)  # a model's row of tiles
@@ -679,18 +678,18 @@ def overview(frames, models, title=None):
     _bare(axes)
     for k, (label, row) in enumerate(told.items()):
         axes = _place(figure, side + 0.3, k * block + 0.42, strip, block - 0.85)
-        _told(axes, frames, label, *row, scale, most)
+        _told(axes, frames, label, *row, most)
     return figure
 
 
-def _told(axes, frames, label, caption, words, values, norm, most):
+def _told(axes, frames, label, caption, words, values, most):
     """A model's caption over its words, each with the frame it looked at most; `most` tiles wide."""
     size = _cell(values, frames[0])
     height, width = (n * cell for n, cell in zip(values.shape[2:], size))
     gap = max(2, width // 16)
     frame = values.sum((2, 3)).argmax(1)
     peak = values[np.arange(len(values)), frame]
-    tiles = [_overlay(frames[f], v, norm, AMOUNT) for f, v in zip(frame, peak)]
+    tiles = [_overlay(frames[f], v, _amounts(v), AMOUNT) for f, v in zip(frame, peak)]
     _bare(axes)
     axes.imshow(_mosaic([tiles + [None] * (most - len(tiles))], gap), interpolation="antialiased")
     axes.xaxis.tick_top()
