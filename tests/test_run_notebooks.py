@@ -5,6 +5,7 @@ import importlib.util
 import io
 import json
 import os
+import re
 from pathlib import Path
 
 import nbformat
@@ -80,7 +81,9 @@ def test_html_leaves_the_notebook_alone(tmp_path, capsys):
     out.mkdir()
     assert runner.main([str(path), "--html", str(out)]) == 0
     assert path.read_bytes() == before
-    assert sorted(file.name for file in out.iterdir()) == ["01_a.html", "01_a.ipynb", "results.csv"]
+    written = ["01_a.html", "01_a.ipynb", "minutes.csv", "results.csv"]
+    assert sorted(file.name for file in out.iterdir()) == written
+    assert re.fullmatch(r"notebook,minutes\n01_a,\d+\.\d\n", (out / "minutes.csv").read_text())
     page = (out / "01_a.html").read_text()
     assert "<title>01_a</title>" in page and "42" in page
     assert nbformat.read(out / "01_a.ipynb", as_version=4).cells[1].outputs[0].text == "42\n"

@@ -132,8 +132,10 @@ def test_continuous_integration_calls_make():
 
 
 @pytest.fixture
-def dry_make(tmp_path):
+def dry_make(tmp_path, monkeypatch):
     """`make -n TARGET` in a copy of the Makefile, with or without an installation that went through."""
+    for name in ("MAKELEVEL", "MAKEFLAGS", "MFLAGS"):  # the tests themselves may run under make
+        monkeypatch.delenv(name, raising=False)
     (tmp_path / "Makefile").write_bytes((ROOT / "Makefile").read_bytes())
     (tmp_path / "pyproject.toml").touch()
 
