@@ -56,7 +56,7 @@ def test_a_clip_run_backwards_is_told_backwards(teacher):
     assert len(moving) > 20 and turned > 0.8 * len(moving)
 
 
-@pytest.mark.parametrize("name, term", [("teacher", "train/cross_entropy"), ("backbone", "train/symbol")])
+@pytest.mark.parametrize("name, term", [("teacher", "train/loss"), ("backbone", "train/symbol")])
 def test_the_training_log_reaches_the_last_step_and_shows_learning(name, term):
     steps = json.loads((DATA / name / "scores.json").read_text())["steps"]
     with (DATA / name / "log.csv").open(newline="") as file:
