@@ -3,7 +3,7 @@
 Real GIT starts from CLIP and a real TinyViT from ImageNet. Neither fits in a repository, so the embedded
 teacher's image encoder and the embedded backbone are trained here on the world's own ground truth: for each
 cell of their grid, the symbol and colour that lie there and the box around it. `TeacherTrainer` then learns
-captions and, in the image rows of its decoder, motions, from the same ground truth.
+captions and, in the image rows of its decoder, motions and relations, from the same ground truth.
 
 The heads that predict all this are thrown away; what ships are the networks.
 """
@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import GitConfig
 
 from gitdistill.data.glyphs import GlyphClips
-from gitdistill.data.grammar import COLOURS, MOTIONS, SYMBOLS
+from gitdistill.data.grammar import COLOURS, MOTIONS, RELATIONS, SYMBOLS, relation_from
 from gitdistill.data.module import glyph_tokenizer
 from gitdistill.hooks import record
 from gitdistill.model.encoders import EMBEDDED, TinyVIT
@@ -24,11 +24,16 @@ from gitdistill.model.git import GenerativeImageTextModel
 from gitdistill.optim import MuonAdamW, warmup_cosine
 from gitdistill.trainer import CaptionTrainer
 
-KINDS = {"symbol": list(SYMBOLS), "colour": list(COLOURS), "motion": list(MOTIONS)}
+KINDS = {
+    "symbol": list(SYMBOLS),
+    "colour": list(COLOURS),
+    "motion": list(MOTIONS),
+    "relation": list(RELATIONS),
+}
 
 
 class CellHeads(nn.Module):
-    """One linear layer that reads from each cell's features: symbol, colour, motion (class 0: nothing), box."""
+    """One linear layer that reads what lies in each cell, kind by kind (class 0: nothing), and the box around it."""
 
     def __init__(self, width: int, kinds: tuple[str, ...]):
         super().__init__()
@@ -57,10 +62,10 @@ def cell_truth(masks: Tensor, scenes: list, grid: tuple[int, int], least: float 
     """What lies in each cell of each frame's grid.
 
     masks: bool [B, O, F, H, W], O objects at most. A cell belongs to the object that covers most of it, if it
-    covers `least` of its area. Returns long [B, F, h, w] for "symbol", "colour" and "motion" (0: nothing) and
-    "box" [B, F, h, w, 4]: the object's box as x and y of its centre, width and height, in image widths. Its place
-    in the picture, not in the cell: GIT's decoder adds no positions, so what the image encoder does not tell of
-    where things are, no caption can.
+    covers `least` of its area. Returns long [B, F, h, w] for "symbol", "colour", "motion" and "relation" (where the
+    object is, seen from the other one; 0: nothing, or nothing clear) and "box" [B, F, h, w, 4]: the object's box as
+    x and y of its centre, width and height, in image widths. Its place in the picture, not in the cell: GIT's
+    decoder adds no positions, so what the image encoder does not tell of where things are, no caption can.
     """
     share = F.adaptive_avg_pool2d(masks.float().flatten(0, 1), grid).unflatten(0, masks.shape[:2])
     cover, owner = share.max(dim=1)  # (B, F, h, w)
@@ -70,7 +75,8 @@ def cell_truth(masks: Tensor, scenes: list, grid: tuple[int, int], least: float 
         index = torch.zeros(masks.shape[:2], dtype=torch.long)
         for b, scene in enumerate(scenes):
             for o, thing in enumerate(scene.things):
-                index[b, o] = 1 + names.index(getattr(thing, kind))
+                name = relation_from(scene, o) if kind == "relation" else getattr(thing, kind)
+                index[b, o] = 1 + names.index(name) if name else 0
         picked = index.to(masks.device)[torch.arange(len(masks))[:, None, None, None], owner]
         truth[kind] = picked * shown
     boxes = mask_boxes(masks)  # (B, O, F, 4)
@@ -204,7 +210,7 @@ class TeacherTrainer(CaptionTrainer):
     Args:
         model: a `GenerativeImageTextModel`, its image encoder trained by `CellTrainer`.
         cell_weight: weight of the cells' terms, at the image encoder's end (symbol, colour, box) and in the
-            image rows of the decoder before its last layer (symbol, colour, motion, box).
+            image rows of the decoder before its last layer (symbol, colour, motion, relation, box).
         freeze: steps for which the image encoder is left as it came; the decoder learns to read it first.
         options: as for `CaptionTrainer`.
     """
@@ -214,12 +220,10 @@ class TeacherTrainer(CaptionTrainer):
         self.cell_weight, self.freeze = cell_weight, freeze
         config = model.config
         self.seen = CellHeads(config.vision_config.hidden_size, ("symbol", "colour"))
-        self.understood = CellHeads(config.hidden_size, ("symbol", "colour", "motion"))
+        self.understood = CellHeads(config.hidden_size, tuple(KINDS))
         self.layer = f"layers.{len(model.layers) - 2}"
-        for (
-            embedding
-        ) in model.temporal:  # zeros cannot tell one frame from the next: motion is learned much later
-            if not embedding.any():
+        for embedding in model.temporal:
+            if not embedding.any():  # zeros cannot tell one frame from the next: motion is learned much later
                 nn.init.normal_(embedding, std=0.5)
 
     def on_train_batch_start(self, batch: dict, index: int) -> None:
