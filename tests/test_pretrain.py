@@ -5,7 +5,7 @@ import tiny
 import torch
 
 from gitdistill.data.glyphs import Scene, Thing
-from gitdistill.data.grammar import COLOURS, MOTIONS, SYMBOLS
+from gitdistill.data.grammar import COLOURS, MOTIONS, RELATIONS, SYMBOLS
 from gitdistill.data.module import GlyphData
 from gitdistill.pretrain import (
     CellHeads,
@@ -20,8 +20,8 @@ CAT = Thing(list(SYMBOLS)[3], list(COLOURS)[2], "small", list(MOTIONS)[5])
 DOG = Thing(list(SYMBOLS)[7], list(COLOURS)[4], "large", list(MOTIONS)[1])
 
 
-def scene(*things):
-    return Scene(things, paths=(), turns=(), relation=None, order=(0, 1), moving=True, background=())
+def scene(*things, relation=None):
+    return Scene(things, paths=(), turns=(), relation=relation, order=(0, 1), moving=True, background=())
 
 
 def test_each_cell_belongs_to_what_covers_most_of_it():
@@ -36,6 +36,14 @@ def test_each_cell_belongs_to_what_covers_most_of_it():
     # The second thing spans x 4..8 and y 2..8, in every cell it owns.
     for cell in (truth["box"][0, 0, 0, 1], truth["box"][0, 0, 1, 1]):
         torch.testing.assert_close(cell, torch.tensor([6, 5, 4, 6]) / 8)
+
+
+def test_a_relation_is_told_from_each_thing_of_its_own():
+    masks = torch.zeros(1, 2, 1, 4, 8, dtype=torch.bool)
+    masks[0, 0, 0, :, :4], masks[0, 1, 0, :, 4:] = True, True
+    told = cell_truth(masks, [scene(CAT, DOG, relation="left")], (1, 2))["relation"].flatten().tolist()
+    assert told == [1 + list(RELATIONS).index("left"), 1 + list(RELATIONS).index("right")]
+    assert not cell_truth(masks, [scene(CAT, DOG)], (1, 2))["relation"].any()
 
 
 def test_boxes_of_masks():
