@@ -5,6 +5,8 @@
 and leaves out padding, so that padding a batch further changes nothing. Halves are computed in float32.
 """
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -58,6 +60,63 @@ def kl(
     _check_logits(student_logits, tokens)
     log_q = (_wide(student_logits[:, :-1]) / temperature).log_softmax(dim=-1)
     log_p = (_wide(teacher_logits[:, :-1].detach()) / temperature).log_softmax(dim=-1)
+    per_token = (log_p.exp() * (log_p - log_q)).sum(dim=-1)  # [B*K, T-1]
+    return temperature**2 * _masked_mean(per_token, tokens[:, 1:] != pad_id)
+
+
+LEAST = -60.0  # logarithm of what counts as no probability at all; float16 holds it, and 0 * log 0 is no NaN
+
+
+@dataclass
+class TopK:
+    """Next-token distributions, their k likeliest words kept and the mass of all others as one number.
+
+    Row t is about token t + 1, so that T tokens have T - 1 rows.
+    log_p: [B*K, T-1, k], logarithms, likeliest first. words: long [B*K, T-1, k]. log_rest: [B*K, T-1].
+    """
+
+    log_p: Tensor
+    words: Tensor
+    log_rest: Tensor
+
+
+def top_k(logits: Tensor, k: int) -> TopK:
+    """The k likeliest next words of logits [B*K, T, V] (all of them if V is smaller) and the remaining mass."""
+    every = _wide(logits[:, :-1]).log_softmax(-1)
+    log_p, words = every.topk(min(k, every.shape[-1]))
+    log_rest = every.scatter(-1, words, float("-inf")).logsumexp(-1).clamp(min=LEAST)
+    return TopK(log_p, words, log_rest)
+
+
+def kl_top(
+    student_logits: Tensor, teacher: TopK, tokens: Tensor, pad_id: int, temperature: float = 1.0
+) -> Tensor:
+    """`kl` against a teacher of whom the likeliest words are known; nats per token, times T².
+
+    T² Σ_v p(v) (log p(v) - log q(v)) where v runs over the k kept words and one bucket with all others,
+    student's and teacher's alike, each raised to 1 / T and normalised. At T = 1 it is at most `kl`, the gap
+    being what the two say within the bucket; with k = V it is `kl` at every T. Mask, reduction and T² as
+    there. Top-k targets with a remainder: Tan et al. 2019 (https://arxiv.org/abs/1902.10461) keep the k
+    largest; the bucket makes of them a distribution again, so that the student's other words are not free.
+
+    Args:
+        student_logits: [B*K, T, V].
+        teacher: see `TopK`; what it holds beyond the T - 1 rows of a caption's batch must be cut off.
+        tokens, pad_id, temperature: as in `kl`.
+    """
+    if temperature <= 0:
+        raise ValueError(f"temperature must be above 0, not {temperature}")
+    _check_logits(student_logits, tokens)
+    if teacher.words.shape[:2] != (len(tokens), tokens.shape[1] - 1):
+        raise ValueError(f"{list(teacher.words.shape)} likeliest words for tokens {list(tokens.shape)}")
+    log_q = _wide(student_logits[:, :-1]).log_softmax(dim=-1)
+    log_p = _wide(teacher.log_p.detach())
+    kept = log_q.gather(-1, teacher.words)
+    if teacher.words.shape[-1] < log_q.shape[-1]:
+        others = log_q.scatter(-1, teacher.words, float("-inf")).logsumexp(-1, keepdim=True)
+        kept = torch.cat([kept, others], dim=-1)
+        log_p = torch.cat([log_p, _wide(teacher.log_rest.detach())[..., None]], dim=-1)
+    log_q, log_p = ((x / temperature).log_softmax(dim=-1) for x in (kept, log_p))
     per_token = (log_p.exp() * (log_p - log_q)).sum(dim=-1)  # [B*K, T-1]
     return temperature**2 * _masked_mean(per_token, tokens[:, 1:] != pad_id)
 

@@ -5,13 +5,14 @@ Batches are dicts as `gitdistill.data.GlyphData` makes them: "frames" uint8 [B, 
 [B*K, T] and, for scoring, "references" (B lists of captions) and, in the embedded world, "scenes".
 """
 
-import math
+from pathlib import Path
 
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
 from gitdistill import losses, metrics
+from gitdistill.cache import TeacherCache, Wants, as_cells, ask
 from gitdistill.data.module import glyph_tokenizer
 from gitdistill.decoding import greedy
 from gitdistill.hooks import record
@@ -130,9 +131,14 @@ class DistillationTrainer(CaptionTrainer):
         feature_pairs: student's module path -> teacher's. The first tensor each hands out per batch is compared,
             cell by cell, after a linear projector to the teacher's width. By default the student's mixed memory
             with the image rows of the teacher's decoder before its last layer: what both decoders read from.
+        cache: a `TeacherCache`, or a folder that has or will get one: then no training batch asks the teacher.
+            A folder without a finished one is filled when the fit starts.
+        teacher_dtype: what the teacher computes in; "bfloat16" halves its time on hardware that knows it.
+        freeze: steps for which the student's backbone is left as it came, batch-norm statistics included, so
+            that what is random around it learns to read it first.
         options: as for `CaptionTrainer`.
 
-    Raises ValueError when the two vocabularies differ.
+    Raises ValueError when the two vocabularies differ, or when the cache is another teacher's or other data's.
     """
 
     def __init__(
@@ -145,6 +151,9 @@ class DistillationTrainer(CaptionTrainer):
         hidden: float = 0.0,
         temperature: float = 1.0,
         feature_pairs: dict[str, str] | None = None,
+        cache: str | Path | TeacherCache | None = None,
+        teacher_dtype: str = "float32",
+        freeze: int = 0,
         **options,
     ):
         teacher = GenerativeImageTextTeacher.from_pretrained(teacher) if isinstance(teacher, str) else teacher
@@ -156,9 +165,18 @@ class DistillationTrainer(CaptionTrainer):
             )
         self._teacher = (teacher,)  # a tuple hides it from nn.Module
         self.weights = {"cross_entropy": cross_entropy, "kl": kl, "features": features, "hidden": hidden}
-        self.temperature = temperature
-        layer = f"model.layers.{len(teacher.model.layers) - 2}"
-        self.feature_pairs = (feature_pairs or {"memory_norm": layer}) if features else {}
+        self.temperature, self.teacher_dtype, self.freeze = temperature, teacher_dtype, freeze
+        layers = len(teacher.model.layers)
+        self.feature_pairs = (
+            (feature_pairs or {"memory_norm": f"model.layers.{layers - 2}"}) if features else {}
+        )
+        self.last_layer = f"model.layers.{layers - 1}"
+        self.wants = Wants(
+            logits=bool(kl),
+            cells=tuple(self.feature_pairs.values()),
+            rows=(self.last_layer,) if hidden else (),
+        )
+        self._cache = cache
         # Widths are read off one clip; the paths are checked on the way.
         self.projectors = nn.ModuleDict()
         if features or hidden:
@@ -179,50 +197,78 @@ class DistillationTrainer(CaptionTrainer):
         teacher = self._teacher[0]
         side = teacher.model.config.vision_config.image_size
         frames = torch.zeros(1, 1, 3, side, side, dtype=torch.uint8)
+        tokens = torch.tensor([[teacher.bos_token_id]])
         training = self.model.training
         self.model.eval()
-        student, teacher, pairs = self._look(frames, torch.tensor([[teacher.bos_token_id]]))
+        student, cells = self._read(frames, tokens)
         self.model.train(training)
-        for name, (ours, theirs) in pairs.items():
-            self.projectors[name.replace(".", "/")] = nn.Linear(ours.shape[-1], theirs.shape[-1])
+        answer = ask(teacher, frames, tokens, self.wants)
+        for ours, theirs in self.feature_pairs.items():
+            widths = cells[ours].shape[-1], answer[f"cells/{theirs}"].shape[-1]
+            self.projectors[ours.replace(".", "/")] = nn.Linear(*widths)
         if self.weights["hidden"]:
-            widths = student.hidden_states[-1].shape[-1], teacher.hidden_states[-1].shape[-1]
+            widths = student.hidden_states[-1].shape[-1], answer[f"rows/{self.last_layer}"].shape[-1]
             self.projectors["hidden"] = nn.Linear(*widths)
 
-    def _look(self, frames: Tensor, tokens: Tensor):
-        """Both outputs, and for each feature pair the cells [B*F, h, w, D] of both networks."""
-        count = frames.shape[1] if frames.dim() == 5 else 1
-        watched = list(self.feature_pairs)
-        with (
-            record(self.model, watched, detach=False) as ours,
-            record(self.teacher, list(self.feature_pairs.values())) as theirs,
-        ):
+    def setup(self, stage: str) -> None:
+        """Open the cache, or fill it, before training."""
+        if stage == "fit" and self._cache is not None:
+            data = self.trainer.datamodule
+            if not isinstance(self._cache, TeacherCache):
+                self._cache = self._open_cache(Path(self._cache), data)
+            self._cache.check(self.teacher, data)
+            if lacking := self._cache.lacks(self.wants):
+                raise ValueError(
+                    f"the cache in {self._cache.folder} lacks {', '.join(lacking)}: build another"
+                )
+
+    def _open_cache(self, folder: Path, data) -> TeacherCache:
+        if data is None:
+            return TeacherCache(folder)
+        return TeacherCache.build(folder, self.teacher, data, self.wants, teacher_dtype=self.teacher_dtype)
+
+    def on_train_batch_start(self, batch: dict, index: int) -> None:
+        if self.freeze:
+            thawed = self.global_step >= self.freeze
+            self.model.backbone.requires_grad_(thawed).train(thawed)
+
+    def on_train_end(self) -> None:
+        if self.freeze:
+            self.model.backbone.requires_grad_(True)
+
+    def _read(self, frames: Tensor, tokens: Tensor):
+        """The student's output, and its cells [B*F, h, w, D] for each of its paths in `feature_pairs`."""
+        count = len(frames) * (frames.shape[1] if frames.dim() == 5 else 1)
+        with record(self.model, list(self.feature_pairs), detach=False) as seen:
             student = self.model(frames, tokens)
-            teacher = self.teacher(frames, tokens)
-        batch = len(frames) * count
-        pairs = {
-            a: (as_cells(ours[a][0], batch), as_cells(theirs[b][0], batch))
-            for a, b in self.feature_pairs.items()
-        }
-        return student, teacher, pairs
+        return student, {path: as_cells(seen[path][0], count) for path in self.feature_pairs}
+
+    def _ask(self, batch: dict) -> dict:
+        """What the teacher makes of a batch, from the cache if there is one; see `gitdistill.cache.ask`."""
+        frames, tokens = batch["frames"], batch["tokens"]
+        if self._cache is None:
+            return ask(self.teacher, frames, tokens, self.wants, getattr(torch, self.teacher_dtype))
+        if not isinstance(self._cache, TeacherCache):
+            raise ValueError(f"the cache in {self._cache} is opened by `fit`, or give TeacherCache(folder)")
+        return self._cache.read(batch["clip"], batch["caption"], tokens, self.wants)
 
     def losses(self, batch: dict) -> dict[str, Tensor]:
-        tokens, weights = batch["tokens"], self.weights
-        student, teacher, pairs = self._look(batch["frames"], tokens)
+        tokens, weights, pad = batch["tokens"], self.weights, self.model.pad_token_id
+        student, cells = self._read(batch["frames"], tokens)
+        answer = self._ask(batch) if self.wants else {}
         values = {}
         if weights["cross_entropy"]:
             values["cross_entropy"] = self.cross_entropy(student.logits, tokens)
         if weights["kl"]:
-            pad = self.model.pad_token_id
-            values["kl"] = losses.kl(student.logits, teacher.logits, tokens, pad, self.temperature)
-        if pairs:
-            distances = [self._distance(name, *pair) for name, pair in pairs.items()]
-            values["features"] = sum(distances) / len(distances)
+            teacher = answer["logits"]
+            kl = losses.kl_top if isinstance(teacher, losses.TopK) else losses.kl
+            values["kl"] = kl(student.logits, teacher, tokens, pad, self.temperature)
+        if self.feature_pairs:
+            pairs = [(ours, cells[ours], answer[f"cells/{to}"]) for ours, to in self.feature_pairs.items()]
+            values["features"] = sum(self._distance(*pair) for pair in pairs) / len(pairs)
         if weights["hidden"]:
             mine = self.projectors["hidden"](student.hidden_states[-1])
-            values["hidden"] = losses.feature(
-                mine, teacher.hidden_states[-1], mask=tokens != self.model.pad_token_id
-            )
+            values["hidden"] = losses.feature(mine, answer[f"rows/{self.last_layer}"], mask=tokens != pad)
         self.log_dict({f"train/unweighted/{name}": value.detach() for name, value in values.items()})
         return {name: weights[name] * value for name, value in values.items()}
 
@@ -231,26 +277,3 @@ class DistillationTrainer(CaptionTrainer):
         grids = student.shape[1:3], teacher.shape[1:3]
         projected = losses.align_grid(projected.flatten(1, 2), *grids)
         return losses.feature(projected, teacher.flatten(1, 2))
-
-
-def as_cells(activation: Tensor, frames: int) -> Tensor:
-    """An image activation of either network as cells [B*F, h, w, D], `frames` = B*F.
-
-    Takes maps [B*F, C, h, w], tokens of single frames [B*F, S, D] and of whole clips [B, F*S, D]. A class token
-    that leads each frame is dropped: it is there when S is one more than a square number.
-    """
-    if activation.dim() == 5:
-        activation = activation.flatten(0, 1)
-    if activation.dim() == 4:
-        return activation.permute(0, 2, 3, 1)
-    if activation.dim() != 3 or activation.shape[0] * activation.shape[1] % frames:
-        raise ValueError(f"an activation of shape {list(activation.shape)} is not a map over {frames} frames")
-    tokens = activation.reshape(frames, -1, activation.shape[-1])
-    side = math.isqrt(tokens.shape[1])
-    if side**2 + 1 == tokens.shape[1]:
-        tokens = tokens[:, 1:]
-    elif side**2 != tokens.shape[1]:
-        raise ValueError(
-            f"{tokens.shape[1]} tokens a frame are no square grid, with or without a class token"
-        )
-    return tokens.unflatten(1, (side, side))
