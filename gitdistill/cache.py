@@ -3,10 +3,10 @@
     cache = TeacherCache.build("runs/cache", teacher, data, Wants(logits=True))
     DistillationTrainer(teacher, student, cache=cache)
 
-`ask` is what a distillation wants to know of a batch, answered by the teacher itself; `TeacherCache.read` gives
-the same answer from disk. Distributions are kept as their likeliest words and the mass of the rest, activations
-as int8 with one scale a token. TinyViT stores its teacher's logits likewise (Wu et al. 2022,
-https://arxiv.org/abs/2207.10666).
+`gitdistill.answers.ask` is what a distillation wants to know of a batch, answered by the teacher itself;
+`TeacherCache.read` gives the same answer from disk. Distributions are kept as their likeliest words and the
+mass of the rest, activations as int8 with one scale a token. TinyViT stores its teacher's logits likewise
+(Wu et al. 2022, https://arxiv.org/abs/2207.10666).
 """
 
 import hashlib
@@ -14,7 +14,6 @@ import json
 import math
 import shutil
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -23,100 +22,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gitdistill import losses
-from gitdistill.hooks import record
+from gitdistill.answers import CaptionFilter, Wants, ask, beside, speak
 from gitdistill.model.files import write_whole
 from gitdistill.model.pixels import CLIP_MEAN, CLIP_STD
 
 FORMAT = 1
 SAVE_EVERY = 10.0  # seconds of work that a kill can cost
-
-
-@dataclass(frozen=True)
-class Wants:
-    """What a distillation wants to know of the teacher.
-
-    logits: the next word's distribution, for each token of each caption.
-    cells: module paths of the teacher; what they make of the image, cell by cell.
-    rows: module paths of the teacher; what they make of the captions, token by token.
-    attention: where each token looks in the image, averaged over heads and layers.
-    """
-
-    logits: bool = True
-    cells: tuple[str, ...] = ()
-    rows: tuple[str, ...] = ()
-    attention: bool = False
-
-    def names(self) -> list[str]:
-        """The parts of an answer: "logits", "cells/<path>", "rows/<path>", "attention"."""
-        flags = [name for name in ("logits", "attention") if getattr(self, name)]
-        return flags + [f"cells/{path}" for path in self.cells] + [f"rows/{path}" for path in self.rows]
-
-    def __bool__(self) -> bool:
-        return bool(self.names())
-
-
-ATTENTION = "model.layers.*.attention.softmax"
-
-
-@torch.no_grad()
-def ask(teacher, frames: Tensor, tokens: Tensor, wants: Wants, dtype: torch.dtype = torch.float32) -> dict:
-    """The teacher's answer on a batch, by the names of `wants`.
-
-    "logits" [B*K, T, V]; "cells/…" [B*F, h, w, D], class tokens left out; "rows/…" [B*K, T, D]; "attention"
-    [B*K, T, F*h*w], the share of each cell in what goes to cells at all. `dtype` bfloat16 computes under
-    autocast, about twice as fast on a CPU that knows it.
-    """
-    paths = [*wants.cells, *wants.rows, *([ATTENTION] if wants.attention else [])]
-    half = dtype != torch.float32
-    with record(teacher, paths) as seen, torch.autocast(frames.device.type, dtype, enabled=half):
-        output = teacher(frames, tokens)
-    count = len(frames) * (frames.shape[1] if frames.dim() == 5 else 1)
-    answer = {"logits": output.logits} if wants.logits else {}
-    if wants.attention:
-        # In every layer the text reads last.
-        layers = [calls[-1] for path, calls in seen.items() if path.endswith(".attention.softmax")]
-        answer["attention"] = text_to_cells(
-            torch.stack(layers).float().mean((0, 2)), tokens, count, output.visual_features.shape[1]
-        )
-    answer |= {f"cells/{path}": as_cells(seen[path][0], count) for path in wants.cells}
-    answer |= {f"rows/{path}": seen[path][-1].reshape(*tokens.shape, -1) for path in wants.rows}
-    return {name: value.float() for name, value in answer.items()}
-
-
-def as_cells(activation: Tensor, frames: int) -> Tensor:
-    """An image activation of either network as cells [B*F, h, w, D], `frames` = B*F.
-
-    Takes maps [B*F, C, h, w], tokens of single frames [B*F, S, D] and of whole clips [B, F*S, D]. A class token
-    that leads each frame is dropped: it is there when S is one more than a square number.
-    """
-    if activation.dim() == 5:
-        activation = activation.flatten(0, 1)
-    if activation.dim() == 4:
-        return activation.permute(0, 2, 3, 1)
-    if activation.dim() != 3 or activation.shape[0] * activation.shape[1] % frames:
-        raise ValueError(f"an activation of shape {list(activation.shape)} is not a map over {frames} frames")
-    tokens = activation.reshape(frames, -1, activation.shape[-1])
-    side = math.isqrt(tokens.shape[1])
-    if side**2 + 1 == tokens.shape[1]:
-        tokens = tokens[:, 1:]
-    elif side**2 != tokens.shape[1]:
-        raise ValueError(
-            f"{tokens.shape[1]} tokens a frame are no square grid, with or without a class token"
-        )
-    return tokens.unflatten(1, (side, side))
-
-
-def text_to_cells(attention: Tensor, tokens: Tensor, frames: int, image: int) -> Tensor:
-    """How a text's attention spreads over the cells of a clip: [B*K, T, F*h*w], rows summing to one.
-
-    attention: [B, K*T, S], its first `image` columns the image tokens, frame by frame; the others, the text of a
-    prefix decoder, are left out like the class tokens. frames: B*F.
-    """
-    per_token = attention[..., :image].transpose(1, 2)  # (B, N, K*T)
-    cells = as_cells(per_token, frames).flatten(1, 2)  # (B*F, h*w, K*T)
-    cells = cells.reshape(len(attention), -1, cells.shape[-1]).transpose(1, 2)  # (B, K*T, F*h*w)
-    cells = cells.reshape(*tokens.shape, -1)
-    return cells / cells.sum(-1, keepdim=True).clamp(min=1e-12)
 
 
 class TeacherCache:
@@ -188,7 +99,7 @@ class TeacherCache:
         """
         folder = Path(folder)
         settings = {"names": wants.names(), "k": k, "dtype": dtype, "feature_dtype": feature_dtype}
-        settings["teacher_dtype"] = teacher_dtype
+        settings |= {"teacher_dtype": teacher_dtype, "said": wants.captions}
         found = fingerprint(teacher, data)
         if (folder / "cache.json").is_file():
             facts = read_facts(folder)
@@ -199,7 +110,7 @@ class TeacherCache:
             say(f"going on at clip {facts['done'] + 1:,} of {facts['clips']:,} in {folder}")
         else:
             facts = {"format": FORMAT, "fingerprint": found, **settings, "clips": data.pool_size}
-            facts |= {"captions": 0, "layout": {}, "done": 0, "mass": [0.0, 0], "finished": False}
+            facts |= {"own": 0, "captions": 0, "layout": {}, "done": 0, "mass": [0.0, 0], "finished": False}
         _Builder(folder, facts, teacher, wants, data.max_tokens, say).fill(data)
         return cls(folder, verify=False)
 
@@ -210,7 +121,30 @@ class TeacherCache:
 
     def lacks(self, wants: Wants) -> list[str]:
         """What of `wants` is not in here."""
-        return [name for name in wants.names() if name not in self.names]
+        lacking = [name for name in wants.names() if name not in self.names]
+        if wants.captions > self.facts["said"]:
+            lacking.append(f"{wants.captions} captions of the teacher's own a clip")
+        return lacking
+
+    def said(self, clips: Tensor, count: int, keep: CaptionFilter) -> tuple[Tensor, Tensor]:
+        """The teacher's own `count` best captions of clips [B]: tokens [B, count, T], their numbers [B, count].
+
+        Those that `keep` does not let pass are a start token and padding.
+        """
+        clip, first = clips.cpu().numpy(), self.facts["own"]
+        tokens = self._fetch("tokens", clip)[:, first : first + count].long()
+        tokens = keep.apply(tokens, self._fetch("judged", clip)[:, :count].float(), self.facts["pad"])
+        length = int((tokens != self.facts["pad"]).sum(-1).max())
+        numbers = torch.arange(first, first + count).expand(len(clip), count)
+        return tokens[..., :length].to(clips.device), numbers.to(clips.device)
+
+    def words(self) -> list[int]:
+        """The words that the pool's captions use, the teacher's own captions included."""
+        return np.unique(self.files["tokens.npy"]).tolist()
+
+    def share_kept(self, keep: CaptionFilter) -> float:
+        """The share of the teacher's own captions that `keep` lets pass."""
+        return keep(torch.from_numpy(np.array(self.files["judged.npy"])).float()).float().mean().item()
 
     def read(self, clips: Tensor, captions: Tensor, tokens: Tensor, wants: Wants) -> dict:
         """The answer on a batch as `ask` gives it, but "logits" is a `losses.TopK`.
@@ -296,10 +230,19 @@ class _Builder:
         facts, teacher = self.facts, self.teacher
         device = next(teacher.parameters()).device
         frames, tokens = batch["frames"].to(device), batch["tokens"].to(device)
-        clips, missing, vocabulary = len(frames), self.longest - tokens.shape[1], teacher.vocab_size
-        facts["captions"], facts["pad"] = len(tokens) // clips, teacher.pad_token_id
-        answer = ask(teacher, frames, tokens, self.wants, getattr(torch, facts["teacher_dtype"]))
-        parts = {"tokens": as_words(lengthen(tokens, missing, teacher.pad_token_id), vocabulary)}
+        dtype = getattr(torch, facts["teacher_dtype"])
+        clips, vocabulary, parts = len(frames), teacher.vocab_size, {}
+        facts["own"], facts["pad"] = len(tokens) // clips, teacher.pad_token_id
+        facts["captions"] = facts["own"] + self.wants.captions
+        if self.wants.captions:
+            said, judged = speak(
+                teacher, frames, self.wants.captions, min(self.longest, teacher.max_positions), dtype
+            )
+            tokens = beside(tokens.unflatten(0, (clips, -1)), said, teacher.pad_token_id).flatten(0, 1)
+            parts["judged"] = as_floats(judged, "float32")
+        missing = self.longest - tokens.shape[1]
+        answer = ask(teacher, frames, tokens, self.wants, dtype)
+        parts["tokens"] = as_words(lengthen(tokens, missing, teacher.pad_token_id), vocabulary)
         if "logits" in answer:
             top = losses.top_k(answer.pop("logits"), facts["k"])
             self.weigh(top, tokens[:, 1:] != teacher.pad_token_id)
@@ -315,8 +258,10 @@ class _Builder:
                 parts[name] = value.cpu().numpy()
             else:
                 parts[name] = as_floats(value, facts["feature_dtype"])
-        return {  # what lies by caption goes to [B, K, ...]; cells have their frames there
-            f"{name}.npy": value if name.startswith("cells-") else value.reshape(clips, -1, *value.shape[1:])
+        return {  # what lies by caption goes to [B, K, ...]; the rest lies by clip already
+            f"{name}.npy": value
+            if name.startswith(("cells-", "judged"))
+            else value.reshape(clips, -1, *value.shape[1:])
             for name, value in parts.items()
         }
 
@@ -332,7 +277,7 @@ class _Builder:
             name: [[facts["clips"], *value.shape[1:]], str(value.dtype)] for name, value in parts.items()
         }
         sizes = {name: array_bytes(spec) for name, spec in facts["layout"].items()}
-        text = sum(size for name, size in sizes.items() if name.startswith(("tokens", "top_")))
+        text = sum(size for name, size in sizes.items() if name.startswith(("tokens", "top_", "judged")))
         features = (sum(sizes.values()) - text) / facts["clips"]
         self.say(
             f"{facts['clips']:,} clips take {sum(sizes.values()) / 1e6:,.1f} MB in {self.folder}: "
@@ -394,6 +339,11 @@ def read_facts(folder: Path) -> dict:
             f"{path} is of format {facts.get('format')}, this is format {FORMAT}: build it again"
         )
     return facts
+
+
+def is_finished(folder: Path) -> bool:
+    """Is there a cache, filled to the end?"""
+    return (folder / "cache.json").is_file() and read_facts(folder)["finished"]
 
 
 def open_files(folder: Path, layout: dict, mode: str) -> dict[str, np.memmap]:

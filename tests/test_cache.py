@@ -7,9 +7,10 @@ import pytorch_lightning as pl
 import tiny
 import torch
 
+from gitdistill import answers, losses
 from gitdistill import cache as caches
-from gitdistill import losses
-from gitdistill.cache import TeacherCache, Wants, ask
+from gitdistill.answers import Wants, ask
+from gitdistill.cache import TeacherCache
 from gitdistill.data.module import GlyphData
 from gitdistill.trainer import DistillationTrainer
 
@@ -72,7 +73,7 @@ def test_attention_is_a_distribution_over_cells(exact, batch):
 def test_the_text_looks_at_cells_in_their_order():
     """Two clips of two frames with a class token and 2 x 2 cells each, one caption of two tokens."""
     columns = torch.arange(1.0, 1 + 2 * 2 * 12).reshape(2, 2, 12)  # 10 image tokens, 2 of text
-    found = caches.text_to_cells(columns, torch.zeros(2, 2), frames=4, image=10)
+    found = answers.text_to_cells(columns, torch.zeros(2, 2), frames=4, image=10)
     kept = columns[..., [1, 2, 3, 4, 6, 7, 8, 9]]
     torch.testing.assert_close(found, kept / kept.sum(-1, keepdim=True))
 
