@@ -5,6 +5,9 @@
 and leaves out padding, so that padding a batch further changes nothing. Halves are computed in float32.
 """
 
+import math
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -62,6 +65,91 @@ def kl(
     return temperature**2 * _masked_mean(per_token, tokens[:, 1:] != pad_id)
 
 
+LEAST = -60.0  # logarithm of what counts as no probability at all; float16 holds it, and 0 * log 0 is no NaN
+
+
+@dataclass
+class TopK:
+    """Next-token distributions, their k likeliest words kept and the mass of all others as one number.
+
+    Row t is about token t + 1, so that T tokens have T - 1 rows.
+    log_p: [B*K, T-1, k], logarithms, likeliest first. words: long [B*K, T-1, k]. log_rest: [B*K, T-1].
+    trimmed: some words may be unknown to the student; they are numbered V, one beyond its last (see `trim`).
+    """
+
+    log_p: Tensor
+    words: Tensor
+    log_rest: Tensor
+    trimmed: bool = False
+
+
+def top_k(logits: Tensor, k: int) -> TopK:
+    """The k likeliest next words of logits [B*K, T, V] (all of them if V is smaller) and the remaining mass."""
+    every = _wide(logits[:, :-1]).log_softmax(-1)
+    log_p, words = every.topk(min(k, every.shape[-1]))
+    log_rest = every.scatter(-1, words, float("-inf")).logsumexp(-1).clamp(min=LEAST)
+    return TopK(log_p, words, log_rest)
+
+
+def trim(teacher: Tensor | TopK, kept: Tensor, unknown: int) -> Tensor | TopK:
+    """A teacher's distribution for a student that knows only the words `kept`, numbered in that order.
+
+    The mass of all other words goes to one: of logits [B*K, T, V] to the student's word number `unknown` (what
+    is returned are logits over the kept words), of a `TopK` to its rest.
+
+    Args:
+        kept: long [V'], the teacher's numbers of the student's words.
+    """
+    if isinstance(teacher, TopK):
+        size = int(max(kept.max(), teacher.words.max())) + 1
+        own = torch.full((size,), len(kept), device=kept.device)
+        own[kept] = torch.arange(len(kept), device=kept.device)
+        words = own[teacher.words]
+        lost = words == len(kept)
+        rest = torch.cat([teacher.log_p.masked_fill(~lost, LEAST), teacher.log_rest[..., None]], dim=-1)
+        return TopK(teacher.log_p.masked_fill(lost, LEAST), words, rest.logsumexp(-1), trimmed=True)
+    log_p = _wide(teacher).log_softmax(-1)
+    lost = log_p.index_fill(-1, kept, float("-inf")).logsumexp(-1).clamp(min=LEAST)
+    log_p = log_p[..., kept]
+    log_p[..., unknown] = torch.logaddexp(log_p[..., unknown], lost)
+    return log_p
+
+
+def kl_top(
+    student_logits: Tensor, teacher: TopK, tokens: Tensor, pad_id: int, temperature: float = 1.0
+) -> Tensor:
+    """`kl` against a teacher of whom the likeliest words are known; nats per token, times T².
+
+    T² Σ_v p(v) (log p(v) - log q(v)) where v runs over the k kept words and one bucket with all others,
+    student's and teacher's alike, each raised to 1 / T and normalised. At T = 1 it is at most `kl`, the gap
+    being what the two say within the bucket; with k = V it is `kl` at every T. Mask, reduction and T² as
+    there. Top-k targets with a remainder: Tan et al. 2019 (https://arxiv.org/abs/1902.10461) keep the k
+    largest; the bucket makes of them a distribution again, so that the student's other words are not free.
+
+    Args:
+        student_logits: [B*K, T, V].
+        teacher: see `TopK`; what it holds beyond the T - 1 rows of a caption's batch must be cut off.
+        tokens, pad_id, temperature: as in `kl`.
+    """
+    if temperature <= 0:
+        raise ValueError(f"temperature must be above 0, not {temperature}")
+    _check_logits(student_logits, tokens)
+    if teacher.words.shape[:2] != (len(tokens), tokens.shape[1] - 1):
+        raise ValueError(f"{list(teacher.words.shape)} likeliest words for tokens {list(tokens.shape)}")
+    log_q = _wide(student_logits[:, :-1]).log_softmax(dim=-1)
+    log_p = _wide(teacher.log_p.detach())
+    if teacher.trimmed:
+        log_q = F.pad(log_q, (0, 1), value=LEAST)
+    kept = log_q.gather(-1, teacher.words)
+    if teacher.trimmed or teacher.words.shape[-1] < log_q.shape[-1]:
+        others = log_q.scatter(-1, teacher.words, float("-inf")).logsumexp(-1, keepdim=True)
+        kept = torch.cat([kept, others], dim=-1)
+        log_p = torch.cat([log_p, _wide(teacher.log_rest.detach())[..., None]], dim=-1)
+    log_q, log_p = ((x / temperature).log_softmax(dim=-1) for x in (kept, log_p))
+    per_token = (log_p.exp() * (log_p - log_q)).sum(dim=-1)  # [B*K, T-1]
+    return temperature**2 * _masked_mean(per_token, tokens[:, 1:] != pad_id)
+
+
 def feature(student: Tensor, teacher: Tensor, kind: str = "mse", mask: Tensor | None = None) -> Tensor:
     """How far the student's features are from the teacher's, token by token; without unit.
 
@@ -94,6 +182,67 @@ def feature(student: Tensor, teacher: Tensor, kind: str = "mse", mask: Tensor | 
     else:
         raise ValueError(f'kind must be "mse" or "cosine", not {kind!r}')
     return per_token.mean() if mask is None else _masked_mean(per_token, mask)
+
+
+def attention(student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> Tensor:
+    """How far the student's text looks from where the teacher's looks; nats per token.
+
+    Σ_c p(c) (log p(c) - log q(c)), p and q the shares of the image's cells in each network's attention,
+    averaged over the tokens that count. Attention transfer: Wang et al. 2020 (MiniLM,
+    https://arxiv.org/abs/2002.10957); there head by head, here after averaging over heads (and layers, if the
+    caller wants), so that their numbers need not agree, nor need one decoder carry the image as a prefix where
+    the other looks across at it. No gradient reaches the teacher.
+
+    Args:
+        student, teacher: [B*K, T, cells], rows summing to one, the same cells in the same order.
+        mask: boolean [B*K, T], true where a token counts; all do by default.
+    """
+    if student.shape != teacher.shape:
+        raise ValueError(
+            f"student attention {list(student.shape)} against teacher attention {list(teacher.shape)}"
+        )
+    p, q = (_wide(x).clamp(min=1e-8) for x in (teacher.detach(), student))
+    per_token = (p * (p.log() - q.log())).sum(dim=-1)
+    return per_token.mean() if mask is None else _masked_mean(per_token, mask)
+
+
+def relation(student: Tensor, teacher: Tensor, heads: int, mask: Tensor | None = None) -> Tensor:
+    """How far the relations among the student's vectors are from those among the teacher's; nats per vector.
+
+    The channels are cut into `heads` relation heads, whatever number of heads either attention has. In each,
+    R = softmax(X Xᵀ / √d) says how near every vector is to every other one; the loss is
+    Σ_j R_t(i, j) (log R_t(i, j) - log R_s(i, j)), averaged over heads and over the vectors i that count, and
+    only those appear among the j. X are an attention's queries, keys or values; widths may differ, so there is
+    no projector. Wang et al. 2021 (MiniLMv2, https://arxiv.org/abs/2012.15828). No gradient reaches the teacher.
+
+    Args:
+        student, teacher: [R, N, Ds] and [R, N, Dt], both widths divisible by `heads`.
+        mask: boolean [R, N]; all count by default.
+    """
+    for x in (student, teacher):
+        if x.dim() != 3 or x.shape[:2] != student.shape[:2] or x.shape[2] % heads:
+            raise ValueError(
+                f"{list(student.shape)} and {list(teacher.shape)} are not [R, N, D] for {heads} relation heads"
+            )
+    if mask is None:
+        mask = torch.ones(student.shape[:2], dtype=torch.bool, device=student.device)
+
+    def log_relations(x: Tensor) -> Tensor:
+        x = _wide(x).unflatten(-1, (heads, -1)).transpose(1, 2)  # (R, h, N, d)
+        scores = x @ x.transpose(-1, -2) / x.shape[-1] ** 0.5
+        return scores.masked_fill(~mask[:, None, None], -1e4).log_softmax(-1)
+
+    log_p, log_q = log_relations(teacher.detach()), log_relations(student)
+    pairs = (log_p.exp() * (log_p - log_q)).masked_fill(~mask[:, None, None], 0)
+    return _masked_mean(pairs.sum(-1).mean(1), mask)
+
+
+def relation_heads(student: int, teacher: int, least: int = 16) -> int:
+    """As many relation heads as divide both widths and leave `least` channels in each: more relations, finer ones."""
+    common = math.gcd(student, teacher)
+    return max(
+        h for h in range(1, common + 1) if common % h == 0 and (h == 1 or min(student, teacher) >= least * h)
+    )
 
 
 def align_grid(features: Tensor, grid_from: tuple[int, int], grid_to: tuple[int, int]) -> Tensor:

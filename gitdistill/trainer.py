@@ -6,18 +6,26 @@ Batches are dicts as `gitdistill.data.GlyphData` makes them: "frames" uint8 [B, 
 """
 
 import math
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
 
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from gitdistill import losses, metrics
+from gitdistill.answers import CaptionFilter, Wants, as_cells, ask, beside, speak, text_to_cells
+from gitdistill.cache import TeacherCache, is_finished
 from gitdistill.data.module import glyph_tokenizer
 from gitdistill.decoding import greedy
 from gitdistill.hooks import record
 from gitdistill.model.teacher import GenerativeImageTextTeacher
 from gitdistill.model.text import to_text
 from gitdistill.optim import MuonAdamW, warmup_cosine
+
+ATTENTION = "layers.*.cross_attention.softmax"  # the student's; the teacher's is in `gitdistill.answers`
 
 
 class CaptionTrainer(pl.LightningModule):
@@ -34,6 +42,7 @@ class CaptionTrainer(pl.LightningModule):
     """
 
     split_names = ("test", "unseen")
+    explosion = 10.0  # a loss so many times the first one stops the training
 
     def __init__(
         self,
@@ -52,6 +61,7 @@ class CaptionTrainer(pl.LightningModule):
         self.lr, self.weight_decay, self.warmup, self.muon = lr, weight_decay, warmup, muon
         self.label_smoothing, self.max_length = label_smoothing, max_length
         self._heard = {}
+        self._first_loss = None
 
     def configure_optimizers(self):
         if self.muon:
@@ -64,18 +74,37 @@ class CaptionTrainer(pl.LightningModule):
 
     def losses(self, batch: dict) -> dict[str, Tensor]:
         """The terms of the training loss by name; their sum is minimised."""
-        logits = self.model(batch["frames"], batch["tokens"]).logits
-        return {"cross_entropy": self.cross_entropy(logits, batch["tokens"])}
+        output = self.model(batch["frames"], batch["tokens"])
+        own = in_own_words(self.model, output, batch["tokens"])
+        return {"cross_entropy": losses.cross_entropy(*own, self.label_smoothing)}
 
     def cross_entropy(self, logits: Tensor, tokens: Tensor) -> Tensor:
         return losses.cross_entropy(logits, tokens, self.model.pad_token_id, self.label_smoothing)
 
-    def training_step(self, batch: dict, _) -> Tensor:
+    def training_step(self, batch: dict, index: int) -> Tensor:
         terms = self.losses(batch)
         total = sum(terms.values())
+        self.stop_if_lost(terms, float(total), batch, index)
         self.log_dict({f"train/{name}": value.detach() for name, value in terms.items()})
         self.log("train/loss", total.detach(), prog_bar=True)
         return total
+
+    def on_train_start(self) -> None:
+        self._first_loss = None
+
+    def stop_if_lost(self, terms: dict, total: float, batch: dict, index: int) -> None:
+        """A FloatingPointError that says when, where and which term, if the loss is no number or has exploded."""
+        if self._first_loss is None:
+            self._first_loss = max(total, 1.0)
+        if math.isfinite(total) and total <= self.explosion * self._first_loss:
+            return
+        values = ", ".join(f"{name} {float(value):.4g}" for name, value in terms.items())
+        clips = f", clips {batch['clip'].tolist()}" if "clip" in batch else ""
+        raise FloatingPointError(
+            f"the loss is {total:.4g} after {self._first_loss:.4g} at the start ({values}) in step "
+            f"{self.global_step}, epoch {self.current_epoch}, batch {index}{clips}: try a lower lr, a longer "
+            "warmup or gradient_clip_val"
+        )
 
     def validation_step(self, batch: dict, _) -> None:
         self.score_batch("val", batch)
@@ -86,11 +115,11 @@ class CaptionTrainer(pl.LightningModule):
     def score_batch(self, split: str, batch: dict) -> None:
         """Decode the batch's captions and keep them, with what they are to be held against."""
         captions = self.caption(batch["frames"])
-        logits = self.model(batch["frames"], batch["tokens"]).logits
+        output = self.model(batch["frames"], batch["tokens"])
         heard = self._heard.setdefault(split, [])
         scenes = batch.get("scenes", [None] * len(captions))
         heard.extend(zip(captions, batch["references"], scenes, strict=True))
-        loss = losses.cross_entropy(logits, batch["tokens"], self.model.pad_token_id)
+        loss = losses.cross_entropy(*in_own_words(self.model, output, batch["tokens"]))
         self.log(f"{split}/cross_entropy", loss, batch_size=len(captions), add_dataloader_idx=False)
 
     def caption(self, frames: Tensor) -> list[str]:
@@ -117,7 +146,8 @@ class CaptionTrainer(pl.LightningModule):
 class DistillationTrainer(CaptionTrainer):
     """Trains `student` on captions and on what `teacher` makes of the same clips and captions.
 
-    The loss is a weighted sum; a term of weight 0 is not computed.
+    The loss is a weighted sum; a term of weight 0 is not computed. A clip without captions (rows of a start
+    token and padding, see `GlyphData`) counts as one that costs nothing; what the teacher says of it counts.
 
     Args:
         teacher: a `GenerativeImageTextTeacher`, or where to load it from ("glyphs", a folder, a hub id). It is
@@ -127,12 +157,28 @@ class DistillationTrainer(CaptionTrainer):
         kl: weight of KL(teacher || student) on the next token's distribution, at `temperature`.
         features: weight of the feature maps' distance, averaged over `feature_pairs`.
         hidden: weight of the distance of the last decoder states, token by token.
+        visual: weight of the distance of the image encoders' last features, each frame by itself.
+        attention: weight of the KL between where the two look in the image, averaged over heads and layers.
+        relations: weight of the relations among queries, keys and values of the text in both last layers, and
+            among the values that the text reads off the image there.
+        sequence: weight of the cross-entropy on the teacher's own captions, as if they were the clips'
+            (sequence-level distillation, Kim and Rush 2016, https://arxiv.org/abs/1606.07947).
+        temperature: of `kl`.
         feature_pairs: student's module path -> teacher's. The first tensor each hands out per batch is compared,
             cell by cell, after a linear projector to the teacher's width. By default the student's mixed memory
             with the image rows of the teacher's decoder before its last layer: what both decoders read from.
+        teacher_captions: how many of the teacher's own captions of each clip join the batch's; 1 if `sequence`
+            is on, otherwise 0. `kl` and all other terms apply to them, too.
+        caption_filter: which of these are left out; see `CaptionFilter`.
+        cache: a `TeacherCache`, or a folder that has or will get one: then no training batch asks the teacher.
+            A folder without a finished one is filled when the fit starts.
+        teacher_dtype: what the teacher computes in; "bfloat16" halves its time on hardware that knows it.
+        freeze: steps for which the student's backbone is left as it came, batch-norm statistics included, so
+            that what is random around it learns to read it first.
         options: as for `CaptionTrainer`.
 
-    Raises ValueError when the two vocabularies differ.
+    Raises ValueError when the two vocabularies differ, when the cache is another teacher's or other data's, and
+    when a loss does not reach the student.
     """
 
     def __init__(
@@ -143,8 +189,17 @@ class DistillationTrainer(CaptionTrainer):
         kl: float = 1.0,
         features: float = 1.0,
         hidden: float = 0.0,
+        visual: float = 0.0,
+        attention: float = 0.0,
+        relations: float = 0.0,
+        sequence: float = 0.0,
         temperature: float = 1.0,
         feature_pairs: dict[str, str] | None = None,
+        teacher_captions: int | None = None,
+        caption_filter: CaptionFilter | None = None,
+        cache: str | Path | TeacherCache | None = None,
+        teacher_dtype: str = "float32",
+        freeze: int = 0,
         **options,
     ):
         teacher = GenerativeImageTextTeacher.from_pretrained(teacher) if isinstance(teacher, str) else teacher
@@ -155,13 +210,29 @@ class DistillationTrainer(CaptionTrainer):
                 "build the student with vocab_size=teacher.vocab_size"
             )
         self._teacher = (teacher,)  # a tuple hides it from nn.Module
-        self.weights = {"cross_entropy": cross_entropy, "kl": kl, "features": features, "hidden": hidden}
-        self.temperature = temperature
-        layer = f"model.layers.{len(teacher.model.layers) - 2}"
-        self.feature_pairs = (feature_pairs or {"memory_norm": layer}) if features else {}
-        # Widths are read off one clip; the paths are checked on the way.
+        self.weights = {
+            "cross_entropy": cross_entropy,
+            "kl": kl,
+            "features": features,
+            "hidden": hidden,
+            "visual": visual,
+            "attention": attention,
+            "relations": relations,
+            "sequence": sequence,
+        }
+        self.temperature, self.teacher_dtype, self.freeze = temperature, teacher_dtype, freeze
+        self.caption_filter = caption_filter or CaptionFilter()
+        self.pairs = [pair for pair in pairs_of(teacher, student, feature_pairs) if self.weights[pair.term]]
+        self.wants = Wants(
+            logits=bool(kl),
+            cells=tuple(dict.fromkeys(pair.theirs for pair in self.pairs if pair.of_image)),
+            rows=tuple(dict.fromkeys(pair.theirs for pair in self.pairs if not pair.of_image)),
+            attention=bool(attention),
+            captions=int(bool(sequence)) if teacher_captions is None else teacher_captions,
+        )
+        self._cache, self._checked = cache, False
         self.projectors = nn.ModuleDict()
-        if features or hidden:
+        if any(pair.projected for pair in self.pairs):
             self._build_projectors()
 
     @property
@@ -176,81 +247,272 @@ class DistillationTrainer(CaptionTrainer):
 
     @torch.no_grad()
     def _build_projectors(self) -> None:
+        """A linear layer from the student's width to the teacher's for each pair, both read off one clip."""
         teacher = self._teacher[0]
         side = teacher.model.config.vision_config.image_size
         frames = torch.zeros(1, 1, 3, side, side, dtype=torch.uint8)
+        tokens = torch.tensor([[teacher.bos_token_id]])
         training = self.model.training
         self.model.eval()
-        student, teacher, pairs = self._look(frames, torch.tensor([[teacher.bos_token_id]]))
+        _, mine = self._read(frames, tokens)
         self.model.train(training)
-        for name, (ours, theirs) in pairs.items():
-            self.projectors[name.replace(".", "/")] = nn.Linear(ours.shape[-1], theirs.shape[-1])
-        if self.weights["hidden"]:
-            widths = student.hidden_states[-1].shape[-1], teacher.hidden_states[-1].shape[-1]
-            self.projectors["hidden"] = nn.Linear(*widths)
+        theirs = ask(teacher, frames, tokens, self.wants)
+        for pair in self.pairs:
+            if pair.projected:
+                widths = mine[pair].shape[-1], theirs[pair.part].shape[-1]
+                self.projectors[pair.name] = nn.Linear(*widths)
 
-    def _look(self, frames: Tensor, tokens: Tensor):
-        """Both outputs, and for each feature pair the cells [B*F, h, w, D] of both networks."""
-        count = frames.shape[1] if frames.dim() == 5 else 1
-        watched = list(self.feature_pairs)
-        with (
-            record(self.model, watched, detach=False) as ours,
-            record(self.teacher, list(self.feature_pairs.values())) as theirs,
-        ):
-            student = self.model(frames, tokens)
-            teacher = self.teacher(frames, tokens)
-        batch = len(frames) * count
-        pairs = {
-            a: (as_cells(ours[a][0], batch), as_cells(theirs[b][0], batch))
-            for a, b in self.feature_pairs.items()
-        }
-        return student, teacher, pairs
+    def setup(self, stage: str) -> None:
+        """Open the cache, or fill it, before training."""
+        if stage != "fit" or self._cache is None:
+            return
+        data = self.trainer.datamodule
+        if not isinstance(self._cache, TeacherCache):
+            self._cache = self._open_cache(Path(self._cache), data)
+        self._cache.check(self.teacher, data)
+        if lacking := self._cache.lacks(self.wants):
+            raise ValueError(f"the cache in {self._cache.folder} lacks {', '.join(lacking)}: build another")
+
+    def _open_cache(self, folder: Path, data) -> TeacherCache:
+        if data is None or is_finished(folder):
+            return TeacherCache(folder)
+        return TeacherCache.build(folder, self.teacher, data, self.wants, teacher_dtype=self.teacher_dtype)
+
+    def on_train_start(self) -> None:
+        super().on_train_start()
+        self._checked = False
+
+    def on_train_batch_start(self, batch: dict, index: int) -> None:
+        if self.global_step < self.freeze:
+            self.model.backbone.requires_grad_(False).eval()
+        elif self.global_step == self.freeze > 0:
+            self.model.backbone.requires_grad_(True)
+            self.model.train()
+
+    def on_train_end(self) -> None:
+        if self.freeze:
+            self.model.backbone.requires_grad_(True)
+
+    def training_step(self, batch: dict, index: int) -> Tensor:
+        if not self._checked:
+            self.check_gradients(batch)
+            self._checked = True
+        return super().training_step(batch, index)
 
     def losses(self, batch: dict) -> dict[str, Tensor]:
-        tokens, weights = batch["tokens"], self.weights
-        student, teacher, pairs = self._look(batch["frames"], tokens)
-        values = {}
-        if weights["cross_entropy"]:
-            values["cross_entropy"] = self.cross_entropy(student.logits, tokens)
-        if weights["kl"]:
-            pad = self.model.pad_token_id
-            values["kl"] = losses.kl(student.logits, teacher.logits, tokens, pad, self.temperature)
-        if pairs:
-            distances = [self._distance(name, *pair) for name, pair in pairs.items()]
-            values["features"] = sum(distances) / len(distances)
-        if weights["hidden"]:
-            mine = self.projectors["hidden"](student.hidden_states[-1])
-            values["hidden"] = losses.feature(
-                mine, teacher.hidden_states[-1], mask=tokens != self.model.pad_token_id
-            )
+        values = self.terms(batch)
         self.log_dict({f"train/unweighted/{name}": value.detach() for name, value in values.items()})
-        return {name: weights[name] * value for name, value in values.items()}
+        return {name: self.weights[name] * value for name, value in values.items()}
 
-    def _distance(self, name: str, student: Tensor, teacher: Tensor) -> Tensor:
-        projected = self.projectors[name.replace(".", "/")](student)
-        grids = student.shape[1:3], teacher.shape[1:3]
-        projected = losses.align_grid(projected.flatten(1, 2), *grids)
-        return losses.feature(projected, teacher.flatten(1, 2))
+    def terms(self, batch: dict) -> dict[str, Tensor]:
+        """The active losses by name, before their weights."""
+        batch, own = self._with_teacher_captions(batch)
+        tokens, clips = batch["tokens"], len(batch["frames"])
+        spoken = tokens != self.model.pad_token_id
+        output, mine = self._read(batch["frames"], tokens)
+        theirs = self._ask(batch)
+
+        logits, targets, pad = in_own_words(self.model, output, tokens)
+        by_clip = logits.unflatten(0, (clips, -1)), targets.unflatten(0, (clips, -1))
+        values = {}
+        if self.weights["cross_entropy"]:
+            values["cross_entropy"] = self._captioned(*(x[:, :own].flatten(0, 1) for x in by_clip), pad)
+        if self.weights["sequence"]:
+            values["sequence"] = self._captioned(*(x[:, own:].flatten(0, 1) for x in by_clip), pad)
+        if self.weights["kl"]:
+            values["kl"] = self._kl(logits, theirs["logits"], targets, pad)
+        if self.weights["attention"]:
+            predicting = F.pad(spoken[:, 1:], (0, 1))
+            values["attention"] = losses.attention(mine["attention"], theirs["attention"], predicting)
+        for term in dict.fromkeys(pair.term for pair in self.pairs):
+            parts = [
+                self._distance(pair, mine[pair], theirs[pair.part], spoken)
+                for pair in self.pairs
+                if pair.term == term
+            ]
+            values[term] = sum(parts) / len(parts)
+        return values
+
+    def _with_teacher_captions(self, batch: dict) -> tuple[dict, int]:
+        """The batch with the teacher's own captions after each clip's, and how many each clip had before."""
+        clips, count, pad = len(batch["frames"]), self.wants.captions, self.model.pad_token_id
+        own = batch["tokens"].unflatten(0, (clips, -1))
+        if not count:
+            return batch, own.shape[1]
+        if self._cache is not None:
+            said, numbers = self._opened().said(batch["clip"], count, self.caption_filter)
+            numbers = torch.cat([batch["caption"].unflatten(0, (clips, -1)), numbers], dim=1)
+            batch = {**batch, "caption": numbers.flatten()}
+        else:
+            dtype = getattr(torch, self.teacher_dtype)
+            said, judged = speak(self.teacher, batch["frames"], count, self.max_length, dtype)
+            said = self.caption_filter.apply(said, judged, pad)
+        return {**batch, "tokens": beside(own, said, pad).flatten(0, 1)}, own.shape[1]
+
+    def _read(self, frames: Tensor, tokens: Tensor):
+        """The student's output, and its side of every pair and of the attention."""
+        count = len(frames) * (frames.shape[1] if frames.dim() == 5 else 1)
+        attention = [ATTENTION] if self.weights["attention"] else []
+        with record(self.model, [*{pair.ours for pair in self.pairs}, *attention], detach=False) as seen:
+            output = self.model(frames, tokens)
+        mine = {pair: pair.shaped(seen[pair.ours][0], count, tokens) for pair in self.pairs}
+        if attention:
+            layers = [calls[0] for path, calls in seen.items() if path.endswith(".cross_attention.softmax")]
+            looks = torch.stack(layers).mean((0, 2))  # (B, K*T, M)
+            mine["attention"] = text_to_cells(looks, tokens, count, looks.shape[-1])
+        return output, mine
+
+    def _ask(self, batch: dict) -> dict:
+        """What the teacher makes of a batch, from the cache if there is one; see `gitdistill.answers.ask`."""
+        frames, tokens = batch["frames"], batch["tokens"]
+        if not self.wants.names():
+            return {}
+        if self._cache is None:
+            return ask(self.teacher, frames, tokens, self.wants, getattr(torch, self.teacher_dtype))
+        return self._opened().read(batch["clip"], batch["caption"], tokens, self.wants)
+
+    def _opened(self) -> TeacherCache:
+        if not isinstance(self._cache, TeacherCache):
+            raise ValueError(f"the cache in {self._cache} is opened by `fit`; or give TeacherCache(folder)")
+        return self._cache
+
+    def _captioned(self, logits: Tensor, tokens: Tensor, pad: int) -> Tensor:
+        """Cross-entropy, captions that are missing counting as ones that cost nothing."""
+        share = (tokens[:, 1:] != pad).any(1).float().mean()
+        return share * losses.cross_entropy(logits, tokens, pad, self.label_smoothing)
+
+    def _kl(self, logits: Tensor, teacher, tokens: Tensor, pad: int) -> Tensor:
+        if getattr(self.model, "kept", None) is not None:
+            teacher = losses.trim(teacher, self.model.kept, self.model.own_unk_token_id)
+        kl = losses.kl_top if isinstance(teacher, losses.TopK) else losses.kl
+        return kl(logits, teacher, tokens, pad, self.temperature)
+
+    def _distance(self, pair: "Pair", ours: Tensor, theirs: Tensor, spoken: Tensor) -> Tensor:
+        """The loss of one pair, cells resampled to the teacher's grid."""
+        ours = self.projectors[pair.name](ours) if pair.projected else ours
+        mask = None if pair.of_image else spoken
+        if pair.of_image:
+            grids = ours.shape[1:3], theirs.shape[1:3]
+            ours, theirs = losses.align_grid(ours.flatten(1, 2), *grids), theirs.flatten(1, 2)
+        if pair.projected:
+            return losses.feature(ours, theirs, mask=mask)
+        heads = losses.relation_heads(ours.shape[-1], theirs.shape[-1])
+        return losses.relation(ours, theirs, heads, mask)
+
+    def check_gradients(self, batch: dict) -> None:
+        """A ValueError naming a loss that does not reach the student where it should.
+
+        Every loss must reach some parameter of the student's backbone, and those about words of its decoder,
+        too; one that trains only projectors comes from a detached activation or a wrong path.
+        """
+        for name, gradients in self.gradients(batch).items():
+            reached = {path.split(".")[0] for path, gradient in gradients.items() if gradient is not None}
+            if not reached:
+                raise ValueError(
+                    f"the loss {name} reaches no parameter of the student: is its side detached?"
+                )
+            parts = ["backbone"] + ["layers"] * (name not in ("features", "visual"))
+            missed = [part for part in parts if hasattr(self.model, part) and part not in reached]
+            if missed:
+                raise ValueError(
+                    f"the loss {name} reaches {', '.join(sorted(reached))} of the student, but not its "
+                    f"{' and '.join(missed)}"
+                )
+
+    def gradients(self, batch: dict) -> dict[str, dict[str, Tensor | None]]:
+        """Each active loss's gradient, unweighted, by the student's parameters; None where it does not reach.
+
+        Leaves everything as it was: eval mode, no gradient accumulates, the backbone counts even if frozen.
+        """
+        names, parameters = zip(*self.model.named_parameters())
+        required, training = [p.requires_grad for p in parameters], [*self.model.modules()]
+        training = [(module, module.training) for module in training]
+        try:
+            self.model.requires_grad_(True).eval()
+            with torch.enable_grad():
+                terms = self.terms(batch)
+                return {name: dict(zip(names, reach(value, parameters))) for name, value in terms.items()}
+        finally:
+            for parameter, flag in zip(parameters, required):
+                parameter.requires_grad_(flag)
+            for module, flag in training:
+                module.training = flag
+
+    def compare_gradients(self, batch: dict) -> dict[str, float]:
+        """Norm of each active loss's gradient on the student, weight included, and the cosine of each two.
+
+        Keys "norm/kl", "cosine/cross_entropy/kl", ...; a cosine below 0 says that two losses pull apart.
+        """
+        flat = {}
+        for name, gradients in self.gradients(batch).items():
+            shapes = dict(self.model.named_parameters())
+            parts = [torch.zeros_like(shapes[k]) if g is None else g for k, g in gradients.items()]
+            flat[name] = self.weights[name] * torch.cat([part.flatten() for part in parts])
+        found = {f"norm/{name}": value.norm().item() for name, value in flat.items()}
+        for a, b in combinations(flat, 2):
+            found[f"cosine/{a}/{b}"] = F.cosine_similarity(flat[a], flat[b], dim=0).item()
+        return found
 
 
-def as_cells(activation: Tensor, frames: int) -> Tensor:
-    """An image activation of either network as cells [B*F, h, w, D], `frames` = B*F.
+def reach(value: Tensor, parameters) -> list[Tensor | None]:
+    """The gradient of `value` by each parameter, None where there is none; the graph is kept."""
+    if not value.requires_grad:
+        return [None] * len(parameters)
+    return list(torch.autograd.grad(value, parameters, retain_graph=True, allow_unused=True))
 
-    Takes maps [B*F, C, h, w], tokens of single frames [B*F, S, D] and of whole clips [B, F*S, D]. A class token
-    that leads each frame is dropped: it is there when S is one more than a square number.
+
+def in_own_words(model: nn.Module, output, tokens: Tensor) -> tuple[Tensor, Tensor, int]:
+    """Logits, tokens and padding token in the numbers of the words that `model` knows; see `keep` of the student."""
+    if getattr(model, "kept", None) is None:
+        return output.logits, tokens, model.pad_token_id
+    return output.own_logits, model.own[tokens], model.own_pad_token_id
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two module paths whose first tensors are compared.
+
+    term: the loss it belongs to. ours, theirs: the student's path, the teacher's. of_image: cells of the image
+    are compared, otherwise tokens of the text.
     """
-    if activation.dim() == 5:
-        activation = activation.flatten(0, 1)
-    if activation.dim() == 4:
-        return activation.permute(0, 2, 3, 1)
-    if activation.dim() != 3 or activation.shape[0] * activation.shape[1] % frames:
-        raise ValueError(f"an activation of shape {list(activation.shape)} is not a map over {frames} frames")
-    tokens = activation.reshape(frames, -1, activation.shape[-1])
-    side = math.isqrt(tokens.shape[1])
-    if side**2 + 1 == tokens.shape[1]:
-        tokens = tokens[:, 1:]
-    elif side**2 != tokens.shape[1]:
-        raise ValueError(
-            f"{tokens.shape[1]} tokens a frame are no square grid, with or without a class token"
-        )
-    return tokens.unflatten(1, (side, side))
+
+    term: str
+    ours: str
+    theirs: str
+    of_image: bool
+
+    @property
+    def name(self) -> str:
+        """A projector's name."""
+        return self.ours.replace(".", "/") if self.term == "features" else self.term
+
+    @property
+    def part(self) -> str:
+        """Where the teacher's side is in its answer."""
+        return f"{'cells' if self.of_image else 'rows'}/{self.theirs}"
+
+    @property
+    def projected(self) -> bool:
+        """Relations need no projector."""
+        return self.term != "relations"
+
+    def shaped(self, activation, frames: int, tokens: Tensor) -> Tensor:
+        """The student's side as cells [B*F, h, w, D] or rows [B*K, T, D]; of several maps the last."""
+        if isinstance(activation, list | tuple):
+            activation = activation[-1]
+        return as_cells(activation, frames) if self.of_image else activation.reshape(*tokens.shape, -1)
+
+
+def pairs_of(teacher: GenerativeImageTextTeacher, student: nn.Module, features: dict | None) -> list[Pair]:
+    """What `DistillationTrainer` can compare; see its weights."""
+    count = len(teacher.model.layers)
+    last, above = f"model.layers.{count - 1}", f"model.layers.{max(0, count - 2)}"
+    mine = f"layers.{len(getattr(student, 'layers', [])) - 1}"
+    features = features or {"memory_norm": above}
+    pairs = [Pair("features", ours, theirs, True) for ours, theirs in features.items()]
+    pairs += [Pair("visual", "backbone", "model.image_encoder", True), Pair("hidden", "norm", last, False)]
+    pairs += [
+        Pair("relations", f"{mine}.self_attention.{part}", f"{last}.attention.{part}", False)
+        for part in ("query", "key", "value")
+    ]
+    return [*pairs, Pair("relations", f"{mine}.cross_attention.value", f"{last}.attention.value", True)]

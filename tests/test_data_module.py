@@ -78,6 +78,72 @@ def test_a_given_epoch_can_be_repeated():
     assert torch.equal(next(iter(first))["tokens"], next(iter(second))["tokens"])
 
 
+def test_new_captions_have_no_number():
+    batch = next(iter(small(captions_per_clip=2).train_dataloader()))
+    assert batch["caption"].tolist() == [-1] * 32
+    assert len(set(batch["clip"].tolist())) == 16 and max(batch["clip"]) < 40
+
+
+def test_captions_from_the_clips_own():
+    data = small(captions_per_clip=3, fresh_captions=False, singles=10)
+    loader = data.train_dataloader()
+    seen = set()
+    for epoch in range(6):
+        for batch in loader:
+            numbers = batch["caption"].view(-1, 3).tolist()
+            own = [data.pool.clip(clip) for clip in batch["clip"].tolist()]
+            said = iter(texts(batch, data.tokenizer))
+            for clip, row, frames in zip(own, numbers, batch["frames"]):
+                assert len(set(row)) == 3 and torch.equal(clip.frames, frames)
+                assert [next(said) for _ in row] == [clip.captions[number] for number in row]
+            seen |= {(clip, number) for clip, row in zip(batch["clip"].tolist(), numbers) for number in row}
+            if epoch == 0:
+                assert all(len(o.scene.things) == 1 for clip, o in zip(batch["clip"], own) if clip >= 40)
+    assert {clip for clip, _ in seen if clip >= 40} == set(range(40, 50))
+    assert len([1 for clip, _ in seen if clip < 40]) > 0.9 * 40 * 5
+    first, again = (small(captions_per_clip=3, fresh_captions=False).train_dataloader() for _ in range(2))
+    again.sampler.set_epoch(0)
+    for a, b in zip(first, again):
+        assert torch.equal(a["tokens"], b["tokens"]) and torch.equal(a["caption"], b["caption"])
+
+
+def test_the_pool_in_order():
+    data = small(singles=3)
+    assert data.pool_size == 43
+    batches = list(data.pool_dataloader())
+    assert torch.cat([batch["clip"] for batch in batches]).tolist() == list(range(43))
+    assert batches[0]["caption"].tolist() == [0, 1, 2, 3, 4] * 16
+    assert texts(batches[1], data.tokenizer) == [text for row in batches[1]["references"] for text in row]
+    assert all(len(scene.things) == 1 for scene in batches[2]["scenes"][-3:])
+    (later,) = data.pool_dataloader(start=32)
+    assert torch.equal(later["frames"], batches[2]["frames"]) and torch.equal(
+        later["clip"], batches[2]["clip"]
+    )
+
+
+def test_clips_without_captions():
+    for fresh in (True, False):
+        data = small(captions_per_clip=2, labelled=5, fresh_captions=fresh)
+        seen = set()
+        for batch in data.train_dataloader():
+            rows = batch["tokens"].unflatten(0, (-1, 2))
+            for clip, row, references in zip(batch["clip"].tolist(), rows, batch["references"]):
+                assert (row[:, 1:] != 0).any().item() == (len(references) == 5) == (clip < 5)
+                assert (row[:, 0] == data.tokenizer.cls_token_id).all()
+                seen.add(clip)
+        assert len(seen) == 40
+    assert len(next(iter(small(labelled=0).train_dataloader()))["tokens"][0]) == 1
+
+
+def test_a_fingerprint_names_what_the_pool_depends_on():
+    one = small().fingerprint()
+    for options in ({"seed": 1}, {"train_clips": 41}, {"singles": 2}, {"frames": 3}, {"image_size": 64}):
+        (name,) = options
+        other = small(**options).fingerprint()
+        assert {name, "content"} >= {key for key in one if one[key] != other[key]} >= {name}
+    assert small(batch_size=3, labelled=3, captions_per_clip=2, workers=1).fingerprint() == one
+
+
 def test_stream_never_repeats():
     data = small(train_clips=None)
     loader = data.train_dataloader()
@@ -182,7 +248,17 @@ def test_unknown_words():
         GlyphData(tokenizer=other)
 
 
-@pytest.mark.parametrize("options", [{"train_clips": 0}, {"captions_per_clip": 0}, {"batch_size": 0}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"train_clips": 0},
+        {"captions_per_clip": 0},
+        {"batch_size": 0},
+        {"captions_per_clip": 6, "fresh_captions": False},
+        {"labelled": 20_001},
+        {"labelled": 1, "train_clips": None},
+    ],
+)
 def test_bad_arguments(options):
     with pytest.raises(ValueError, match=next(iter(options))):
         GlyphData(**options)

@@ -134,6 +134,60 @@ def test_temperature_keeps_the_size_of_the_gradient(student, teacher):
     assert sizes[0] == pytest.approx(sizes[1], rel=0.1)
 
 
+# --- kl_top
+
+
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+def test_kl_top_with_all_words_is_kl(student, teacher, temperature):
+    leaf, other = (student.clone().requires_grad_() for _ in range(2))
+    found = losses.kl_top(leaf, losses.top_k(teacher, V), TOKENS, PAD, temperature)
+    expected = losses.kl(other, teacher, TOKENS, PAD, temperature)
+    torch.testing.assert_close(found, expected)
+    found.backward()
+    expected.backward()
+    torch.testing.assert_close(leaf.grad, other.grad)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+@pytest.mark.parametrize("k", [1, 2, 4])
+def test_kl_top_equals_loops(student, teacher, k, temperature):
+    total = 0.0
+    for row, i in REAL:
+        p, q = softmax(teacher[row, i].tolist()), softmax(student[row, i].tolist())
+        best = sorted(range(V), key=lambda v: -p[v])[:k]
+        rows = [[x[v] for v in best] + [1 - sum(x[v] for v in best)] for x in (p, q)]
+        p, q = ([a ** (1 / temperature) for a in row] for row in rows)
+        p, q = ([a / sum(row) for a in row] for row in (p, q))
+        total += sum(a * (math.log(a) - math.log(b)) for a, b in zip(p, q))
+    expected = temperature**2 * total / len(REAL)
+    found = losses.kl_top(student, losses.top_k(teacher, k), TOKENS, PAD, temperature)
+    assert found.item() == pytest.approx(expected, rel=1e-9)
+
+
+def test_kl_top_approaches_kl_from_below(student, teacher):
+    values = [losses.kl_top(student, losses.top_k(teacher, k), TOKENS, PAD).item() for k in range(1, V + 1)]
+    assert values == sorted(values) and values[0] < values[-1]
+    assert values[-1] == pytest.approx(losses.kl(student, teacher, TOKENS, PAD).item())
+
+
+def test_the_bucket_is_what_holds_down_the_other_words(student, teacher):
+    """Without it a student could say anything beyond the k words and pay nothing for it."""
+    leaf = student.clone().requires_grad_()
+    top = losses.top_k(teacher, 2)
+    losses.kl_top(leaf, top, TOKENS, PAD).backward()
+    others = torch.ones(2, 3, V, dtype=torch.bool).scatter(-1, top.words, False)
+    real = TOKENS[:, 1:] != PAD
+    assert (leaf.grad[:, :-1][real][others[real]] != 0).all()
+
+
+def test_a_certain_teacher_is_no_nan():
+    logits = torch.tensor([[[1000.0, 0.0, 0.0], [0.0, 0.0, 0.0]]])
+    student = torch.zeros(1, 2, 3, requires_grad=True)
+    loss = losses.kl_top(student, losses.top_k(logits, 1), torch.tensor([[2, 1]]), pad_id=0)
+    loss.backward()
+    assert loss.item() == pytest.approx(math.log(3)) and student.grad.isfinite().all()
+
+
 # --- both
 
 
@@ -150,12 +204,17 @@ def test_padding_changes_nothing(student, teacher):
     ce, kl = losses.cross_entropy, losses.kl
     torch.testing.assert_close(ce(more_student, tokens, PAD, 0.1), ce(student, TOKENS, PAD, 0.1))
     torch.testing.assert_close(kl(more_student, more_teacher, tokens, PAD), kl(student, teacher, TOKENS, PAD))
+    more, top = losses.top_k(more_teacher, 2), losses.top_k(teacher, 2)
+    torch.testing.assert_close(
+        losses.kl_top(more_student, more, tokens, PAD), losses.kl_top(student, top, TOKENS, PAD)
+    )
 
 
 def test_gradient_reaches_real_positions_only(student, teacher):
     for loss in (
         lambda x: losses.cross_entropy(x, TOKENS, PAD, 0.1),
         lambda x: losses.kl(x, teacher, TOKENS, PAD),
+        lambda x: losses.kl_top(x, losses.top_k(teacher, 2), TOKENS, PAD),
     ):
         leaf = student.clone().requires_grad_()
         loss(leaf).backward()
@@ -197,6 +256,8 @@ def test_mistakes_give_one_line(student, teacher):
         lambda: losses.kl(student, teacher[..., :-1], TOKENS, PAD),
         lambda: losses.kl(student, teacher, TOKENS[:, 1:], PAD),
         lambda: losses.kl(student, teacher, TOKENS, PAD, temperature=0),
+        lambda: losses.kl_top(student, losses.top_k(teacher, 2), TOKENS, PAD, temperature=0),
+        lambda: losses.kl_top(student, losses.top_k(teacher[:, :-1], 2), TOKENS, PAD),
         lambda: losses.feature(student, teacher[..., :-1]),
         lambda: losses.feature(student, teacher, kind="l1"),
         lambda: losses.feature(student, teacher, mask=torch.ones(4, dtype=torch.bool)),

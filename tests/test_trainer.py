@@ -192,6 +192,33 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(data, tmp_path):
         torch.testing.assert_close(value, straight[name], msg=name)
 
 
+def test_a_frozen_backbone_stays_as_it_came_for_so_many_steps(data, tmp_path):
+    start = tiny.student().state_dict()
+
+    def moved(steps):
+        torch.manual_seed(0)
+        module = DistillationTrainer(tiny.teacher(), tiny.student(), **ALL, warmup=1, freeze=2)
+        fit(module, data, tmp_path / str(steps), max_steps=steps, limit_val_batches=0)
+        assert all(p.requires_grad for p in module.parameters())
+        now = module.student.state_dict()
+        return {name.split(".")[0] for name in start if not torch.equal(start[name], now[name])}
+
+    assert "backbone" not in moved(2) and "mixer" in moved(2)
+    assert "backbone" in moved(3)
+
+
+def test_the_teacher_can_answer_in_bfloat16(batch):
+    terms = [
+        silent(
+            DistillationTrainer(tiny.teacher(), tiny.student().eval(), features=0, teacher_dtype=dtype)
+        ).losses(batch)
+        for dtype in ("float32", "bfloat16")
+    ]
+    torch.testing.assert_close(terms[1]["cross_entropy"], terms[0]["cross_entropy"])
+    assert terms[1]["kl"] != terms[0]["kl"] and terms[1]["kl"].dtype == torch.float32
+    torch.testing.assert_close(terms[1]["kl"], terms[0]["kl"], rtol=0.05, atol=0.01)
+
+
 def test_the_optimiser_gives_matrices_to_muon_and_the_rest_to_adamw():
     from gitdistill.optim import split_parameters
 

@@ -4,6 +4,7 @@ batches.
 Letters in shapes: B clips, F frames, K captions per clip, T tokens, O things.
 """
 
+import hashlib
 from functools import partial
 
 import numpy as np
@@ -20,6 +21,9 @@ __all__ = ["GlyphData", "glyph_tokenizer"]
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 STREAM_EPOCH = 20_000  # clips that count as one epoch when the stream never repeats
 _SHUFFLE = 7_919  # keeps the shuffling's random numbers apart from those of the clips
+_CHOICE = 104_729  # and those that choose among a clip's captions from both
+REFERENCES = 5  # captions that belong to a clip
+SAMPLE = 16  # clips whose pixels and captions stand for all of a pool's in its fingerprint
 
 
 def glyph_tokenizer(max_length=32):
@@ -30,11 +34,14 @@ def glyph_tokenizer(max_length=32):
 
 
 def encode(captions, tokenizer, max_length):
-    """Captions as token ids, [rows, T] long, [CLS] ... [SEP], padded on the right to the longest.
+    """Captions as token ids, [rows, T] long, [CLS] ... [SEP], padded on the right to the longest. None, where
+    there is no caption, is [CLS] and padding: nothing to predict.
 
     Raises ValueError for a caption longer than `max_length` tokens, or with a word that the tokenizer does
     not know."""
-    rows = tokenizer(captions, add_special_tokens=True)["input_ids"]
+    texts = [caption for caption in captions if caption is not None]
+    encoded = iter(tokenizer(texts, add_special_tokens=True)["input_ids"] if texts else [])
+    rows = [[tokenizer.cls_token_id] if caption is None else next(encoded) for caption in captions]
     for caption, row in zip(captions, rows):
         if len(row) > max_length:
             raise ValueError(f"caption of {len(row)} tokens, at most {max_length} are allowed: {caption!r}")
@@ -72,23 +79,68 @@ class _EpochSampler(Sampler):
             yield epoch, place, first + index
 
 
-class _TrainClips(Dataset):
-    """Training clips by (epoch, place, index), each with K captions that are new in every epoch."""
+class _Pool:
+    """The clips that training can meet, by number: those of the pool, then those that show one thing."""
 
-    def __init__(self, clips, single_clips, singles, epoch_size, captions, masks):
-        self.clips, self.single_clips, self.singles = clips, single_clips, singles
-        self.epoch_size, self.count, self.masks = epoch_size, captions, masks
+    def __init__(self, clips, single_clips, masks):
+        self.clips, self.single_clips, self.masks = clips, single_clips, masks
+
+    def find(self, number):
+        """(the set that clip `number` is from, its index there)"""
+        size = len(self.clips)
+        return (self.clips, number) if number < size else (self.single_clips, number - size)
+
+    def clip(self, number):
+        clips, index = self.find(number)
+        return clips.clip(index, masks=self.masks)
+
+
+class _TrainClips(Dataset):
+    """Training clips by (epoch, place, index), each with K captions: new ones in every epoch, or some of its own.
+
+    A sample is (clip, captions, number of the clip, numbers of the captions). A new caption and one that is
+    missing have the number -1."""
+
+    def __init__(self, pool, epoch_size, singles, captions, fresh, labelled, seed):
+        self.pool, self.epoch_size, self.singles = pool, epoch_size, singles
+        self.count, self.fresh, self.labelled, self.seed = captions, fresh, labelled, seed
 
     def __len__(self):
         return self.epoch_size
 
     def __getitem__(self, key):
-        epoch, place, index = key
-        number = epoch * self.epoch_size + place  # of this clip, since training began
-        clips = self.clips
-        if number < self.singles:
-            clips, index = self.single_clips, number
-        return clips.clip(index, masks=self.masks), clips.captions(index, self.count, epoch)
+        epoch, place, number = key
+        since_start = epoch * self.epoch_size + place
+        if since_start < self.singles:
+            number = len(self.pool.clips) + since_start
+        clip = self.pool.clip(number)
+        chosen = [-1] * self.count
+        if self.labelled is not None and number >= self.labelled:
+            clip.captions.clear()
+            captions = [None] * self.count
+        elif self.fresh:
+            clips, index = self.pool.find(number)
+            captions = clips.captions(index, self.count, epoch)
+        else:
+            draw = np.random.RandomState([self.seed, epoch, number, _CHOICE])
+            chosen = draw.permutation(REFERENCES)[: self.count].tolist()
+            captions = [clip.captions[c] for c in chosen]
+        return clip, captions, number, chosen
+
+
+class _PoolClips(Dataset):
+    """Every clip of the pool with all captions of its own, in order from clip `start` to the last."""
+
+    def __init__(self, pool, start, size):
+        self.pool, self.start, self.size = pool, start, size
+
+    def __len__(self):
+        return self.size - self.start
+
+    def __getitem__(self, place):
+        number = self.start + place
+        clip = self.pool.clip(number)
+        return clip, clip.captions, number, list(range(REFERENCES))
 
 
 class _FixedClips(Dataset):
@@ -102,14 +154,16 @@ class _FixedClips(Dataset):
 
     def __getitem__(self, index):
         clip = self.clips.clip(index, masks=self.masks)
-        return clip, clip.captions[:1]
+        return clip, clip.captions[:1], index, [0]
 
 
 def _collate(rows, tokenizer, max_length):
-    clips, captions = zip(*rows)
+    clips, captions, places, numbers = zip(*rows)
     batch = {
         "frames": torch.stack([clip.frames for clip in clips]),
         "tokens": encode([text for row in captions for text in row], tokenizer, max_length),
+        "clip": torch.tensor(places),
+        "caption": torch.tensor([number for row in numbers for number in row]),
         "references": [clip.captions for clip in clips],
         "scenes": [clip.scene for clip in clips],
     }
@@ -125,18 +179,21 @@ class GlyphData(pl.LightningDataModule):
     """Batches of the embedded world.
 
     A batch is a dict: "frames" uint8 [B, F, 3, H, W]; "tokens" long [B*K, T], rows grouped by clip (training:
-    K sampled captions a clip, other ones in each epoch; otherwise K = 1, the first reference); "references":
-    B lists of five captions; "scenes": B `gitdistill.data.glyphs.Scene`s; with `masks`, "masks" bool [B, 2,
-    F, H, W], zero where a clip has no second thing.
+    K sampled captions a clip, other ones in each epoch; otherwise K = 1, the first reference); "clip" long [B]
+    and "caption" long [B*K]: the numbers of clips and captions, -1 for a caption that is not among a clip's own
+    five; "references": B lists of those five; "scenes": B `gitdistill.data.glyphs.Scene`s; with `masks`, "masks"
+    bool [B, 2, F, H, W], zero where a clip has no second thing.
 
     train_clips: size of the training pool; None: a stream that never repeats, `STREAM_EPOCH` clips an epoch.
     val_clips, test_clips, unseen_clips: sizes of the other splits; `test_dataloader` returns [test, unseen].
-    captions_per_clip: K. frames, image_size: see `GlyphClips`. seed: moves the training clips, their captions
-    and their order; the other splits are the same clips for every seed, so that scores compare. singles: the
-    first so many clips of training show one thing only (an easy start; they are drawn beside the pool).
-    masks: also return masks. workers: loader processes. tokenizer: any tokenizer that knows the grammar's
-    words; default `glyph_tokenizer()`. max_tokens: longest caption in tokens; default the tokenizer's
-    `model_max_length`.
+    captions_per_clip: K. fresh_captions: write new captions in every epoch; False: draw them from the clip's
+    own five, so that a cache can hold what a teacher makes of them. labelled: only the first so many clips of
+    the pool come with captions; the others have rows of [CLS] and padding, and no references. frames,
+    image_size: see `GlyphClips`. seed: moves the training clips, their captions and their order; the other
+    splits are the same clips for every seed, so that scores compare. singles: the first so many clips of
+    training show one thing only (an easy start; they are drawn beside the pool). masks: also return masks.
+    workers: loader processes. tokenizer: any tokenizer that knows the grammar's words; default
+    `glyph_tokenizer()`. max_tokens: longest caption in tokens; default the tokenizer's `model_max_length`.
 
     Raises ValueError for a caption longer than that or a word outside the tokenizer's vocabulary.
     """
@@ -149,6 +206,8 @@ class GlyphData(pl.LightningDataModule):
         unseen_clips: int = 500,
         batch_size: int = 32,
         captions_per_clip: int = 1,
+        fresh_captions: bool = True,
+        labelled: int | None = None,
         frames: int = 4,
         image_size: int = WORLD,
         seed: int = 0,
@@ -168,6 +227,14 @@ class GlyphData(pl.LightningDataModule):
             raise ValueError(
                 f"train_clips must be at least 1, or None for an endless stream, not {train_clips}"
             )
+        if not fresh_captions and captions_per_clip > REFERENCES:
+            raise ValueError(
+                f"captions_per_clip must be at most {REFERENCES}, a clip's own captions, without fresh_captions; "
+                f"got {captions_per_clip}"
+            )
+        if labelled is not None and not 0 <= labelled <= (train_clips or 0):
+            raise ValueError(f"labelled must be from 0 to train_clips ({train_clips}), not {labelled}")
+        self.fresh_captions, self.labelled = fresh_captions, labelled
         self.train_clips, self.captions_per_clip, self.batch_size = train_clips, captions_per_clip, batch_size
         self.seed, self.singles, self.masks, self.workers = seed, singles, masks, workers
         self.tokenizer = glyph_tokenizer() if tokenizer is None else tokenizer
@@ -177,6 +244,7 @@ class GlyphData(pl.LightningDataModule):
         endless = 2**31
         self.train_set = GlyphClips("train", train_clips or endless, seed, **look)
         self.single_set = GlyphClips("train", endless, seed, objects=1, **look)
+        self.pool = _Pool(self.train_set, self.single_set, masks)
         self.val_set = GlyphClips("val", val_clips, **look)
         self.test_set = GlyphClips("test", test_clips, **look)
         self.unseen_set = GlyphClips("unseen", unseen_clips, **look)
@@ -193,10 +261,45 @@ class GlyphData(pl.LightningDataModule):
         """Batches of the training split, shuffled anew in each epoch; the last batch may be smaller."""
         size = self.train_clips or STREAM_EPOCH
         clips = _TrainClips(
-            self.train_set, self.single_set, self.singles, size, self.captions_per_clip, self.masks
+            self.pool,
+            size,
+            self.singles,
+            self.captions_per_clip,
+            self.fresh_captions,
+            self.labelled,
+            self.seed,
         )
-        sampler = _EpochSampler(size, self.seed, repeat=self.train_clips is not None)
-        return self._loader(clips, sampler)
+        return self._loader(clips, _EpochSampler(size, self.seed, repeat=self.train_clips is not None))
+
+    @property
+    def pool_size(self) -> int:
+        """Clips that training can meet: the pool and the clips that show one thing. ValueError for a stream."""
+        if self.train_clips is None:
+            raise ValueError("a stream of clips has no end: give train_clips a number")
+        return self.train_clips + self.singles
+
+    def pool_dataloader(self, start: int = 0):
+        """Batches of the whole pool in order from clip `start` on, each clip with all captions of its own."""
+        return self._loader(_PoolClips(self.pool, start, self.pool_size))
+
+    def fingerprint(self) -> dict:
+        """What the pool's clips and captions depend on, and a checksum of some of them ("content")."""
+        content = hashlib.sha256()
+        for number in np.linspace(0, self.pool_size - 1, SAMPLE, dtype=int).tolist():
+            clip = self.pool.clip(number)
+            content.update(clip.frames.numpy().tobytes())
+            content.update("\n".join(clip.captions).encode())
+        vocabulary = sorted(self.tokenizer.get_vocab().items(), key=lambda item: item[1])
+        return {
+            "data": type(self).__name__,
+            "seed": self.seed,
+            "train_clips": self.train_clips,
+            "singles": self.singles,
+            "frames": self.train_set.frames,
+            "image_size": self.train_set.image_size,
+            "vocabulary": hashlib.sha256(repr(vocabulary).encode()).hexdigest()[:16],
+            "content": content.hexdigest()[:16],
+        }
 
     def val_dataloader(self):
         """Batches of the validation split, always the same."""

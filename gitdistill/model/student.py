@@ -23,6 +23,8 @@ from gitdistill.model.attention import (
 )
 from gitdistill.model.encoders import TinyVIT
 
+NEVER = -1e4  # logit of a word that cannot be said; finite, also in float16, so that sums of them are no NaN
+
 
 class PositionalEncoding(nn.Module):
     """Adds sines and cosines of the position, wavelengths from 2 pi to 10,000 * 2 pi (Vaswani et al. 2017).
@@ -106,13 +108,15 @@ class StudentLayer(nn.Module):
 class StudentOutput:
     """What `StudentCandidateV1` gives.
 
-    logits: [B*K, T, V].
+    logits: [B*K, T, V]; of words that the student does not know, `NEVER`.
+    own_logits: [B*K, T, V'], those of the words it knows; the same tensor when it knows them all.
     feature_maps: the backbone's, one [B, F, C, h, w] per stage.
     memory: [B, M, D], the M = F*h*w cells of the last stage, frame by frame, as the decoder sees them.
     hidden_states: L+1 times [B*K, T, D]: the embedded words, then each layer's output, the last one normed.
     """
 
     logits: Tensor
+    own_logits: Tensor
     feature_maps: list[Tensor]
     memory: Tensor
     hidden_states: tuple[Tensor, ...]
@@ -132,7 +136,11 @@ class StudentCandidateV1(nn.Module):
         max_positions: longest token sequence.
         dropout: in mixer and decoder.
         tie: one matrix for the words coming in and going out.
-        bos_token_id, eos_token_id, pad_token_id: by default those of the embedded world's tokenizer.
+        freeze_norm: batch norms keep their statistics in training, too; for small batches, whose own are noise.
+        keep: the words to know, as token numbers (`TeacherCache.words`); embedding and head have rows for these
+            alone and for the special tokens. Any other word is read as `unk_token_id` and never said. Token
+            numbers and `vocab_size` stay the tokenizer's.
+        bos_token_id, eos_token_id, pad_token_id, unk_token_id: by default those of the embedded world's tokenizer.
 
     `model(frames, tokens)`: frames [B, F, 3, H, W] or [B, 3, H, W] (uint8: raw; floating: pixels), tokens
     long [B*K, T], K captions a clip, start token first, padded on the right. Attention weights pass through
@@ -153,18 +161,23 @@ class StudentCandidateV1(nn.Module):
         max_positions: int = 40,
         dropout: float = 0.0,
         tie: bool = True,
+        freeze_norm: bool = False,
+        keep: list[int] | None = None,
         bos_token_id: int = 2,
         eos_token_id: int = 3,
         pad_token_id: int = 0,
+        unk_token_id: int = 1,
     ):
         super().__init__()
         if min(vocab_size, layers, frames, max_positions) < 1:
             raise ValueError("vocab_size, layers, frames and max_positions must be at least 1")
         special = {"bos": bos_token_id, "eos": eos_token_id, "pad": pad_token_id}
+        if keep is not None:
+            special["unk"] = unk_token_id
         for name, token in special.items():
             if not 0 <= token < vocab_size:
                 raise ValueError(f"{name}_token_id {token} is outside the vocabulary of {vocab_size} words")
-        self.bos_token_id, self.eos_token_id, self.pad_token_id = special.values()
+        self.bos_token_id, self.eos_token_id, self.pad_token_id = bos_token_id, eos_token_id, pad_token_id
         self.vocab_size, self.max_positions, self.frames, self.tie = vocab_size, max_positions, frames, tie
         self.width = width
         self.backbone = backbone if isinstance(backbone, TinyVIT) else load_backbone(backbone)
@@ -177,11 +190,14 @@ class StudentCandidateV1(nn.Module):
         self.mixer = nn.ModuleList(MixerLayer(width, heads, expand, dropout) for _ in range(mixer_layers))
         self.memory_norm = nn.LayerNorm(width)
 
-        self.words = nn.Embedding(vocab_size, width)
+        self.freeze_norm, self.unk_token_id = freeze_norm, unk_token_id
+        self._trim(keep, special.values())
+        known = vocab_size if keep is None else len(self.kept)
+        self.words = nn.Embedding(known, width)
         self.positions = PositionalEncoding(width, max_positions, dropout)
         self.layers = nn.ModuleList(StudentLayer(width, heads, expand, dropout) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
-        self.head = nn.Linear(width, vocab_size)
+        self.head = nn.Linear(width, known)
         self._initialise()
         # What builds this network again, the backbone aside.
         self.config = {
@@ -195,8 +211,26 @@ class StudentCandidateV1(nn.Module):
             "max_positions": max_positions,
             "dropout": dropout,
             "tie": tie,
+            "freeze_norm": freeze_norm,
+            "keep": keep is not None,  # which ones, the weights say
             **{f"{name}_token_id": token for name, token in special.items()},
         }
+
+    def _trim(self, keep: list[int] | None, special) -> None:
+        """Buffers: `kept` [V'], the known words' numbers, and `own` [V], a word's place among them."""
+        self.register_buffer("kept", None)
+        self.register_buffer("own", None, persistent=False)
+        if keep is None:
+            return
+        keep = sorted({*keep, *special})
+        if keep[0] < 0 or keep[-1] >= self.vocab_size:
+            raise ValueError(
+                f"keep has words outside the vocabulary of {self.vocab_size}: {keep[0]} to {keep[-1]}"
+            )
+        self.kept = torch.tensor(keep)
+        self.own = torch.full((self.vocab_size,), keep.index(self.unk_token_id))
+        self.own[self.kept] = torch.arange(len(keep))
+        self.own_pad_token_id, self.own_unk_token_id = map(keep.index, (self.pad_token_id, self.unk_token_id))
 
     def _initialise(self) -> None:
         for part in (self.projection, self.mixer, self.layers, self.head):
@@ -212,7 +246,10 @@ class StudentCandidateV1(nn.Module):
     def like(cls, teacher, **options) -> "StudentCandidateV1":
         """A student with `teacher`'s vocabulary and special tokens; `options` as for the class."""
         names = ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")
-        return cls(**{name: getattr(teacher, name) for name in names}, **options)
+        same = {name: getattr(teacher, name) for name in names}
+        if options.get("keep") is not None:
+            same["unk_token_id"] = teacher.tokenizer.unk_token_id
+        return cls(**same | options)
 
     @classmethod
     def from_pretrained(cls, folder) -> "StudentCandidateV1":
@@ -224,11 +261,15 @@ class StudentCandidateV1(nn.Module):
         config = files.read_config(folder)
         if config.pop("architecture", None) != cls.__name__ or not isinstance(config.get("backbone"), dict):
             raise ValueError(f"{folder}/config.json does not describe a {cls.__name__}")
+        weights = files.read_weights(Path(folder) / "model.safetensors")
+        if config.pop("keep", False):
+            if "kept" not in weights:
+                raise ValueError(f"the weights of {folder} do not fit; missing: kept")
+            config["keep"] = weights["kept"].tolist()
         try:
             student = cls(**{**config, "backbone": TinyVIT(**config["backbone"])})
         except TypeError as error:
             raise ValueError(f"{folder}/config.json does not fit: {files.first_line(error)}") from None
-        weights = files.read_weights(Path(folder) / "model.safetensors")
         if student.tie and "words.weight" in weights:
             weights.setdefault("head.weight", weights["words.weight"])
         files.fill(student, weights, folder)
@@ -267,19 +308,37 @@ class StudentCandidateV1(nn.Module):
     def step(self, tokens: Tensor, state: DecodingState) -> tuple[Tensor, DecodingState]:
         """Append tokens [B*K, t] to every caption: logits [B*K, t, V] and the grown state."""
         hidden, state = self._read_text(tokens, state)
-        return self.head(hidden[-1]), state
+        return self._spread(self.head(hidden[-1])), state
 
     def forward(self, frames: Tensor, tokens: Tensor) -> StudentOutput:
         maps, memory = self.encode(frames)
         hidden, _ = self._read_text(tokens, self._read_memory(memory))
-        return StudentOutput(self.head(hidden[-1]), maps, memory, hidden)
+        logits = self.head(hidden[-1])
+        return StudentOutput(self._spread(logits), logits, maps, memory, hidden)
+
+    def _spread(self, logits: Tensor) -> Tensor:
+        """Logits of the known words [..., V'] as logits of all, [..., V]."""
+        if self.kept is None:
+            return logits
+        every = logits.new_full((*logits.shape[:-1], self.vocab_size), NEVER)
+        return every.index_copy(-1, self.kept, logits)
+
+    def train(self, mode: bool = True) -> "StudentCandidateV1":
+        """As always, but with `freeze_norm` the batch norms stay in eval mode."""
+        super().train(mode)
+        if self.freeze_norm:
+            for module in self.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
+        return self
 
     def _read_memory(self, memory: Tensor) -> DecodingState:
         return DecodingState([layer.cross_attention.keys_values(memory) for layer in self.layers], [])
 
     def _read_text(self, tokens: Tensor, state: DecodingState) -> tuple[tuple[Tensor, ...], DecodingState]:
         rows, total = check_tokens(tokens, state, self.max_positions)
-        x = self.positions(self.words(tokens) * math.sqrt(self.width), state.length)
+        own = tokens if self.own is None else self.own[tokens]
+        x = self.positions(self.words(own) * math.sqrt(self.width), state.length)
         shape, hidden, grown = x.shape, [x], []
         x = x.reshape(state.clips, -1, self.width)  # (B, K*t, D)
         mask = packed_causal_mask(rows, tokens.shape[1], total, 0, x.device)
