@@ -211,13 +211,12 @@ class TeacherTrainer(CaptionTrainer):
         model: a `GenerativeImageTextModel`, its image encoder trained by `CellTrainer`.
         cell_weight: weight of the cells' terms, at the image encoder's end (symbol, colour, box) and in the
             image rows of the decoder before its last layer (symbol, colour, motion, relation, box).
-        freeze: steps for which the image encoder is left as it came; the decoder learns to read it first.
         options: as for `CaptionTrainer`.
     """
 
-    def __init__(self, model: GenerativeImageTextModel, cell_weight: float = 1.0, freeze: int = 0, **options):
+    def __init__(self, model: GenerativeImageTextModel, cell_weight: float = 1.0, **options):
         super().__init__(model, **options)
-        self.cell_weight, self.freeze = cell_weight, freeze
+        self.cell_weight = cell_weight
         config = model.config
         self.seen = CellHeads(config.vision_config.hidden_size, ("symbol", "colour"))
         self.understood = CellHeads(config.hidden_size, tuple(KINDS))
@@ -225,9 +224,6 @@ class TeacherTrainer(CaptionTrainer):
         for embedding in model.temporal:
             if not embedding.any():  # zeros cannot tell one frame from the next: motion is learned much later
                 nn.init.normal_(embedding, std=0.5)
-
-    def on_train_batch_start(self, batch: dict, index: int) -> None:
-        self.model.image_encoder.requires_grad_(self.global_step >= self.freeze)
 
     def losses(self, batch: dict) -> dict[str, Tensor]:
         frames = batch["frames"].shape[1]

@@ -37,6 +37,8 @@ class CaptionTrainer(pl.LightningModule):
         lr, weight_decay: peak learning rate and decay of the optimiser.
         warmup: steps of linear warm-up, before a cosine down to 1 % at the run's last step.
         muon: Muon for the inner matrices instead of AdamW throughout (see `gitdistill.optim`).
+        freeze: steps for which the part that sees is left as it came, batch-norm statistics included; what is
+            new behind it learns to read it first.
         label_smoothing: as in GIT's own training (0.1 there).
         max_length: tokens of a decoded caption at most, start token included.
     """
@@ -52,6 +54,7 @@ class CaptionTrainer(pl.LightningModule):
         weight_decay: float = 0.01,
         warmup: int = 50,
         muon: bool = True,
+        freeze: int = 0,
         label_smoothing: float = 0.0,
         max_length: int = 24,
     ):
@@ -59,6 +62,7 @@ class CaptionTrainer(pl.LightningModule):
         self.model = model
         self.tokenizer = tokenizer or glyph_tokenizer()
         self.lr, self.weight_decay, self.warmup, self.muon = lr, weight_decay, warmup, muon
+        self.freeze = freeze
         self.label_smoothing, self.max_length = label_smoothing, max_length
         self._heard = {}
         self._first_loss = None
@@ -91,6 +95,22 @@ class CaptionTrainer(pl.LightningModule):
 
     def on_train_start(self) -> None:
         self._first_loss = None
+
+    def on_train_batch_start(self, batch: dict, index: int) -> None:
+        if self.global_step < self.freeze:
+            self.eyes.requires_grad_(False).eval()
+        elif self.global_step == self.freeze > 0:
+            self.eyes.requires_grad_(True)
+            self.model.train()
+
+    def on_train_end(self) -> None:
+        if self.freeze:
+            self.eyes.requires_grad_(True)
+
+    @property
+    def eyes(self) -> nn.Module:
+        """The part of the model that sees: a student's backbone, GIT's image encoder."""
+        return self.model.backbone if hasattr(self.model, "backbone") else self.model.image_encoder
 
     def stop_if_lost(self, terms: dict, total: float, batch: dict, index: int) -> None:
         """A FloatingPointError that says when, where and which term, if the loss is no number or has exploded."""
@@ -173,8 +193,6 @@ class DistillationTrainer(CaptionTrainer):
         cache: a `TeacherCache`, or a folder that has or will get one: then no training batch asks the teacher.
             A folder without a finished one is filled when the fit starts.
         teacher_dtype: what the teacher computes in; "bfloat16" halves its time on hardware that knows it.
-        freeze: steps for which the student's backbone is left as it came, batch-norm statistics included, so
-            that what is random around it learns to read it first.
         options: as for `CaptionTrainer`.
 
     Raises ValueError when the two vocabularies differ, when the cache is another teacher's or other data's, and
@@ -199,7 +217,6 @@ class DistillationTrainer(CaptionTrainer):
         caption_filter: CaptionFilter | None = None,
         cache: str | Path | TeacherCache | None = None,
         teacher_dtype: str = "float32",
-        freeze: int = 0,
         **options,
     ):
         teacher = GenerativeImageTextTeacher.from_pretrained(teacher) if isinstance(teacher, str) else teacher
@@ -220,7 +237,7 @@ class DistillationTrainer(CaptionTrainer):
             "relations": relations,
             "sequence": sequence,
         }
-        self.temperature, self.teacher_dtype, self.freeze = temperature, teacher_dtype, freeze
+        self.temperature, self.teacher_dtype = temperature, teacher_dtype
         self.caption_filter = caption_filter or CaptionFilter()
         self.pairs = [pair for pair in pairs_of(teacher, student, feature_pairs) if self.weights[pair.term]]
         self.wants = Wants(
@@ -281,17 +298,6 @@ class DistillationTrainer(CaptionTrainer):
     def on_train_start(self) -> None:
         super().on_train_start()
         self._checked = False
-
-    def on_train_batch_start(self, batch: dict, index: int) -> None:
-        if self.global_step < self.freeze:
-            self.model.backbone.requires_grad_(False).eval()
-        elif self.global_step == self.freeze > 0:
-            self.model.backbone.requires_grad_(True)
-            self.model.train()
-
-    def on_train_end(self) -> None:
-        if self.freeze:
-            self.model.backbone.requires_grad_(True)
 
     def training_step(self, batch: dict, index: int) -> Tensor:
         if not self._checked:

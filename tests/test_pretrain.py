@@ -124,6 +124,17 @@ def test_frames_never_repeat_from_epoch_to_epoch():
     assert not first.equal(next(iter(data.train_dataloader()))["frames"])
 
 
+def masked_clips():
+    sizes = {
+        "train_clips": 8,
+        "val_clips": 4,
+        "batch_size": 4,
+        "frames": tiny.FRAMES,
+        "image_size": tiny.SIDE,
+    }
+    return GlyphData(**sizes, captions_per_clip=2, masks=True)
+
+
 def test_the_teacher_learns_captions_and_cells_together():
     model = tiny.git()
     for embedding in model.temporal:
@@ -131,6 +142,13 @@ def test_the_teacher_learns_captions_and_cells_together():
     module = TeacherTrainer(model)
     assert all(embedding.std() > 0.1 for embedding in model.temporal)  # zeros were drawn anew
     before = copied(model)
-    sizes = {"train_clips": 8, "val_clips": 4, "batch_size": 4}
-    fit(module, GlyphData(**sizes, captions_per_clip=2, frames=tiny.FRAMES, image_size=tiny.SIDE, masks=True))
+    fit(module, masked_clips())
     assert changed(before, model) == {name.split(".")[0] for name in before}
+
+
+def test_the_teachers_eyes_can_be_left_alone_at_first():
+    model = tiny.git()
+    before = copied(model)
+    fit(TeacherTrainer(model, freeze=2), masked_clips())
+    assert changed(before, model) == {name.split(".")[0] for name in before} - {"image_encoder"}
+    assert all(p.requires_grad for p in model.image_encoder.parameters())
