@@ -240,6 +240,11 @@ class DistillationTrainer(CaptionTrainer):
         return self.model
 
     @property
+    def feature_pairs(self) -> dict[str, str]:
+        """Student's module path -> teacher's, of the loss `features`."""
+        return {pair.ours: pair.theirs for pair in self.pairs if pair.term == "features"}
+
+    @property
     def teacher(self) -> GenerativeImageTextTeacher:
         teacher = self._teacher[0]
         on = next(teacher.parameters()).device
@@ -323,7 +328,10 @@ class DistillationTrainer(CaptionTrainer):
             values["kl"] = self._kl(logits, theirs["logits"], targets, pad)
         if self.weights["attention"]:
             predicting = F.pad(spoken[:, 1:], (0, 1))
-            values["attention"] = losses.attention(mine["attention"], theirs["attention"], predicting)
+            frames = batch["frames"].shape[1] if batch["frames"].dim() == 5 else 1
+            cells = mine["attention"].shape[-1] // frames
+            looks = losses.align_attention(theirs["attention"], frames, cells)
+            values["attention"] = losses.attention(mine["attention"], looks, predicting)
         for term in dict.fromkeys(pair.term for pair in self.pairs):
             parts = [
                 self._distance(pair, mine[pair], theirs[pair.part], spoken)

@@ -14,10 +14,11 @@ from gitdistill.cache import TeacherCache
 from gitdistill.data.module import GlyphData
 from gitdistill.trainer import DistillationTrainer
 
-ALL = {"cross_entropy": 1.0, "kl": 1.0, "features": 1.0, "hidden": 1.0}
+TERMS = ("cross_entropy", "kl", "features", "hidden", "visual", "attention", "relations", "sequence")
+ALL = {**dict.fromkeys(TERMS, 1.0), "max_length": 20}
 EXACT = {"k": 10_000, "dtype": "float32", "feature_dtype": "float32"}
 CELLS, ROWS = "model.layers.0", "model.layers.1"
-EVERYTHING = Wants(logits=True, cells=(CELLS,), rows=(ROWS,), attention=True)
+EVERYTHING = DistillationTrainer(tiny.teacher(), tiny.student(), **ALL).wants
 
 
 def world(**options):
@@ -54,7 +55,8 @@ def silent(module):
 def test_a_kept_answer_is_the_teachers_own(exact, batch):
     found = read(exact, batch)
     expected = ask(tiny.teacher(), batch["frames"], batch["tokens"], EVERYTHING)
-    assert set(found) == set(expected) == {"logits", f"cells/{CELLS}", f"rows/{ROWS}", "attention"}
+    assert set(found) == set(expected) == set(EVERYTHING.names())
+    assert {"logits", f"cells/{CELLS}", f"rows/{ROWS}", "attention"} < set(found) and len(found) == 9
     real = (batch["tokens"] != 0)[:, 1:]
     top = losses.top_k(expected.pop("logits"), 10_000)
     torch.testing.assert_close(found["logits"].log_p[real], top.log_p[real], atol=1e-4, rtol=1e-4)
@@ -118,7 +120,8 @@ def test_training_with_a_cache_ends_where_training_without_does_and_never_asks_t
 
 def test_the_usual_cache_is_close_and_small(tmp_path, batch):
     cache = build(tmp_path, data=world(max_tokens=None))
-    bytes_of = {n: caches.array_bytes(spec) / 65 for n, spec in cache.facts["layout"].items()}  # 13 clips x 5
+    captions = 13 * 6  # five of each clip's own and one of the teacher's
+    bytes_of = {n: caches.array_bytes(spec) / captions for n, spec in cache.facts["layout"].items()}
     assert sum(size for name, size in bytes_of.items() if name.startswith(("tokens", "top_"))) <= 1000
     found = read(cache, batch)
     expected = ask(tiny.teacher(), batch["frames"], batch["tokens"], EVERYTHING)
@@ -144,6 +147,28 @@ def test_the_mass_kept_is_measured(tmp_path):
     assert cache.mass_kept == pytest.approx(total / count, rel=1e-4)
 
 
+def test_the_teachers_own_captions_are_kept(exact, tmp_path, batch):
+    teacher = tiny.teacher()
+    said, judged = answers.speak(teacher, batch["frames"], 1, 20)
+    everything = answers.CaptionFilter()
+    tokens, numbers = exact.said(batch["clip"], 1, everything)
+    length = min(tokens.shape[-1], said.shape[-1])
+    assert torch.equal(tokens[..., :length], said[..., :length]) and numbers.tolist() == [[5]] * 4
+    median = judged[..., 0].median().item()
+    keep = answers.CaptionFilter(confidence=median)
+    kept = exact.said(batch["clip"], 1, keep)[0][..., 1:].any(-1)
+    assert kept.tolist() == (judged[..., 0] >= median).tolist()
+    assert exact.share_kept(everything) == 1 and 0 < exact.share_kept(keep) < 1
+    used = {word for clip in exact.files["tokens.npy"].tolist() for row in clip for word in row}
+    assert set(exact.words()) == used
+
+
+def test_clips_without_captions_train_from_a_cache(exact, tmp_path):
+    module = DistillationTrainer(tiny.teacher(), tiny.student(), **ALL, cache=exact)
+    module.teacher.forward = None
+    fit(module, world(labelled=1), tmp_path, max_epochs=1)
+
+
 def test_bfloat16_is_close(tmp_path, exact, batch):
     cache = build(tmp_path, teacher_dtype="bfloat16", **EXACT)
     real = (batch["tokens"] != 0)[:, 1:]
@@ -155,7 +180,7 @@ def test_the_size_is_told_before_anything_is_written(tmp_path):
     told = []
     cache = build(tmp_path / "new", say=lambda line: told.append((line, (tmp_path / "new").exists())))
     line, existed = told[0]
-    assert not existed and f"{cache.nbytes / 1e6:,.1f} MB" in line and "5 captions a clip" in line
+    assert not existed and f"{cache.nbytes / 1e6:,.1f} MB" in line and "6 captions a clip" in line
 
 
 def test_a_disk_too_small_is_refused(tmp_path, monkeypatch):
