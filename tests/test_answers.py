@@ -6,6 +6,7 @@ import torch
 
 from gitdistill.answers import CaptionFilter, Wants, ask, beside, repetition, shared_words, speak
 from gitdistill.decoding import beam
+from gitdistill.hooks import record
 
 FRAMES = torch.randint(0, 256, (3, tiny.FRAMES, 3, tiny.SIDE, tiny.SIDE), dtype=torch.uint8)
 
@@ -80,3 +81,17 @@ def test_the_last_image_values_and_the_last_text_values_are_told_apart():
     hidden = teacher(FRAMES, torch.full((3, 4), 2)).hidden_states[1]
     torch.testing.assert_close(text, teacher.model.layers[1].attention.value(hidden))
     assert answer[f"cells/{path}"].shape == (6, 2, 2, 32)
+
+
+def test_cells_and_attention_are_those_of_a_pass_by_hand():
+    teacher, tokens = tiny.teacher(), torch.tensor([[2, 5, 6], [2, 7, 3]] * 3)
+    path = "model.layers.0"
+    answer = ask(teacher, FRAMES, tokens, Wants(False, (path,), (), True))
+    with record(teacher, [path, "model.layers.?.attention.softmax"]) as seen:
+        teacher(FRAMES, tokens)
+    image = seen[path][0].unflatten(1, (tiny.FRAMES, 5))  # a class token and 2 x 2 cells in each frame
+    torch.testing.assert_close(answer[f"cells/{path}"], image[:, :, 1:].reshape(6, 2, 2, 32))
+    weights = [seen[f"model.layers.{i}.attention.softmax"][-1] for i in (0, 1)]  # (B, H, K*T, 10 + K*T)
+    mean = sum(w.mean(1) for w in weights)[..., :10].unflatten(-1, (2, 5))[..., 1:].flatten(2)
+    mean = mean / mean.sum(-1, keepdim=True)
+    torch.testing.assert_close(answer["attention"], mean.reshape(6, 3, 8))
