@@ -93,14 +93,14 @@ class CaptionTrainer(pl.LightningModule):
         self._first_loss = None
 
     def stop_if_lost(self, terms: dict, total: float, batch: dict, index: int) -> None:
-        """A FloatingPointError that says when, where and which term, if the loss is no number or has exploded."""
+        """A ValueError that says when, where and which term, if the loss is no number or has exploded."""
         if self._first_loss is None:
             self._first_loss = max(total, 1.0)
         if math.isfinite(total) and total <= self.explosion * self._first_loss:
             return
         values = ", ".join(f"{name} {float(value):.4g}" for name, value in terms.items())
         clips = f", clips {batch['clip'].tolist()}" if "clip" in batch else ""
-        raise FloatingPointError(
+        raise ValueError(
             f"the loss is {total:.4g} after {self._first_loss:.4g} at the start ({values}) in step "
             f"{self.global_step}, epoch {self.current_epoch}, batch {index}{clips}: try a lower lr, a longer "
             "warmup or gradient_clip_val"

@@ -267,6 +267,26 @@ def test_a_trainer_fills_a_folder_and_finds_it_again(tmp_path, capsys):
     assert TeacherCache(folder).names == ["logits", "cells/model.layers.0"]
 
 
+def test_the_command_line_takes_a_folder_and_a_filter(tmp_path, monkeypatch):
+    from gitdistill.__main__ import main
+
+    tiny.git().save_pretrained(tmp_path / "teacher")
+    tiny.teacher().tokenizer.save_pretrained(tmp_path / "teacher")
+    tiny.student().save_pretrained(tmp_path / "student")
+    monkeypatch.chdir(tmp_path)
+    student = "gitdistill.StudentCandidateV1.from_pretrained"
+    model = ["--model=gitdistill.DistillationTrainer", "--model.teacher=teacher", f"--model.student={student}"]
+    model += ["--model.student.folder=student", "--model.cache=cache", "--model.sequence=1", "--model.freeze=1"]
+    model += ["--model.caption_filter.confidence=-9", "--model.teacher_dtype=bfloat16"]
+    sizes = {"train_clips": 4, "val_clips": 2, "test_clips": 2, "unseen_clips": 2, "batch_size": 2, "labelled": 2}
+    sizes |= {"frames": tiny.FRAMES, "image_size": tiny.SIDE, "fresh_captions": "false"}
+    data = ["--data=gitdistill.data.GlyphData", *(f"--data.{key}={value}" for key, value in sizes.items())]
+    trainer = ["--trainer.max_steps=2", "--trainer.logger=false", "--trainer.accelerator=cpu"]
+    monkeypatch.setattr("sys.argv", ["gitdistill", "fit", *trainer, *model, *data])
+    main()
+    assert TeacherCache(tmp_path / "cache").lacks(Wants(cells=("model.layers.0",), captions=1)) == []
+
+
 def test_a_damaged_file_is_noticed(tmp_path):
     build(tmp_path, Wants())
     path = tmp_path / "top_words.npy"
