@@ -167,6 +167,8 @@ class DistillationTrainer(CaptionTrainer):
         feature_pairs: student's module path -> teacher's. The first tensor each hands out per batch is compared,
             cell by cell, after a linear projector to the teacher's width. By default the student's mixed memory
             with the image rows of the teacher's decoder before its last layer: what both decoders read from.
+            "stages": the backbone's stages with the teacher's image encoder, see `stage_pairs`.
+        feature_kind: "mse" or "cosine"; see `losses.feature`.
         teacher_captions: how many of the teacher's own captions of each clip join the batch's; 1 if `sequence`
             is on, otherwise 0. `kl` and all other terms apply to them, too.
         caption_filter: which of these are left out; see `CaptionFilter`.
@@ -194,7 +196,8 @@ class DistillationTrainer(CaptionTrainer):
         relations: float = 0.0,
         sequence: float = 0.0,
         temperature: float = 1.0,
-        feature_pairs: dict[str, str] | None = None,
+        feature_pairs: dict[str, str] | str | None = None,
+        feature_kind: str = "mse",
         teacher_captions: int | None = None,
         caption_filter: CaptionFilter | None = None,
         cache: str | Path | TeacherCache | None = None,
@@ -220,7 +223,8 @@ class DistillationTrainer(CaptionTrainer):
             "relations": relations,
             "sequence": sequence,
         }
-        self.temperature, self.teacher_dtype, self.freeze = temperature, teacher_dtype, freeze
+        self.temperature, self.feature_kind = temperature, feature_kind
+        self.teacher_dtype, self.freeze = teacher_dtype, freeze
         self.caption_filter = caption_filter or CaptionFilter()
         self.pairs = [pair for pair in pairs_of(teacher, student, feature_pairs) if self.weights[pair.term]]
         self.wants = Wants(
@@ -403,7 +407,7 @@ class DistillationTrainer(CaptionTrainer):
             grids = ours.shape[1:3], theirs.shape[1:3]
             ours, theirs = losses.align_grid(ours.flatten(1, 2), *grids), theirs.flatten(1, 2)
         if pair.projected:
-            return losses.feature(ours, theirs, mask=mask)
+            return losses.feature(ours, theirs, self.feature_kind, mask)
         heads = losses.relation_heads(ours.shape[-1], theirs.shape[-1])
         return losses.relation(ours, theirs, heads, mask)
 
@@ -511,11 +515,31 @@ class Pair:
         return as_cells(activation, frames) if self.of_image else activation.reshape(*tokens.shape, -1)
 
 
-def pairs_of(teacher: GenerativeImageTextTeacher, student: nn.Module, features: dict | None) -> list[Pair]:
+def stage_pairs(teacher: GenerativeImageTextTeacher, student: nn.Module) -> dict[str, str]:
+    """Each stage of the student's backbone with the teacher's image layer at the same share of the depth.
+
+    Stages whose grid is more than twice as fine as the teacher's are left out: they see edges, not things.
+    """
+    vision, net = teacher.config.vision_config, student.backbone.net
+    side, layers = vision.image_size // vision.patch_size, vision.num_hidden_layers
+    known = dict(net.named_modules())
+    stages = [name if name in known else name.replace(".", "_", 1) for name in net.feature_info.module_name()]
+    return {
+        f"backbone.net.{stage}": f"model.image_encoder.layers.{round((i + 1) / len(stages) * layers) - 1}"
+        for i, (stage, grid) in enumerate(zip(stages, student.backbone.grids))
+        if max(grid) <= 2 * side
+    }
+
+
+def pairs_of(teacher: GenerativeImageTextTeacher, student: nn.Module, features) -> list[Pair]:
     """What `DistillationTrainer` can compare; see its weights."""
     count = len(teacher.model.layers)
     last, above = f"model.layers.{count - 1}", f"model.layers.{max(0, count - 2)}"
     mine = f"layers.{len(getattr(student, 'layers', [])) - 1}"
+    if features == "stages":
+        features = stage_pairs(teacher, student)
+    elif isinstance(features, str):
+        raise ValueError(f'feature_pairs is a dict of module paths or "stages", not {features!r}')
     features = features or {"memory_norm": above}
     pairs = [Pair("features", ours, theirs, True) for ours, theirs in features.items()]
     pairs += [Pair("visual", "backbone", "model.image_encoder", True), Pair("hidden", "norm", last, False)]

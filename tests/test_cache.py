@@ -275,10 +275,26 @@ def test_the_command_line_takes_a_folder_and_a_filter(tmp_path, monkeypatch):
     tiny.student().save_pretrained(tmp_path / "student")
     monkeypatch.chdir(tmp_path)
     student = "gitdistill.StudentCandidateV1.from_pretrained"
-    model = ["--model=gitdistill.DistillationTrainer", "--model.teacher=teacher", f"--model.student={student}"]
-    model += ["--model.student.folder=student", "--model.cache=cache", "--model.sequence=1", "--model.freeze=1"]
+    model = [
+        "--model=gitdistill.DistillationTrainer",
+        "--model.teacher=teacher",
+        f"--model.student={student}",
+    ]
+    model += [
+        "--model.student.folder=student",
+        "--model.cache=cache",
+        "--model.sequence=1",
+        "--model.freeze=1",
+    ]
     model += ["--model.caption_filter.confidence=-9", "--model.teacher_dtype=bfloat16"]
-    sizes = {"train_clips": 4, "val_clips": 2, "test_clips": 2, "unseen_clips": 2, "batch_size": 2, "labelled": 2}
+    sizes = {
+        "train_clips": 4,
+        "val_clips": 2,
+        "test_clips": 2,
+        "unseen_clips": 2,
+        "batch_size": 2,
+        "labelled": 2,
+    }
     sizes |= {"frames": tiny.FRAMES, "image_size": tiny.SIDE, "fresh_captions": "false"}
     data = ["--data=gitdistill.data.GlyphData", *(f"--data.{key}={value}" for key, value in sizes.items())]
     trainer = ["--trainer.max_steps=2", "--trainer.logger=false", "--trainer.accelerator=cpu"]

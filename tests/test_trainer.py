@@ -181,9 +181,7 @@ def test_a_lost_loss_stops_with_the_batch_named(data, tmp_path):
             terms = super().losses(batch)
             return {**terms, "odd": terms["cross_entropy"] * (self.factor if self.global_step == 1 else 0)}
 
-    with pytest.raises(
-        ValueError, match=r"^the loss is nan after .*odd nan\) in step 1, .*clips \[\d+,"
-    ):
+    with pytest.raises(ValueError, match=r"^the loss is nan after .*odd nan\) in step 1, .*clips \[\d+,"):
         fit(Lost(tiny.student()), data, tmp_path, max_steps=3)
     Lost.factor = 100.0
     with pytest.raises(ValueError, match="batch 1.*lower lr") as error:
@@ -262,6 +260,27 @@ def test_features_of_the_image_encoders_can_be_paired(batch):
     module = silent(DistillationTrainer(tiny.teacher(), tiny.student(), feature_pairs=pairs))
     assert module.losses(batch)["features"].item() > 0
     assert set(module.projectors) == {"backbone/net/stages_2", "mixer/0"}
+
+
+def test_stages_are_paired_by_depth_and_grid(batch):
+    module = silent(DistillationTrainer(tiny.teacher(), tiny.student(), feature_pairs="stages"))
+    assert module.feature_pairs == {  # the first stage's 8 x 8 is too fine for 2 x 2 patches
+        "backbone.net.stages_1": "model.image_encoder.layers.0",
+        "backbone.net.stages_2": "model.image_encoder.layers.1",
+    }
+    module.check_gradients(batch)
+    with pytest.raises(
+        ValueError, match="^feature_pairs is a dict of module paths or \"stages\", not 'all'$"
+    ):
+        DistillationTrainer(tiny.teacher(), tiny.student(), feature_pairs="all")
+
+
+def test_features_can_be_compared_by_their_cosine(batch):
+    torch.manual_seed(0)
+    module = silent(DistillationTrainer(tiny.teacher(), tiny.student(), **{**NONE, "features": 1.0}).eval())
+    squares = module.losses(batch)["features"]
+    module.feature_kind = "cosine"
+    assert abs(module.losses(batch)["features"] - squares) > 1e-3
 
 
 def test_cells_of_maps_frames_and_clips():
