@@ -146,7 +146,8 @@ class CaptionTrainer(pl.LightningModule):
 class DistillationTrainer(CaptionTrainer):
     """Trains `student` on captions and on what `teacher` makes of the same clips and captions.
 
-    The loss is a weighted sum; a term of weight 0 is not computed. A clip without captions (rows of a start
+    The loss is a weighted sum; a term of weight 0 is not computed. `weights` is read in every step, so a callback
+    can change the weight of a term that was on from the start. A clip without captions (rows of a start
     token and padding, see `GlyphData`) counts as one that costs nothing; what the teacher says of it counts.
 
     Args:
@@ -234,6 +235,8 @@ class DistillationTrainer(CaptionTrainer):
             attention=bool(attention),
             captions=int(bool(sequence)) if teacher_captions is None else teacher_captions,
         )
+        if sequence and not self.wants.captions:
+            raise ValueError("sequence needs the teacher's own captions: teacher_captions must be at least 1")
         self._cache, self._checked = cache, False
         self.projectors = nn.ModuleDict()
         if any(pair.projected for pair in self.pairs):

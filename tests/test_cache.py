@@ -225,6 +225,7 @@ def test_a_killed_build_goes_on_where_it_stopped(tmp_path, monkeypatch, exact):
         ({"data": world(train_clips=11)}, "train_clips is 11 here and 10 there$"),
         ({"data": world(image_size=64)}, "image_size is 64 here and 32 there$"),
         ({"k": 4}, "k is 4 here and 10000 there$"),
+        ({"data": world(max_tokens=21)}, "max_tokens is 21 here and 20 there$"),
         ({"wants": Wants()}, "names is"),
     ],
 )

@@ -250,6 +250,11 @@ def test_a_student_of_fewer_words_learns_and_speaks_in_the_tokenizers_numbers(ba
     fit(module, data, tmp_path, max_steps=1)
 
 
+def test_sequence_needs_captions_of_the_teacher():
+    with pytest.raises(ValueError, match="teacher_captions must be at least 1$"):
+        DistillationTrainer(tiny.teacher(), tiny.student(), sequence=1.0, teacher_captions=0)
+
+
 def test_an_unknown_feature_path_is_named():
     with pytest.raises(KeyError, match="memory_nrom; did you mean memory_norm"):
         DistillationTrainer(tiny.teacher(), tiny.student(), feature_pairs={"memory_nrom": "model.layers.0"})
