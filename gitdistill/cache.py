@@ -99,7 +99,7 @@ class TeacherCache:
         """
         folder = Path(folder)
         settings = {"names": wants.names(), "k": k, "dtype": dtype, "feature_dtype": feature_dtype}
-        settings |= {"teacher_dtype": teacher_dtype, "said": wants.captions}
+        settings |= {"teacher_dtype": teacher_dtype, "said": wants.captions, "max_tokens": data.max_tokens}
         found = fingerprint(teacher, data)
         if (folder / "cache.json").is_file():
             facts = read_facts(folder)
@@ -266,8 +266,8 @@ class _Builder:
         }
 
     def weigh(self, top: losses.TopK, real: Tensor) -> None:
-        kept = 1 - top.log_rest.double().exp()
-        self.facts["mass"][0] += kept[real].sum().item()
+        kept = 1 - top.log_rest[real].cpu().double().exp()
+        self.facts["mass"][0] += kept.sum().item()
         self.facts["mass"][1] += int(real.sum())
 
     def allocate(self, parts: dict[str, np.ndarray]) -> None:
@@ -305,7 +305,7 @@ def fingerprint(teacher, data=None) -> dict:
     weights = hashlib.sha256()
     for name, value in sorted(teacher.state_dict().items()):
         weights.update(f"{name} {list(value.shape)} {value.dtype}".encode())
-        weights.update(value.detach().cpu().contiguous().view(torch.uint8).numpy())
+        weights.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     config = teacher.config.to_dict()
     config.pop("transformers_version", None)
     found = {

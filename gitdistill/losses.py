@@ -1,7 +1,8 @@
 """Losses as pure functions: tensors in, scalar out.
 
-`cross_entropy` and `kl` compare distributions over the vocabulary, `feature` compares activations, and
-`align_grid` brings the image tokens of two networks to one grid first. Each averages over what is real
+`cross_entropy`, `kl` and `kl_top` compare distributions over the vocabulary, `feature` compares activations,
+`attention` and `relation` compare what attention makes of them; `align_grid` and `align_attention` bring two
+networks' image tokens to one grid first, `trim` their words to one vocabulary. Each averages over what is real
 and leaves out padding, so that padding a batch further changes nothing. Halves are computed in float32.
 """
 
@@ -74,7 +75,7 @@ class TopK:
 
     Row t is about token t + 1, so that T tokens have T - 1 rows.
     log_p: [B*K, T-1, k], logarithms, likeliest first. words: long [B*K, T-1, k]. log_rest: [B*K, T-1].
-    trimmed: some words may be unknown to the student; they are numbered V, one beyond its last (see `trim`).
+    trimmed: words that the student does not know are numbered V, one beyond its last (see `trim`).
     """
 
     log_p: Tensor
@@ -94,8 +95,8 @@ def top_k(logits: Tensor, k: int) -> TopK:
 def trim(teacher: Tensor | TopK, kept: Tensor, unknown: int) -> Tensor | TopK:
     """A teacher's distribution for a student that knows only the words `kept`, numbered in that order.
 
-    The mass of all other words goes to one: of logits [B*K, T, V] to the student's word number `unknown` (what
-    is returned are logits over the kept words), of a `TopK` to its rest.
+    The mass of all other words goes to one, the student's word number `unknown`: what is returned for logits
+    [B*K, T, V] are logits over the kept words. In a `TopK`, that word is in the bucket with the rest.
 
     Args:
         kept: long [V'], the teacher's numbers of the student's words.
@@ -104,6 +105,7 @@ def trim(teacher: Tensor | TopK, kept: Tensor, unknown: int) -> Tensor | TopK:
         size = int(max(kept.max(), teacher.words.max())) + 1
         own = torch.full((size,), len(kept), device=kept.device)
         own[kept] = torch.arange(len(kept), device=kept.device)
+        own[kept[unknown]] = len(kept)
         words = own[teacher.words]
         lost = words == len(kept)
         rest = torch.cat([teacher.log_p.masked_fill(~lost, LEAST), teacher.log_rest[..., None]], dim=-1)
@@ -204,6 +206,17 @@ def attention(student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> T
     p, q = (_wide(x).clamp(min=1e-8) for x in (teacher.detach(), student))
     per_token = (p * (p.log() - q.log())).sum(dim=-1)
     return per_token.mean() if mask is None else _masked_mean(per_token, mask)
+
+
+def align_attention(shares: Tensor, frames: int, cells: int) -> Tensor:
+    """Shares of attention [R, T, F*h*w] on square grids of `cells` cells a frame instead, still summing to one."""
+    per_frame = shares.unflatten(-1, (frames, -1)).permute(0, 2, 3, 1)  # (R, F, h*w, T)
+    if per_frame.shape[2] == cells:
+        return shares
+    sides = [(math.isqrt(count),) * 2 for count in (per_frame.shape[2], cells)]
+    aligned = align_grid(per_frame.flatten(0, 1), *sides).unflatten(0, per_frame.shape[:2])
+    aligned = aligned.permute(0, 3, 1, 2).flatten(2)
+    return aligned / aligned.sum(-1, keepdim=True).clamp(min=1e-12)
 
 
 def relation(student: Tensor, teacher: Tensor, heads: int, mask: Tensor | None = None) -> Tensor:

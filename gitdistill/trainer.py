@@ -113,14 +113,14 @@ class CaptionTrainer(pl.LightningModule):
         return self.model.backbone if hasattr(self.model, "backbone") else self.model.image_encoder
 
     def stop_if_lost(self, terms: dict, total: float, batch: dict, index: int) -> None:
-        """A FloatingPointError that says when, where and which term, if the loss is no number or has exploded."""
+        """A ValueError that says when, where and which term, if the loss is no number or has exploded."""
         if self._first_loss is None:
             self._first_loss = max(total, 1.0)
         if math.isfinite(total) and total <= self.explosion * self._first_loss:
             return
         values = ", ".join(f"{name} {float(value):.4g}" for name, value in terms.items())
         clips = f", clips {batch['clip'].tolist()}" if "clip" in batch else ""
-        raise FloatingPointError(
+        raise ValueError(
             f"the loss is {total:.4g} after {self._first_loss:.4g} at the start ({values}) in step "
             f"{self.global_step}, epoch {self.current_epoch}, batch {index}{clips}: try a lower lr, a longer "
             "warmup or gradient_clip_val"
@@ -166,7 +166,8 @@ class CaptionTrainer(pl.LightningModule):
 class DistillationTrainer(CaptionTrainer):
     """Trains `student` on captions and on what `teacher` makes of the same clips and captions.
 
-    The loss is a weighted sum; a term of weight 0 is not computed. A clip without captions (rows of a start
+    The loss is a weighted sum; a term of weight 0 is not computed. `weights` is read in every step, so a callback
+    can change the weight of a term that was on from the start. A clip without captions (rows of a start
     token and padding, see `GlyphData`) counts as one that costs nothing; what the teacher says of it counts.
 
     Args:
@@ -187,6 +188,8 @@ class DistillationTrainer(CaptionTrainer):
         feature_pairs: student's module path -> teacher's. The first tensor each hands out per batch is compared,
             cell by cell, after a linear projector to the teacher's width. By default the student's mixed memory
             with the image rows of the teacher's decoder before its last layer: what both decoders read from.
+            "stages": the backbone's stages with the teacher's image encoder, see `stage_pairs`.
+        feature_kind: "mse" or "cosine"; see `losses.feature`.
         teacher_captions: how many of the teacher's own captions of each clip join the batch's; 1 if `sequence`
             is on, otherwise 0. `kl` and all other terms apply to them, too.
         caption_filter: which of these are left out; see `CaptionFilter`.
@@ -212,7 +215,8 @@ class DistillationTrainer(CaptionTrainer):
         relations: float = 0.0,
         sequence: float = 0.0,
         temperature: float = 1.0,
-        feature_pairs: dict[str, str] | None = None,
+        feature_pairs: dict[str, str] | str | None = None,
+        feature_kind: str = "mse",
         teacher_captions: int | None = None,
         caption_filter: CaptionFilter | None = None,
         cache: str | Path | TeacherCache | None = None,
@@ -237,7 +241,7 @@ class DistillationTrainer(CaptionTrainer):
             "relations": relations,
             "sequence": sequence,
         }
-        self.temperature, self.teacher_dtype = temperature, teacher_dtype
+        self.temperature, self.feature_kind, self.teacher_dtype = temperature, feature_kind, teacher_dtype
         self.caption_filter = caption_filter or CaptionFilter()
         self.pairs = [pair for pair in pairs_of(teacher, student, feature_pairs) if self.weights[pair.term]]
         self.wants = Wants(
@@ -247,6 +251,8 @@ class DistillationTrainer(CaptionTrainer):
             attention=bool(attention),
             captions=int(bool(sequence)) if teacher_captions is None else teacher_captions,
         )
+        if sequence and not self.wants.captions:
+            raise ValueError("sequence needs the teacher's own captions: teacher_captions must be at least 1")
         self._cache, self._checked = cache, False
         self.projectors = nn.ModuleDict()
         if any(pair.projected for pair in self.pairs):
@@ -255,6 +261,11 @@ class DistillationTrainer(CaptionTrainer):
     @property
     def student(self) -> nn.Module:
         return self.model
+
+    @property
+    def feature_pairs(self) -> dict[str, str]:
+        """Student's module path -> teacher's, of the loss `features`."""
+        return {pair.ours: pair.theirs for pair in self.pairs if pair.term == "features"}
 
     @property
     def teacher(self) -> GenerativeImageTextTeacher:
@@ -329,7 +340,10 @@ class DistillationTrainer(CaptionTrainer):
             values["kl"] = self._kl(logits, theirs["logits"], targets, pad)
         if self.weights["attention"]:
             predicting = F.pad(spoken[:, 1:], (0, 1))
-            values["attention"] = losses.attention(mine["attention"], theirs["attention"], predicting)
+            frames = batch["frames"].shape[1] if batch["frames"].dim() == 5 else 1
+            cells = mine["attention"].shape[-1] // frames
+            looks = losses.align_attention(theirs["attention"], frames, cells)
+            values["attention"] = losses.attention(mine["attention"], looks, predicting)
         for term in dict.fromkeys(pair.term for pair in self.pairs):
             parts = [
                 self._distance(pair, mine[pair], theirs[pair.part], spoken)
@@ -401,7 +415,7 @@ class DistillationTrainer(CaptionTrainer):
             grids = ours.shape[1:3], theirs.shape[1:3]
             ours, theirs = losses.align_grid(ours.flatten(1, 2), *grids), theirs.flatten(1, 2)
         if pair.projected:
-            return losses.feature(ours, theirs, mask=mask)
+            return losses.feature(ours, theirs, self.feature_kind, mask)
         heads = losses.relation_heads(ours.shape[-1], theirs.shape[-1])
         return losses.relation(ours, theirs, heads, mask)
 
@@ -509,11 +523,31 @@ class Pair:
         return as_cells(activation, frames) if self.of_image else activation.reshape(*tokens.shape, -1)
 
 
-def pairs_of(teacher: GenerativeImageTextTeacher, student: nn.Module, features: dict | None) -> list[Pair]:
+def stage_pairs(teacher: GenerativeImageTextTeacher, student: nn.Module) -> dict[str, str]:
+    """Each stage of the student's backbone with the teacher's image layer at the same share of the depth.
+
+    Stages whose grid is more than twice as fine as the teacher's are left out: they see edges, not things.
+    """
+    vision, net = teacher.config.vision_config, student.backbone.net
+    side, layers = vision.image_size // vision.patch_size, vision.num_hidden_layers
+    known = dict(net.named_modules())
+    stages = [name if name in known else name.replace(".", "_", 1) for name in net.feature_info.module_name()]
+    return {
+        f"backbone.net.{stage}": f"model.image_encoder.layers.{round((i + 1) / len(stages) * layers) - 1}"
+        for i, (stage, grid) in enumerate(zip(stages, student.backbone.grids))
+        if max(grid) <= 2 * side
+    }
+
+
+def pairs_of(teacher: GenerativeImageTextTeacher, student: nn.Module, features) -> list[Pair]:
     """What `DistillationTrainer` can compare; see its weights."""
     count = len(teacher.model.layers)
     last, above = f"model.layers.{count - 1}", f"model.layers.{max(0, count - 2)}"
     mine = f"layers.{len(getattr(student, 'layers', [])) - 1}"
+    if features == "stages":
+        features = stage_pairs(teacher, student)
+    elif isinstance(features, str):
+        raise ValueError(f'feature_pairs is a dict of module paths or "stages", not {features!r}')
     features = features or {"memory_norm": above}
     pairs = [Pair("features", ours, theirs, True) for ours, theirs in features.items()]
     pairs += [Pair("visual", "backbone", "model.image_encoder", True), Pair("hidden", "norm", last, False)]

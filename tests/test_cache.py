@@ -14,10 +14,11 @@ from gitdistill.cache import TeacherCache
 from gitdistill.data.module import GlyphData
 from gitdistill.trainer import DistillationTrainer
 
-ALL = {"cross_entropy": 1.0, "kl": 1.0, "features": 1.0, "hidden": 1.0}
+TERMS = ("cross_entropy", "kl", "features", "hidden", "visual", "attention", "relations", "sequence")
+ALL = {**dict.fromkeys(TERMS, 1.0), "max_length": 20}
 EXACT = {"k": 10_000, "dtype": "float32", "feature_dtype": "float32"}
 CELLS, ROWS = "model.layers.0", "model.layers.1"
-EVERYTHING = Wants(logits=True, cells=(CELLS,), rows=(ROWS,), attention=True)
+EVERYTHING = DistillationTrainer(tiny.teacher(), tiny.student(), **ALL).wants
 
 
 def world(**options):
@@ -54,7 +55,8 @@ def silent(module):
 def test_a_kept_answer_is_the_teachers_own(exact, batch):
     found = read(exact, batch)
     expected = ask(tiny.teacher(), batch["frames"], batch["tokens"], EVERYTHING)
-    assert set(found) == set(expected) == {"logits", f"cells/{CELLS}", f"rows/{ROWS}", "attention"}
+    assert set(found) == set(expected) == set(EVERYTHING.names())
+    assert {"logits", f"cells/{CELLS}", f"rows/{ROWS}", "attention"} < set(found) and len(found) == 9
     real = (batch["tokens"] != 0)[:, 1:]
     top = losses.top_k(expected.pop("logits"), 10_000)
     torch.testing.assert_close(found["logits"].log_p[real], top.log_p[real], atol=1e-4, rtol=1e-4)
@@ -118,7 +120,8 @@ def test_training_with_a_cache_ends_where_training_without_does_and_never_asks_t
 
 def test_the_usual_cache_is_close_and_small(tmp_path, batch):
     cache = build(tmp_path, data=world(max_tokens=None))
-    bytes_of = {n: caches.array_bytes(spec) / 65 for n, spec in cache.facts["layout"].items()}  # 13 clips x 5
+    captions = 13 * 6  # five of each clip's own and one of the teacher's
+    bytes_of = {n: caches.array_bytes(spec) / captions for n, spec in cache.facts["layout"].items()}
     assert sum(size for name, size in bytes_of.items() if name.startswith(("tokens", "top_"))) <= 1000
     found = read(cache, batch)
     expected = ask(tiny.teacher(), batch["frames"], batch["tokens"], EVERYTHING)
@@ -144,6 +147,28 @@ def test_the_mass_kept_is_measured(tmp_path):
     assert cache.mass_kept == pytest.approx(total / count, rel=1e-4)
 
 
+def test_the_teachers_own_captions_are_kept(exact, tmp_path, batch):
+    teacher = tiny.teacher()
+    said, judged = answers.speak(teacher, batch["frames"], 1, 20)
+    everything = answers.CaptionFilter()
+    tokens, numbers = exact.said(batch["clip"], 1, everything)
+    length = min(tokens.shape[-1], said.shape[-1])
+    assert torch.equal(tokens[..., :length], said[..., :length]) and numbers.tolist() == [[5]] * 4
+    median = judged[..., 0].median().item()
+    keep = answers.CaptionFilter(confidence=median)
+    kept = exact.said(batch["clip"], 1, keep)[0][..., 1:].any(-1)
+    assert kept.tolist() == (judged[..., 0] >= median).tolist()
+    assert exact.share_kept(everything) == 1 and 0 < exact.share_kept(keep) < 1
+    used = {word for clip in exact.files["tokens.npy"].tolist() for row in clip for word in row}
+    assert set(exact.words()) == used
+
+
+def test_clips_without_captions_train_from_a_cache(exact, tmp_path):
+    module = DistillationTrainer(tiny.teacher(), tiny.student(), **ALL, cache=exact)
+    module.teacher.forward = None
+    fit(module, world(labelled=1), tmp_path, max_epochs=1)
+
+
 def test_bfloat16_is_close(tmp_path, exact, batch):
     cache = build(tmp_path, teacher_dtype="bfloat16", **EXACT)
     real = (batch["tokens"] != 0)[:, 1:]
@@ -155,7 +180,7 @@ def test_the_size_is_told_before_anything_is_written(tmp_path):
     told = []
     cache = build(tmp_path / "new", say=lambda line: told.append((line, (tmp_path / "new").exists())))
     line, existed = told[0]
-    assert not existed and f"{cache.nbytes / 1e6:,.1f} MB" in line and "5 captions a clip" in line
+    assert not existed and f"{cache.nbytes / 1e6:,.1f} MB" in line and "6 captions a clip" in line
 
 
 def test_a_disk_too_small_is_refused(tmp_path, monkeypatch):
@@ -200,6 +225,7 @@ def test_a_killed_build_goes_on_where_it_stopped(tmp_path, monkeypatch, exact):
         ({"data": world(train_clips=11)}, "train_clips is 11 here and 10 there$"),
         ({"data": world(image_size=64)}, "image_size is 64 here and 32 there$"),
         ({"k": 4}, "k is 4 here and 10000 there$"),
+        ({"data": world(max_tokens=21)}, "max_tokens is 21 here and 20 there$"),
         ({"wants": Wants()}, "names is"),
     ],
 )
@@ -240,6 +266,42 @@ def test_a_trainer_fills_a_folder_and_finds_it_again(tmp_path, capsys):
         fit(module, world(), tmp_path, max_steps=1)
     assert capsys.readouterr().out.count(" MB in ") == 1
     assert TeacherCache(folder).names == ["logits", "cells/model.layers.0"]
+
+
+def test_the_command_line_takes_a_folder_and_a_filter(tmp_path, monkeypatch):
+    from gitdistill.__main__ import main
+
+    tiny.git().save_pretrained(tmp_path / "teacher")
+    tiny.teacher().tokenizer.save_pretrained(tmp_path / "teacher")
+    tiny.student().save_pretrained(tmp_path / "student")
+    monkeypatch.chdir(tmp_path)
+    student = "gitdistill.StudentCandidateV1.from_pretrained"
+    model = [
+        "--model=gitdistill.DistillationTrainer",
+        "--model.teacher=teacher",
+        f"--model.student={student}",
+    ]
+    model += [
+        "--model.student.folder=student",
+        "--model.cache=cache",
+        "--model.sequence=1",
+        "--model.freeze=1",
+    ]
+    model += ["--model.caption_filter.confidence=-9", "--model.teacher_dtype=bfloat16"]
+    sizes = {
+        "train_clips": 4,
+        "val_clips": 2,
+        "test_clips": 2,
+        "unseen_clips": 2,
+        "batch_size": 2,
+        "labelled": 2,
+    }
+    sizes |= {"frames": tiny.FRAMES, "image_size": tiny.SIDE, "fresh_captions": "false"}
+    data = ["--data=gitdistill.data.GlyphData", *(f"--data.{key}={value}" for key, value in sizes.items())]
+    trainer = ["--trainer.max_steps=2", "--trainer.logger=false", "--trainer.accelerator=cpu"]
+    monkeypatch.setattr("sys.argv", ["gitdistill", "fit", *trainer, *model, *data])
+    main()
+    assert TeacherCache(tmp_path / "cache").lacks(Wants(cells=("model.layers.0",), captions=1)) == []
 
 
 def test_a_damaged_file_is_noticed(tmp_path):

@@ -261,6 +261,9 @@ def test_mistakes_give_one_line(student, teacher):
         lambda: losses.feature(student, teacher[..., :-1]),
         lambda: losses.feature(student, teacher, kind="l1"),
         lambda: losses.feature(student, teacher, mask=torch.ones(4, dtype=torch.bool)),
+        lambda: losses.attention(student, teacher[:, 1:]),
+        lambda: losses.relation(student, teacher, 2),
+        lambda: losses.relation(student, teacher[:, 1:], 1),
         lambda: losses.align_grid(torch.zeros(1, 5, 2), (2, 2), (1, 1)),
     ):
         with pytest.raises(ValueError) as caught:
@@ -318,6 +321,129 @@ def test_masked_tokens_change_nothing():
     student[~mask] = 1e4
     assert losses.feature(student, teacher, mask=mask) == before
     assert losses.feature(student, teacher) != before
+
+
+# --- attention
+
+
+def shares(seed, *shape):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).softmax(-1)
+
+
+def test_attention_equals_loops():
+    q, p = shares(0, 2, 3, 4), shares(1, 2, 3, 4)
+    mask = torch.tensor([[True, True, False], [True, False, False]])
+    values = [
+        sum(b * (math.log(b) - math.log(a)) for a, b in zip(q[i, t].tolist(), p[i, t].tolist()))
+        for i, t in mask.nonzero().tolist()
+    ]
+    found = losses.attention(q, p, mask)
+    assert found.item() == pytest.approx(sum(values) / 3, rel=1e-9)
+    assert losses.attention(p, p, mask).item() == pytest.approx(0, abs=1e-12)
+    wrong = {
+        "padding counted": losses.attention(q, p),
+        "swapped": losses.attention(p, q, mask),
+        "over the tokens": (p * (p.log() - q.log())).sum(1).mean(),
+    }
+    for name, value in wrong.items():
+        assert abs(value - found) > 1e-3, name
+
+
+def test_where_nobody_looks_is_no_nan():
+    looks = torch.tensor([[[1.0, 0.0]]], requires_grad=True)
+    loss = losses.attention(looks, torch.tensor([[[0.0, 1.0]]]))
+    loss.backward()
+    assert loss.item() == pytest.approx(math.log(1e8), rel=1e-3) and looks.grad.isfinite().all()
+
+
+def test_attention_moves_to_another_grid():
+    looks = shares(0, 2, 3, 2 * 16)
+    found = losses.align_attention(looks, frames=2, cells=4)
+    blocks = looks.view(2, 3, 2, 2, 2, 2, 2).sum((4, 6))  # (R, T, F, row, column): sums over blocks of 2 x 2
+    torch.testing.assert_close(found, blocks.flatten(2))
+    assert losses.align_attention(looks, frames=2, cells=16) is looks
+    grown = losses.align_attention(found, frames=2, cells=16)
+    torch.testing.assert_close(grown.sum(-1), torch.ones(2, 3, dtype=torch.float64))
+
+
+# --- relation
+
+
+def relation_by_loops(student, teacher, heads, mask):
+    values = []
+    for r in range(len(student)):
+        real = [i for i in range(student.shape[1]) if mask[r][i]]
+        for h in range(heads):
+            for i in real:
+                rows = []
+                for x in (teacher[r], student[r]):
+                    width = x.shape[1] // heads
+                    part = x[:, h * width : (h + 1) * width]
+                    rows.append(softmax([(part[i] @ part[j]).item() / math.sqrt(width) for j in real]))
+                values.append(sum(p * (math.log(p) - math.log(q)) for p, q in zip(*rows)))
+    return sum(values) / len(values)
+
+
+@pytest.mark.parametrize("heads", [1, 2])
+def test_relation_equals_loops(heads):
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = (torch.randn(2, 3, d, generator=generator, dtype=torch.float64) for d in (4, 6))
+    mask = torch.tensor([[True, True, True], [True, True, False]])
+    expected = relation_by_loops(student, teacher, heads, mask)
+    assert losses.relation(student, teacher, heads, mask).item() == pytest.approx(expected, rel=1e-9)
+    everything = relation_by_loops(student, teacher, heads, torch.ones_like(mask))
+    assert losses.relation(student, teacher, heads).item() == pytest.approx(everything, rel=1e-9)
+    assert abs(everything - expected) > 1e-3
+
+
+def test_relation_sees_no_padding_and_trains_the_student_alone():
+    student, teacher = torch.randn(2, 2, 3, 8, generator=torch.Generator().manual_seed(0))
+    mask = torch.tensor([[True, True, False], [True, False, False]])
+    before = losses.relation(student, teacher, 2, mask)
+    student[~mask], teacher[~mask] = 30.0, -30.0
+    student.requires_grad_(), teacher.requires_grad_()
+    after = losses.relation(student, teacher, 2, mask)
+    torch.testing.assert_close(after, before)
+    after.backward()
+    assert teacher.grad is None and student.grad[0, :2].any() and not student.grad[~mask].any()
+    assert losses.relation(torch.ones(1, 2, 4), torch.ones(1, 2, 8), 1).item() == pytest.approx(0)
+
+
+@pytest.mark.parametrize("widths, heads", [((128, 192), 8), ((64, 768), 4), ((32, 32), 2), ((7, 9), 1)])
+def test_relation_heads_divide_both_widths(widths, heads):
+    assert losses.relation_heads(*widths) == heads
+
+
+# --- trim
+
+
+def test_trimming_moves_the_mass_of_unknown_words_to_one(teacher):
+    kept = torch.tensor([0, 2, 4])  # word 2 is the unknown one, number 1 among them
+    p, found = teacher.softmax(-1), losses.trim(teacher, kept, unknown=1).softmax(-1)
+    torch.testing.assert_close(found[..., 0], p[..., 0])
+    torch.testing.assert_close(found[..., 1], p[..., 1] + p[..., 2] + p[..., 3])
+    torch.testing.assert_close(found[..., 2], p[..., 4])
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+@pytest.mark.parametrize("k", [1, 3, V])
+def test_a_trimmed_top_k_has_unknown_words_in_its_bucket(student, teacher, k, temperature):
+    kept = torch.tensor([0, 2, 4])
+    own, tokens = student[..., kept], torch.tensor([[1, 2, 1, 2], [1, 2, 2, 0]])
+    total = 0.0
+    for row, i in REAL:
+        p, q = softmax(teacher[row, i].tolist()), softmax(own[row, i].tolist())
+        best = [v for v in sorted(range(V), key=lambda v: -p[v])[:k] if v in (0, 4)]
+        rows = [[p[v] for v in best], [q[(0, 2, 4).index(v)] for v in best]]
+        p, q = ([a ** (1 / temperature) for a in (*row, 1 - sum(row))] for row in rows)
+        p, q = ([a / sum(row) for a in row] for row in (p, q))
+        total += sum(a * (math.log(a) - math.log(b)) for a, b in zip(p, q))
+    top = losses.trim(losses.top_k(teacher, k), kept, unknown=1)
+    found = losses.kl_top(own, top, tokens, 0, temperature)
+    assert found.item() == pytest.approx(temperature**2 * total / len(REAL), rel=1e-6)
+    if k == V:
+        whole = losses.kl(own, losses.trim(teacher, kept, unknown=1), tokens, 0, temperature)
+        torch.testing.assert_close(found, whole)
 
 
 # --- align_grid

@@ -12,7 +12,7 @@ from transformers import BertTokenizerFast
 from gitdistill.decoding import beam, greedy
 from gitdistill.model.attention import packed_causal_mask
 from gitdistill.model.encoders import EMBEDDED, TinyVIT, WindowAttention
-from gitdistill.model.student import PositionalEncoding, StudentCandidateV1
+from gitdistill.model.student import NEVER, PositionalEncoding, StudentCandidateV1
 
 WORDS = [
     "[PAD]",
@@ -341,7 +341,66 @@ def test_a_student_that_cannot_be_built(options, message):
         StudentCandidateV1(**{"vocab_size": VOCAB, "backbone": tiny_backbone(), **SIZES, **options})
 
 
+# fewer words
+
+KEEP = [5, 6, 8, 11]  # with the special tokens 0, 1, 2 and 3: eight of fifteen
+
+
+def test_a_trimmed_student_reads_and_says_the_same_as_a_whole_one_of_these_words(frames, captions):
+    trimmed, whole = tiny_student(keep=KEEP), tiny_student()
+    known = [0, 1, 2, 3, *KEEP]
+    assert trimmed.kept.tolist() == known and trimmed.words.weight.shape == (8, 16)
+    assert sum(p.numel() for p in trimmed.parameters()) == sum(p.numel() for p in whole.parameters()) - 7 * 17
+    weights = dict(whole.state_dict())
+    for key in ("words.weight", "head.weight", "head.bias"):
+        weights[key] = weights[key][known]
+    trimmed.load_state_dict({**weights, "kept": trimmed.kept})
+    tokens = captions[::3].clone()
+    tokens[:, 1:3] = torch.tensor([6, 11])
+    said = torch.where(torch.isin(tokens, torch.tensor(known)), tokens, 1)  # other words are read as unknown
+    a, b = trimmed(frames, tokens), whole(frames, said)
+    torch.testing.assert_close(a.logits[..., known], b.logits[..., known], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(a.own_logits, a.logits[..., known])
+    others = [v for v in range(VOCAB) if v not in known]
+    assert (a.logits[..., others] == NEVER).all() and a.logits.shape == b.logits.shape
+
+
+def test_a_trimmed_student_says_its_own_words_only(frames, tokenizer, tmp_path):
+    student = tiny_student(keep=KEEP)
+    found = beam(student, frames, beams=3, max_length=8, num_return=3).tokens
+    assert set(found.unique().tolist()) <= {0, 1, 2, 3, *KEEP}
+    student.save_pretrained(tmp_path)
+    loaded = StudentCandidateV1.from_pretrained(tmp_path)
+    assert loaded.kept.tolist() == student.kept.tolist() and torch.equal(loaded.own, student.own)
+    assert loaded.caption(frames, tokenizer, max_length=8) == student.caption(frames, tokenizer, max_length=8)
+
+
+def test_words_to_keep_must_exist():
+    with pytest.raises(ValueError, match="^keep has words outside the vocabulary of 15: 0 to 15$"):
+        tiny_student(keep=[15])
+
+
+def test_trimmed_like_a_teacher(tokenizer):
+    teacher = nn.Module()
+    teacher.vocab_size, teacher.bos_token_id, teacher.eos_token_id, teacher.pad_token_id = 15, 2, 3, 0
+    teacher.tokenizer = tokenizer
+    student = StudentCandidateV1.like(teacher, backbone=tiny_backbone(), keep=KEEP, **SIZES)
+    assert student.unk_token_id == 1 and len(student.kept) == 8
+
+
 # training
+
+
+def test_frozen_norms_keep_their_statistics(frames, captions):
+    for freeze in (False, True):
+        student = tiny_student(freeze_norm=freeze).train()
+        norms = [m for m in student.modules() if isinstance(m, nn.BatchNorm2d)]
+        before = [m.running_mean.clone() for m in norms]
+        student(frames, captions[::3]).logits.sum().backward()
+        assert all(torch.equal(a, m.running_mean) for a, m in zip(before, norms)) is freeze
+        assert all(m.weight.grad is not None for m in norms) and student.mixer.training
+    clip = student(frames[:1], captions[:1]).logits  # a batch of one is read like any other
+    torch.testing.assert_close(clip, student(frames, captions[::3]).logits[:1], atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("tie", [True, False])

@@ -9,12 +9,16 @@ import tiny
 import torch
 
 from gitdistill import losses
+from gitdistill.answers import CaptionFilter
 from gitdistill.data.module import GlyphData
+from gitdistill.decoding import beam
 from gitdistill.export import as_stored, export_run, training_log
 from gitdistill.model.student import StudentCandidateV1
 from gitdistill.trainer import CaptionTrainer, DistillationTrainer, as_cells
 
-ALL = {"cross_entropy": 1.0, "kl": 1.0, "features": 1.0, "hidden": 1.0}
+TERMS = ("cross_entropy", "kl", "features", "hidden", "visual", "attention", "relations", "sequence")
+ALL = dict.fromkeys(TERMS, 1.0)
+NONE = dict.fromkeys(TERMS, 0.0)
 
 
 @pytest.fixture
@@ -52,7 +56,7 @@ def silent(module):
 
 def test_every_loss_reaches_all_of_the_student_and_nothing_of_the_teacher(batch):
     teacher, student = tiny.teacher(), tiny.student()
-    module = silent(DistillationTrainer(teacher, student, **ALL))
+    module = silent(DistillationTrainer(teacher, student, **ALL, max_length=8))
     module.train()
     terms = module.losses(batch)
     assert set(terms) == set(ALL)
@@ -67,12 +71,13 @@ def test_every_loss_reaches_all_of_the_student_and_nothing_of_the_teacher(batch)
     assert all(parameter.grad is None for parameter in teacher.parameters())
 
 
-@pytest.mark.parametrize("term", ["kl", "features", "hidden"])
+@pytest.mark.parametrize("term", TERMS)
 def test_each_loss_of_the_teacher_trains_the_backbone(batch, term):
-    module = silent(
-        DistillationTrainer(tiny.teacher(), tiny.student(), **{**dict.fromkeys(ALL, 0.0), term: 1.0})
-    )
-    module.losses(batch)[term].backward()
+    module = silent(DistillationTrainer(tiny.teacher(), tiny.student(), **{**NONE, term: 1.0}, max_length=8))
+    values = module.losses(batch)
+    assert list(values) == [term] and values[term] > 0
+    module.check_gradients(batch)
+    values[term].backward()
     assert all(p.grad is not None and p.grad.any() for p in module.student.backbone.net.stages_2.parameters())
 
 
@@ -106,6 +111,150 @@ def test_another_vocabulary_is_refused():
         DistillationTrainer(tiny.teacher(), student)
 
 
+@pytest.mark.parametrize("term", ["cross_entropy", "kl", "hidden", "attention", "relations", "sequence"])
+def test_padding_changes_no_loss(batch, term):
+    weights = {**NONE, term: 1.0, "teacher_captions": 1}
+    module = silent(DistillationTrainer(tiny.teacher(), tiny.student(), **weights, max_length=8).eval())
+    before = module.losses(batch)[term]
+    longer = {**batch, "tokens": torch.nn.functional.pad(batch["tokens"], (0, 4))}
+    torch.testing.assert_close(module.losses(longer)[term], before)
+
+
+@pytest.mark.parametrize("term", ["features", "hidden", "visual", "attention", "relations"])
+def test_a_detached_activation_is_found_before_training(batch, data, tmp_path, monkeypatch, term):
+    from gitdistill import trainer as module_under_test
+
+    def detached(model, names, detach):
+        return record(model, names)
+
+    record = module_under_test.record
+    module = DistillationTrainer(tiny.teacher(), tiny.student(), **{**NONE, "cross_entropy": 1.0, term: 1.0})
+    monkeypatch.setattr(module_under_test, "record", detached)
+    with pytest.raises(ValueError, match=f"^the loss {term} reaches no parameter of the student"):
+        fit(module, data, tmp_path, max_steps=1)
+
+
+def test_a_loss_that_misses_the_backbone_is_named(batch):
+    student = tiny.student()
+    memory = student.encode
+    student.encode = lambda frames: (lambda maps, x: (maps, x.detach()))(*memory(frames))
+    module = silent(DistillationTrainer(tiny.teacher(), student, features=0))
+    with pytest.raises(ValueError, match="the loss cross_entropy reaches .*words.*, but not its backbone$"):
+        module.check_gradients(batch)
+
+
+def test_looking_at_gradients_leaves_no_trace(batch):
+    module = silent(
+        DistillationTrainer(tiny.teacher(), tiny.student(dropout=0.5), **ALL, max_length=8)
+    ).train()
+    module.model.backbone.requires_grad_(False).eval()
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    random = torch.get_rng_state()
+    module.check_gradients(batch)
+    module.compare_gradients(batch)
+    assert torch.equal(random, torch.get_rng_state())
+    assert all(p.grad is None for p in module.parameters()) and not module.teacher.training
+    assert not any(p.requires_grad for p in module.model.backbone.parameters())
+    assert not module.model.backbone.training and module.model.mixer.training
+    torch.testing.assert_close(module.state_dict(), before)
+
+
+def test_gradients_are_compared(batch):
+    module = silent(DistillationTrainer(tiny.teacher(), tiny.student(), cross_entropy=2.0, features=0).eval())
+    found = module.compare_gradients(batch)
+    assert set(found) == {"norm/cross_entropy", "norm/kl", "cosine/cross_entropy/kl"}
+    flat = {}
+    for name, value in module.losses(batch).items():
+        module.zero_grad()
+        value.backward(retain_graph=True)
+        flat[name] = torch.cat([p.grad.flatten() for p in module.model.parameters()])
+        assert found[f"norm/{name}"] == pytest.approx(flat[name].norm().item(), rel=1e-4)
+    cosine = torch.nn.functional.cosine_similarity(*flat.values(), dim=0).item()
+    assert found["cosine/cross_entropy/kl"] == pytest.approx(cosine, abs=1e-4)
+
+
+def test_a_lost_loss_stops_with_the_batch_named(data, tmp_path):
+    class Lost(CaptionTrainer):
+        factor = float("nan")
+
+        def losses(self, batch):
+            terms = super().losses(batch)
+            return {**terms, "odd": terms["cross_entropy"] * (self.factor if self.global_step == 1 else 0)}
+
+    with pytest.raises(ValueError, match=r"^the loss is nan after .*odd nan\) in step 1, .*clips \[\d+,"):
+        fit(Lost(tiny.student()), data, tmp_path, max_steps=3)
+    Lost.factor = 100.0
+    with pytest.raises(ValueError, match="batch 1.*lower lr") as error:
+        fit(Lost(tiny.student()), data, tmp_path, max_steps=3)
+    assert "\n" not in str(error.value)
+    Lost.factor = 5.0
+    fit(Lost(tiny.student()), data, tmp_path, max_steps=3)
+
+
+def test_the_teachers_own_captions_join_the_batch(batch):
+    module = silent(
+        DistillationTrainer(tiny.teacher(), tiny.student(), features=0, sequence=0.5, max_length=8)
+    )
+    module.eval()
+    own = {**batch, "tokens": batch["tokens"].clone()}
+    joined, count = module._with_teacher_captions(batch)
+    assert count == 2 and len(joined["tokens"]) == 4 * 3 and torch.equal(batch["tokens"], own["tokens"])
+    said = joined["tokens"].unflatten(0, (4, 3))[:, 2]
+    expected = beam(module.teacher, batch["frames"], beams=4, max_length=8).tokens[:, 0]
+    assert torch.equal(said[:, : expected.shape[1]], expected) and not said[:, expected.shape[1] :].any()
+    values = module.losses(batch)
+    logits = module.student(batch["frames"], expected).logits
+    torch.testing.assert_close(values["sequence"], 0.5 * losses.cross_entropy(logits, expected, 0))
+    alone = silent(DistillationTrainer(tiny.teacher(), module.student, features=0).eval()).losses(batch)
+    torch.testing.assert_close(values["cross_entropy"], alone["cross_entropy"])
+    ours, theirs = (m(batch["frames"], joined["tokens"]).logits for m in (module.student, module.teacher))
+    torch.testing.assert_close(values["kl"], losses.kl(ours, theirs, joined["tokens"], 0))
+
+
+def test_clips_without_captions_learn_from_the_teacher_alone():
+    sizes = {"train_clips": 4, "batch_size": 4, "captions_per_clip": 2, "frames": tiny.FRAMES}
+    data = GlyphData(**sizes, image_size=tiny.SIDE, labelled=1)
+    (batch,) = data.train_dataloader()
+    options = {"features": 0, "sequence": 1.0, "max_length": 8}
+    module = silent(DistillationTrainer(tiny.teacher(), tiny.student(), **options).eval())
+    labelled = batch["clip"] == 0
+    one = {"frames": batch["frames"][labelled], "tokens": batch["tokens"].unflatten(0, (4, 2))[labelled][0]}
+    plain = silent(DistillationTrainer(tiny.teacher(), module.student, kl=0, features=0).eval())
+    found = module.losses(batch)
+    torch.testing.assert_close(found["cross_entropy"], plain.losses(one)["cross_entropy"] / 4)
+    nothing = {**batch, "tokens": torch.full((8, 1), 2)}
+    found = module.losses(nothing)
+    assert found["cross_entropy"] == 0 and found["sequence"] > 0 and found["kl"] > 0
+    module.check_gradients(nothing)
+    # the filter: captions that do not pass cost nothing
+    strict = CaptionFilter(confidence=1.0)
+    module = silent(DistillationTrainer(tiny.teacher(), module.student, **options, caption_filter=strict))
+    assert sum(module.losses(nothing).values()) == 0
+
+
+def test_a_student_of_fewer_words_learns_and_speaks_in_the_tokenizers_numbers(batch, data, tmp_path):
+    keep = batch["tokens"].unique().tolist()
+    student = tiny.student(keep=keep)
+    assert len(student.words.weight) < student.vocab_size
+    module = silent(DistillationTrainer(tiny.teacher(), student, features=0, label_smoothing=0.1).eval())
+    found, tokens = module.losses(batch), batch["tokens"]
+    own, pad = student.own[tokens], student.own_pad_token_id
+    logits = student(batch["frames"], tokens).own_logits
+    torch.testing.assert_close(found["cross_entropy"], losses.cross_entropy(logits, own, pad, 0.1))
+    p = module.teacher(batch["frames"], tokens).logits.softmax(-1)
+    q = p[..., student.kept]
+    q[..., student.own_unk_token_id] += 1 - q.sum(-1)
+    torch.testing.assert_close(found["kl"], losses.kl(logits, q.log(), own, pad), rtol=1e-4, atol=1e-5)
+    module.check_gradients(batch)
+    del module.log, module.log_dict  # the class's own again
+    fit(module, data, tmp_path, max_steps=1)
+
+
+def test_sequence_needs_captions_of_the_teacher():
+    with pytest.raises(ValueError, match="teacher_captions must be at least 1$"):
+        DistillationTrainer(tiny.teacher(), tiny.student(), sequence=1.0, teacher_captions=0)
+
+
 def test_an_unknown_feature_path_is_named():
     with pytest.raises(KeyError, match="memory_nrom; did you mean memory_norm"):
         DistillationTrainer(tiny.teacher(), tiny.student(), feature_pairs={"memory_nrom": "model.layers.0"})
@@ -116,6 +265,27 @@ def test_features_of_the_image_encoders_can_be_paired(batch):
     module = silent(DistillationTrainer(tiny.teacher(), tiny.student(), feature_pairs=pairs))
     assert module.losses(batch)["features"].item() > 0
     assert set(module.projectors) == {"backbone/net/stages_2", "mixer/0"}
+
+
+def test_stages_are_paired_by_depth_and_grid(batch):
+    module = silent(DistillationTrainer(tiny.teacher(), tiny.student(), feature_pairs="stages"))
+    assert module.feature_pairs == {  # the first stage's 8 x 8 is too fine for 2 x 2 patches
+        "backbone.net.stages_1": "model.image_encoder.layers.0",
+        "backbone.net.stages_2": "model.image_encoder.layers.1",
+    }
+    module.check_gradients(batch)
+    with pytest.raises(
+        ValueError, match="^feature_pairs is a dict of module paths or \"stages\", not 'all'$"
+    ):
+        DistillationTrainer(tiny.teacher(), tiny.student(), feature_pairs="all")
+
+
+def test_features_can_be_compared_by_their_cosine(batch):
+    torch.manual_seed(0)
+    module = silent(DistillationTrainer(tiny.teacher(), tiny.student(), **{**NONE, "features": 1.0}).eval())
+    squares = module.losses(batch)["features"]
+    module.feature_kind = "cosine"
+    assert abs(module.losses(batch)["features"] - squares) > 1e-3
 
 
 def test_cells_of_maps_frames_and_clips():
@@ -130,7 +300,7 @@ def test_cells_of_maps_frames_and_clips():
 
 
 def test_a_run_scores_captions_and_ships_the_student_alone(data, tmp_path):
-    module = DistillationTrainer(tiny.teacher(), tiny.student(), **ALL, warmup=1)
+    module = DistillationTrainer(tiny.teacher(), tiny.student(), **ALL, warmup=1, max_length=8)
     trainer = fit(module, data, tmp_path, max_epochs=1)
     scores = {}
     for result in trainer.test(module, data, verbose=False):

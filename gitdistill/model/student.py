@@ -252,7 +252,7 @@ class StudentCandidateV1(nn.Module):
         return cls(**same | options)
 
     @classmethod
-    def from_pretrained(cls, folder) -> "StudentCandidateV1":
+    def from_pretrained(cls, folder: str | Path) -> "StudentCandidateV1":
         """Load what `save_pretrained` wrote, strictly, in eval mode; needs no network.
 
         Raises FileNotFoundError when `folder` is no checkpoint, ValueError naming keys that are missing, left
