@@ -114,6 +114,10 @@ class DecodingState:
 
         return DecodingState(self.shared, [(pick(k), pick(v)) for k, v in self.text])
 
+    def cut(self, length: int) -> "DecodingState":
+        """Forget all but the first `length` tokens of every caption."""
+        return DecodingState(self.shared, [(k[..., :length, :], v[..., :length, :]) for k, v in self.text])
+
     def grow(self, layer: int, new: KeysValues, rows: int) -> KeysValues:
         """The text's keys and values of `layer` with `new` ones, [B, H, K*t, d] each, appended: [B, K, H, t', d]."""
         new = tuple(part.unflatten(2, (rows, -1)).transpose(1, 2) for part in new)
