@@ -23,6 +23,7 @@ from gitdistill.model.attention import (
     packed_causal_mask,
     side_by_side,
 )
+from gitdistill.model.linear import Linear
 from gitdistill.model.pixels import CLIP_MEAN, CLIP_STD, to_pixels
 
 
@@ -35,9 +36,9 @@ class EncoderLayer(nn.Module):
         self.norm_1 = nn.LayerNorm(width, eps=config.layer_norm_eps)
         self.attention = Attention(width, config.num_attention_heads)
         self.norm_2 = nn.LayerNorm(width, eps=config.layer_norm_eps)
-        self.up = nn.Linear(width, config.intermediate_size)
+        self.up = Linear(width, config.intermediate_size)
         self.activation = ACT2FN[config.hidden_act]
-        self.down = nn.Linear(config.intermediate_size, width)
+        self.down = Linear(config.intermediate_size, width)
 
     def forward(self, x: Tensor) -> Tensor:
         normed = self.norm_1(x)
@@ -103,9 +104,9 @@ class DecoderLayer(nn.Module):
         width = config.hidden_size
         self.attention = Attention(width, config.num_attention_heads, config.attention_probs_dropout_prob)
         self.norm_1 = nn.LayerNorm(width, eps=config.layer_norm_eps)
-        self.up = nn.Linear(width, config.intermediate_size)
+        self.up = Linear(width, config.intermediate_size)
         self.activation = ACT2FN[config.hidden_act]
-        self.down = nn.Linear(config.intermediate_size, width)
+        self.down = Linear(config.intermediate_size, width)
         self.norm_2 = nn.LayerNorm(width, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
@@ -141,12 +142,12 @@ class GenerativeImageTextModel(nn.Module):
             for _ in range(config.num_image_with_embedding or 0)
         )
         self.projection = nn.Sequential(
-            nn.Linear(vision.hidden_size, config.hidden_size),
+            Linear(vision.hidden_size, config.hidden_size),
             nn.LayerNorm(config.hidden_size, eps=vision.layer_norm_eps),
         )
         self.embedding = TextEmbedding(config)
         self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.num_hidden_layers))
-        self.head = nn.Linear(config.hidden_size, config.vocab_size)
+        self.head = Linear(config.hidden_size, config.vocab_size)
         self.apply(self._initialise)
         if config.tie_word_embeddings:
             self.head.weight = self.embedding.words.weight
