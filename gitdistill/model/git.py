@@ -201,7 +201,7 @@ class GenerativeImageTextModel(nn.Module):
 
     def start(self, frames: Tensor) -> DecodingState:
         """Read the clips: their keys and values in every layer, before any text."""
-        return self._read_image(self.encode(frames))
+        return self.read_image(self.encode(frames))
 
     def step(self, tokens: Tensor, state: DecodingState) -> tuple[Tensor, DecodingState]:
         """Append tokens [B*K, t] to every caption: logits [B*K, t, V] and the grown state."""
@@ -210,10 +210,11 @@ class GenerativeImageTextModel(nn.Module):
 
     def forward(self, frames: Tensor, tokens: Tensor) -> GitOutput:
         features = self.encode(frames)
-        hidden, _ = self._read_text(tokens, self._read_image(features))
+        hidden, _ = self._read_text(tokens, self.read_image(features))
         return GitOutput(self.head(hidden[-1]), features, hidden)
 
-    def _read_image(self, features: Tensor) -> DecodingState:
+    def read_image(self, features: Tensor) -> DecodingState:
+        """The state before any text, of visual features [B, N, Dv] as `encode` gives them."""
         x = self.projection(features)
         shared = []
         for layer in self.layers:
