@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from fakes import TableModel, clips
+from tiny_git import lively_git, random_inputs
 from torch import nn
 from transformers import (
     GitConfig,
@@ -317,6 +318,30 @@ def test_one_beam_is_greedy():
         for stop in STOPS:
             out = beam(model, frames, 1, 12, stop=stop)
             assert torch.equal(out.tokens, expected.tokens) and torch.equal(out.scores, expected.scores)
+
+
+@torch.no_grad()
+def test_cached_equals_uncached_and_one_beam_is_greedy_on_200_random_models():
+    """What the search found step by step is what one pass over its captions says, the image read anew."""
+    captions = set()
+    for seed in range(200):
+        frames = (None, 2)[seed % 2]
+        model = lively_git(seed, frames=frames)
+        pixels, _ = random_inputs(clips=1 + seed % 3, frames=frames, seed=seed)
+        found = greedy(model, pixels, 9)
+        one = beam(model, pixels, 1, 9)
+        assert torch.equal(found.tokens, one.tokens) and torch.equal(found.scores, one.scores)
+        text = found.tokens[:, 0]
+        words = model(pixels, text[:, :-1]).logits.argmax(-1)
+        assert torch.equal(words.masked_fill(text[:, 1:] == 0, 0), text[:, 1:])
+        best = beam(model, pixels, 3, 9, num_return=3)
+        text = best.tokens.flatten(0, 1)
+        log_probs = model(pixels, text[:, :-1]).logits.log_softmax(-1).gather(2, text[:, 1:, None])[:, :, 0]
+        real = text[:, 1:] != 0
+        scores = (log_probs * real).sum(1) / real.sum(1)
+        torch.testing.assert_close(scores, best.scores.flatten(), atol=1e-4, rtol=0)
+        captions |= {tuple(caption) for caption in text.tolist()}
+    assert len(captions) > 800
 
 
 def draw(model, frames, **more):

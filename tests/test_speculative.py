@@ -3,23 +3,11 @@
 import pytest
 import torch
 from fakes import TableModel, clips
-from tiny_git import random_git, random_inputs
+from tiny_git import lively_git, random_git, random_inputs
 from torch.testing import assert_close
 
 from gitdistill.decoding import greedy
 from gitdistill.speculative import speculative
-
-
-def lively_git(seed, **config):
-    """A random GIT whose captions differ from clip to clip and end at different steps."""
-    model = random_git(seed=seed, num_hidden_layers=2, vision_num_hidden_layers=1, **config)
-    with torch.no_grad():
-        model.head.bias.zero_()
-        model.head.bias[3] += seed % 3
-        model.embedding.positions.weight.mul_(4)
-        model.embedding.words.weight.mul_(4)
-        model.projection[1].weight.mul_(8)
-    return model
 
 
 def almost(model, seed, noise):

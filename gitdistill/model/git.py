@@ -26,6 +26,10 @@ from gitdistill.model.attention import (
 from gitdistill.model.linear import Linear
 from gitdistill.model.pixels import CLIP_MEAN, CLIP_STD, to_pixels
 
+# Microsoft's question answering does not crop its images: the most pixels of their longer side. Its files say
+# so; transformers' of the same checkpoints do not, but `model.config` can be told.
+RESPECT_RATIO = "test_respect_ratio_max"
+
 
 class EncoderLayer(nn.Module):
     """One pre-norm block of the image encoder."""
@@ -124,6 +128,13 @@ class GitOutput:
     hidden_states: tuple[Tensor, ...]
 
 
+def check_dtype(dtype: torch.dtype) -> torch.dtype:
+    """A ValueError unless a network can be computed in `dtype`."""
+    if dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        raise ValueError(f"dtype must be torch.float32, torch.bfloat16 or torch.float16, not {dtype!r}")
+    return dtype
+
+
 class GenerativeImageTextModel(nn.Module):
     """GIT with transformers' `GitConfig`; reads and writes transformers' and reads Microsoft's checkpoints.
 
@@ -153,8 +164,11 @@ class GenerativeImageTextModel(nn.Module):
             self.head.weight = self.embedding.words.weight
 
     @classmethod
-    def from_pretrained(cls, source) -> "GenerativeImageTextModel":
+    def from_pretrained(cls, source, dtype: torch.dtype = torch.float32) -> "GenerativeImageTextModel":
         """Load a hub id, a folder in transformers' or Microsoft's layout, or `"glyphs"`, strictly.
+
+        `dtype`: what weights are kept and computed in; torch.bfloat16 halves the memory, on CUDA and on CPUs that
+        know it also the time, torch.float16 does on CUDA and MPS. Logits move a little.
 
         Raises FileNotFoundError when there is no checkpoint, ValueError naming keys that are missing, left over
         or of another shape.
@@ -162,7 +176,7 @@ class GenerativeImageTextModel(nn.Module):
         config, weights = checkpoints.load(source)
         model = cls(config)
         checkpoints.fill(model, weights, source)
-        return model.eval()
+        return model.to(check_dtype(dtype)).eval()
 
     def save_pretrained(self, folder, dtype: torch.dtype | None = None) -> None:
         """Write config.json and model.safetensors as transformers lays them out; whole or not at all."""
@@ -183,7 +197,8 @@ class GenerativeImageTextModel(nn.Module):
 
     def encode(self, frames: Tensor) -> Tensor:
         """Visual features [B, N, Dv]: each frame through the image encoder, temporal embedding added."""
-        pixels = to_pixels(frames, self.config.vision_config.image_size, CLIP_MEAN, CLIP_STD)
+        size, longest = self.config.vision_config.image_size, getattr(self.config, RESPECT_RATIO, None)
+        pixels = to_pixels(frames, size, CLIP_MEAN, CLIP_STD, longest)
         clips, count = pixels.shape[:2]
         pixels = pixels.flatten(0, 1).to(self.image_encoder.patches.weight.dtype)
         features = self.image_encoder(pixels).unflatten(0, (clips, count))
