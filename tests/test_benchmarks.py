@@ -17,7 +17,8 @@ spec.loader.exec_module(benchmark)
 @pytest.fixture(scope="module")
 def result():
     config = git_config(frames=6, max_position_embeddings=24)
-    return benchmark.run(config, batches=[1, 2], repeats=2, progress=lambda line: None)
+    result = benchmark.run(config, batches=[1, 2], repeats=2, progress=lambda line: None)
+    return result | {"precision": benchmark.precision(clips=6)}
 
 
 def test_every_case_is_measured(result):
@@ -49,6 +50,12 @@ def test_the_floor_does_the_products_of_the_steps():
     assert floor.get_total_flops() == pytest.approx(ours.get_total_flops(), rel=0.02)
 
 
+def test_precision_is_measured_against_float32(result):
+    full, half = result["precision"][:2]
+    assert full["drift"] == 0 and full["same_1"] == full["same_4"] == 1
+    assert 0 < half["drift"] < 0.1 * half["spread"] and half["same_1"] >= 0.5
+
+
 def test_different_tokens_are_no_result():
     port, model = benchmark.twins(git_config(max_position_embeddings=24))
     with torch.no_grad():
@@ -61,8 +68,11 @@ def test_files_and_table(result, tmp_path):
     benchmark.write(result, tmp_path)
     assert json.loads((tmp_path / "decoding.json").read_text()) == result
     assert (tmp_path / "decoding.png").read_bytes().startswith(b"\x89PNG")
-    text = "before\n<!-- decoding -->\nold\n<!-- end of decoding -->\nafter\n"
+    blocks = [f"<!-- {name} -->\nold\n<!-- end of {name} -->\n" for name in ("precision", "decoding")]
+    text = "before\n" + "".join(blocks) + "after\n"
     lines = benchmark.filled(text, result).splitlines()
+    assert lines[4].startswith("| bfloat16 | ")
+    lines = [lines[0], *lines[6:]]
     assert lines[0] == "before" and lines[-1] == "after" and "old" not in lines
     assert len(lines) == 4 + 2 + len(result["rows"]) and lines[4].startswith("| image, greedy, batch 1 |")
     with pytest.raises(ValueError, match="one pair of markers"):
