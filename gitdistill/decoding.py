@@ -226,7 +226,8 @@ def _beam(model, frames, start, search, edit, trace):
         live = search.open.repeat_interleave(rows)
         log_probs = _log_probs(logits[:, -1].float(), step, live, rows)
         if edit:
-            log_probs = log_probs.repeat_interleave(beams // rows, 0)  # [B*K, V], as processors know it
+            if rows < beams:  # processors expect all beams, [B*K, V]
+                log_probs = log_probs.repeat_interleave(beams, 0)
             text, live = (
                 search.tokens[:, :, : search.length].flatten(0, 1),
                 search.open.repeat_interleave(beams),
