@@ -233,7 +233,8 @@ class GenerativeImageTextModel(nn.Module):
         x = self.projection(features)
         shared = []
         for layer in self.layers:
-            shared.append(layer.attention.keys_values(x))
+            # every step reads them: as they lie, bmm would copy them first when there are several clips
+            shared.append(tuple(part.contiguous() for part in layer.attention.keys_values(x)))
             if layer is not self.layers[-1]:  # after the last layer no text row looks at the image any more
                 x = layer(x, shared[-1])
         return DecodingState(shared, [])
@@ -244,7 +245,8 @@ class GenerativeImageTextModel(nn.Module):
         shape, hidden, text = x.shape, [x], []
         x = x.reshape(state.clips, -1, shape[-1])  # (B, K*t, D)
         image = state.shared[0][0].shape[2]
-        mask = packed_causal_mask(rows, tokens.shape[1], total, image, x.device)
+        one = rows == tokens.shape[1] == 1  # a last word sees everything
+        mask = None if one else packed_causal_mask(rows, tokens.shape[1], total, image, x.device)
         for index, layer in enumerate(self.layers):
             text.append(state.grow(index, layer.attention.keys_values(x), rows))
             x = layer(x, state.shared[index], side_by_side(text[-1]), mask=mask)
