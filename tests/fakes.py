@@ -19,6 +19,10 @@ class FakeState:
         assert torch.equal(rows // before, torch.arange(len(self.clips)).repeat_interleave(after))
         return FakeState(self.clips, self.tokens[rows])
 
+    def cut(self, length):
+        """Forget all but the first tokens."""
+        return FakeState(self.clips, self.tokens[:, :length])
+
 
 class TableModel(nn.Module):
     """A pseudo-random next-word table over all (clip, text) pairs, deterministic by seed.

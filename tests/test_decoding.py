@@ -1,4 +1,4 @@
-"""Greedy and beam search against transformers' `generate`, Microsoft's numbers, and brute force."""
+"""Greedy search, beam search and sampling against transformers' `generate`, Microsoft's numbers, and brute force."""
 
 import itertools
 from pathlib import Path
@@ -6,10 +6,19 @@ from pathlib import Path
 import pytest
 import torch
 from fakes import TableModel, clips
+from tiny_git import lively_git, random_inputs
 from torch import nn
-from transformers import GitConfig, GitForCausalLM
+from transformers import (
+    GitConfig,
+    GitForCausalLM,
+    LogitsProcessorList,
+    NoRepeatNGramLogitsProcessor,
+    PrefixConstrainedLogitsProcessor,
+    RepetitionPenaltyLogitsProcessor,
+    SuppressTokensLogitsProcessor,
+)
 
-from gitdistill.decoding import beam, greedy
+from gitdistill.decoding import beam, greedy, sample
 
 REFERENCE = Path(__file__).parent / "reference" / "microsoft_git"
 SEEDS = (3, 7, 10, 20)  # of tiny models whose captions end early, late, and not at all
@@ -71,7 +80,7 @@ def tiny_git(seed):
 def generate(model, pixels, max_length, **options):
     """transformers' answer: tokens (only padding after the end token), scores (None if greedy), steps."""
     start = options.pop("input_ids", torch.ones(len(pixels), 1, dtype=torch.long))
-    options |= {"max_length": max_length, "do_sample": False}
+    options = {"do_sample": False} | options | {"max_length": max_length}
     options |= {"output_scores": True, "return_dict_in_generate": True}
     with torch.no_grad():
         out = model.generate(pixel_values=pixels, input_ids=start, **options)
@@ -119,6 +128,68 @@ def test_prefix_equals_transformers(beams):
     assert torch.equal(out.tokens[:, 0], expected) and out.tokens.shape[2] > 4
     if beams > 1:
         torch.testing.assert_close(out.scores[:, 0], scores, atol=1e-4, rtol=0)
+
+
+PROCESSORS = {
+    "repetition": lambda beams: [RepetitionPenaltyLogitsProcessor(1.4), NoRepeatNGramLogitsProcessor(2)],
+    "suppressed": lambda beams: [SuppressTokensLogitsProcessor([5, 9, 17, 30])],
+    "constrained": lambda beams: [
+        PrefixConstrainedLogitsProcessor(lambda clip, text: [2, *range(10 + clip, 35, 1 + clip)], beams)
+    ],
+}
+
+
+@pytest.mark.parametrize("kind", PROCESSORS)
+@pytest.mark.parametrize("beams", [1, 4])
+def test_processors_and_min_length_equal_transformers(beams, kind):
+    changed = 0
+    for seed in SEEDS:
+        model, pixels = tiny_git(seed)
+        processors = PROCESSORS[kind](beams)
+        options = {"num_beams": beams, "min_length": 6}
+        expected, scores, steps = generate(
+            model, pixels, 12, logits_processor=LogitsProcessorList(processors), **options
+        )
+        out = beam(Uncached(model), pixels, beams, 12, processors=processors, min_length=6)
+        assert torch.equal(out.tokens[:, 0], expected) and out.steps == steps
+        if beams > 1:
+            torch.testing.assert_close(out.scores[:, 0], scores, atol=1e-4, rtol=0)
+        plain = beam(Uncached(model), pixels, beams, 12, min_length=6).tokens[:, 0]
+        changed += not torch.equal(plain, out.tokens[:, 0])
+        ends = (plain == 2).int().argmax(1)
+        assert all(end == 0 or end >= 6 for end in ends.tolist())
+    assert changed >= 2
+
+
+SAMPLING = [
+    {},
+    {"temperature": 0.6},
+    {"top_k": 4},
+    {"top_p": 0.7},
+    {"temperature": 1.5, "top_k": 8, "top_p": 0.9},
+]
+
+
+@pytest.mark.parametrize("options", SAMPLING, ids=str)
+@pytest.mark.parametrize("num_return", [1, 3])
+def test_sampling_equals_transformers(num_return, options):
+    captions = set()
+    for seed in SEEDS[:3]:
+        model, pixels = tiny_git(seed)
+        torch.manual_seed(seed)
+        expected, _, steps = generate(
+            model,
+            pixels,
+            12,
+            do_sample=True,
+            num_return_sequences=num_return,
+            min_length=3,
+            **({"top_k": 0} | options),
+        )
+        out = sample(Uncached(model), pixels, 12, num_return=num_return, seed=seed, min_length=3, **options)
+        assert torch.equal(out.tokens.flatten(0, 1), expected) and out.steps == steps
+        captions |= {tuple(row) for row in expected.tolist()}
+    assert len(captions) > 6 * num_return
 
 
 def test_the_comparisons_have_something_to_compare():
@@ -249,18 +320,48 @@ def test_one_beam_is_greedy():
             assert torch.equal(out.tokens, expected.tokens) and torch.equal(out.scores, expected.scores)
 
 
+@torch.no_grad()
+def test_cached_equals_uncached_and_one_beam_is_greedy_on_200_random_models():
+    """What the search found step by step is what one pass over its captions says, the image read anew."""
+    captions = set()
+    for seed in range(200):
+        frames = (None, 2)[seed % 2]
+        model = lively_git(seed, frames=frames)
+        pixels, _ = random_inputs(clips=1 + seed % 3, frames=frames, seed=seed)
+        found = greedy(model, pixels, 7)
+        one = beam(model, pixels, 1, 7)
+        assert torch.equal(found.tokens, one.tokens) and torch.equal(found.scores, one.scores)
+        text = found.tokens[:, 0]
+        words = model(pixels, text[:, :-1]).logits.argmax(-1)
+        assert torch.equal(words.masked_fill(text[:, 1:] == 0, 0), text[:, 1:])
+        best = beam(model, pixels, 3, 7, num_return=3)
+        text = best.tokens.flatten(0, 1)
+        log_probs = model(pixels, text[:, :-1]).logits.log_softmax(-1).gather(2, text[:, 1:, None])[:, :, 0]
+        real = text[:, 1:] != 0
+        scores = (log_probs * real).sum(1) / real.sum(1)
+        torch.testing.assert_close(scores, best.scores.flatten(), atol=1e-4, rtol=0)
+        captions |= {tuple(caption) for caption in text.tolist()}
+    assert len(captions) > 800
+
+
+def draw(model, frames, **more):
+    return sample(model, frames, 12, temperature=0.7, top_k=8, num_return=2, seed=1, **more)
+
+
 def searches():
-    """Every kind of search, by name."""
+    """Every kind of search for the best captions, by name."""
     yield "greedy", lambda model, frames, **more: greedy(model, frames, 12, **more)
     for penalty, stop in itertools.product(("transformers", "gnmt"), STOPS):
         options = {"beams": 4, "max_length": 12, "penalty": penalty, "stop": stop, "num_return": 2}
         yield f"{penalty}-{stop}", lambda model, frames, o=options, **more: beam(model, frames, **o, **more)
 
 
-every_search = pytest.mark.parametrize("search", [pytest.param(run, id=name) for name, run in searches()])
+SEARCHES = [pytest.param(run, id=name) for name, run in searches()]
+best_first = pytest.mark.parametrize("search", SEARCHES)
+every_search = pytest.mark.parametrize("search", [*SEARCHES, pytest.param(draw, id="sample")])
 
 
-@every_search
+@best_first
 def test_finished_rows_are_frozen(search):
     """Padding alone after the end token, and a clip's captions do not depend on its neighbours."""
     ends = set()
@@ -280,6 +381,35 @@ def test_finished_rows_are_frozen(search):
             assert not row[end + 1 :].any()
             ends.add(end)
     assert len(ends) >= 4
+
+
+@best_first
+def test_prefixes_of_different_lengths_are_continued_as_if_alone(search):
+    """Tokens, scores and the trace of each clip are those of a batch of one."""
+    prefixes = [[1, 5, 4, 7], [1], [1, 2, 6], [1, 9]]  # an end token inside a prefix ends nothing
+    for seed in range(4):
+        model, frames = TableModel(seed=seed, eos_bias=1.0), clips(4, seed)
+        out = search(model, frames, prefix=prefixes, trace=True)
+        for i, prefix in enumerate(prefixes):
+            alone = search(model, frames[i : i + 1], prefix=prefix, trace=True)
+            mine = out.trace["clip"] == i
+            for name in set(out.trace) - {"clip"}:
+                torch.testing.assert_close(out.trace[name][mine], alone.trace[name], equal_nan=True)
+            length = alone.tokens.shape[2]
+            assert torch.equal(out.tokens[i, :, :length], alone.tokens[0])
+            assert not out.tokens[i, :, length:].any()
+            torch.testing.assert_close(out.scores[i], alone.scores[0])
+
+
+@every_search
+def test_prefixes_of_different_lengths_may_be_padded(search):
+    model, frames = TableModel(seed=1, eos_bias=1.0), clips(3)
+    padded = torch.tensor([[1, 5, 4, 7], [1, 0, 0, 0], [1, 2, 6, 0]])
+    out = search(model, frames, prefix=padded)
+    assert torch.equal(search(model, frames, prefix=[[1, 5, 4, 7], [1], [1, 2, 6]]).tokens, out.tokens)
+    for tokens, prefix in zip(out.tokens, padded):
+        words = prefix[prefix != 0]
+        assert (tokens[:, : len(words)] == words).all() and (tokens[:, len(words)] != 0).all()
 
 
 @every_search
@@ -324,10 +454,10 @@ def test_images_are_encoded_once_and_the_first_step_has_one_row_a_clip(search):
     model = TableModel()
     out = search(model, clips(3))
     assert model.starts == 1 and len(model.rows) == out.steps and model.rows[0] == 3
-    assert set(model.rows[1:]) <= {3, 12}
+    assert set(model.rows[1:]) in ({3}, {6}, {12})
 
 
-@every_search
+@best_first
 def test_trace_tells_the_whole_search(search):
     """The best caption can be read off the trace, and every score adds up."""
     model, frames = TableModel(seed=3, eos_bias=1.0), clips(3)
@@ -382,7 +512,11 @@ class Broken(TableModel):
         ({"prefix": [1] * 40}, "a prefix of 40 tokens is longer than the model's 32 positions"),
         ({"prefix": [5, 6]}, "every prefix must begin with the start token 1"),
         ({"prefix": [1, 99]}, "prefix holds tokens outside the vocabulary of 12 words"),
-        ({"prefix": [[1, 5], [1, 0]]}, "prefixes in one batch must have the same length: found padding"),
+        ({"prefix": [[1, 5, 0, 6], [1, 5, 6, 7]]}, "padded on the right: found a word after padding"),
+        (
+            {"max_length": 3, "prefix": [[1], [1, 5, 6]]},
+            "max_length 3 leaves no room after a prefix of 3 tokens",
+        ),
         ({"prefix": [[1, 5]] * 3}, r"prefix must be long \[P\] or \[2, P\]"),
         ({"prefix": [1.0]}, r"prefix must be long .* got torch.float32 \[2, 1\]"),
     ],
@@ -394,6 +528,57 @@ def test_mistakes_are_named(options, message):
     if set(options) <= {"max_length", "prefix"}:
         with pytest.raises(ValueError, match=message):
             greedy(TableModel(), clips(2), **options)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"temperature": 0}, "temperature must be above 0, got 0; greedy search is its limit"),
+        ({"top_k": 0}, "top_k must be at least 1, got 0"),
+        ({"top_p": 0.0}, "top_p must be above 0 and at most 1, got 0.0"),
+        ({"top_p": 1.1}, "top_p must be above 0 and at most 1, got 1.1"),
+        ({"num_return": 0}, "num_return must be at least 1, got 0"),
+        ({"max_length": 33}, "max_length 33 is above the model's 32 positions"),
+    ],
+)
+def test_mistakes_in_sampling_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        sample(TableModel(), clips(2), **options)
+
+
+@every_search
+def test_processors_that_forbid_everything_are_named(search):
+    def forbid(tokens, scores):
+        rows = len(tokens) // 3
+        if tokens.shape[1] == 4:
+            scores[2 * rows :] = -torch.inf
+        return scores
+
+    with pytest.raises(ValueError, match="^the processors leave clip 2 no word at step 3$"):
+        search(TableModel(eos_bias=-9.0), clips(3), processors=[forbid])
+
+
+def test_a_seed_repeats_a_sample():
+    model, frames = TableModel(eos_bias=-2.0), clips(3)
+    tokens = [sample(model, frames, 12, seed=seed).tokens for seed in (0, 0, 1)]
+    assert torch.equal(tokens[0], tokens[1]) and not torch.equal(tokens[0], tokens[2])
+    generator = torch.Generator().manual_seed(0)
+    assert torch.equal(sample(model, frames, 12, seed=generator).tokens, tokens[0])
+    assert not torch.equal(sample(model, frames, 12, seed=generator).tokens, tokens[0])  # it has moved on
+    torch.manual_seed(0)
+    assert torch.equal(sample(model, frames, 12).tokens, tokens[0])
+
+
+def test_a_sample_scores_what_the_model_thinks_of_it():
+    """The mean of the model's own log-probabilities, whatever the temperature and the processors."""
+    model, frames = TableModel(seed=2).eval(), clips(2)
+    out = sample(model, frames, 6, temperature=3.0, top_k=5, num_return=2, seed=0, min_length=6)
+    for clip, texts, scores in zip(model.start(frames).clips, out.tokens, out.scores):
+        for text, score in zip(texts, scores):
+            gains = [
+                model.logits(clip[None], text[None, :i]).log_softmax(-1)[0, text[i]] for i in range(1, 6)
+            ]
+            torch.testing.assert_close(score, torch.stack(gains).mean())
 
 
 @every_search

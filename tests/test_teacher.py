@@ -10,7 +10,7 @@ import gitdistill
 import gitdistill.model
 from gitdistill.data.glyphs import GlyphClips
 from gitdistill.data.module import glyph_tokenizer
-from gitdistill.decoding import beam, greedy
+from gitdistill.decoding import beam, greedy, sample
 from gitdistill.model import checkpoints, text
 from gitdistill.model.git import GenerativeImageTextModel
 from gitdistill.model.pixels import CLIP_MEAN, CLIP_STD, to_pixels
@@ -111,6 +111,32 @@ def test_caption_chooses_the_search(teacher):
         teacher.caption(frames, max_length=13)
 
 
+def test_caption_draws_when_asked_to(teacher):
+    frames = clips()
+    drawn = text.to_text(sample(teacher, frames, 8, temperature=2.0, seed=1).tokens[:, 0], teacher.tokenizer)
+    assert teacher.caption(frames, max_length=8, temperature=2.0, seed=1) == drawn
+    assert teacher.caption(frames, max_length=8, seed=2) != drawn != teacher.caption(frames, max_length=8)
+
+
+def test_questions_of_different_lengths_in_one_batch(teacher, folder):
+    """As transformers answers them one by one."""
+    port = GitForCausalLM.from_pretrained(folder).eval()
+    questions, frames = ["a b", "c", "d e f g"], clips()
+    pixels = to_pixels(frames, teacher.config.vision_config.image_size, CLIP_MEAN, CLIP_STD)
+    for beams in (1, 3):
+        answers = teacher.caption(frames, prefix=questions, beams=beams, max_length=11)
+        for question, pixel, answer in zip(questions, pixels, answers):
+            ids = tokenizer()(question, return_tensors="pt").input_ids[:, :-1]
+            generated = port.generate(
+                pixel_values=pixel[None], input_ids=ids, max_length=11, num_beams=beams, do_sample=False
+            )
+            assert answer == tokenizer().decode(generated[0], skip_special_tokens=True)
+            assert answer.startswith(question) and len(answer) > len(question)
+    same = teacher.caption(frames, prefix="a b", max_length=11)
+    assert same == teacher.caption(frames, prefix=["a b"] * 3, max_length=11)
+    assert same == teacher.caption(frames, prefix=torch.tensor([2, 5, 6]), max_length=11)
+
+
 def test_text_ends_at_the_first_end_token():
     tokens = torch.tensor(
         [[2, 5, 6, 3, 7, 8], [2, 9, 3, 0, 0, 0], [2, 10, 11, 12, 13, 14], [2, 3, 5, 5, 5, 5]]
@@ -194,6 +220,42 @@ def test_transformers_own_checkpoint_becomes_a_teacher(tmp_path):
         atol=1e-4,
         rtol=0,
     )
+
+
+# precision
+
+
+def test_bfloat16_moves_little():
+    """On clips of the embedded world: logits by hundredths of their spread, hardly a caption."""
+    full = GenerativeImageTextTeacher.from_pretrained("glyphs")
+    half = GenerativeImageTextTeacher.from_pretrained("glyphs", dtype=torch.bfloat16)
+    assert {parameter.dtype for parameter in half.parameters()} == {torch.bfloat16}
+    examples = list(GlyphClips("test", 12))
+    frames = torch.stack([clip.frames for clip in examples])
+    tokens = full.tokenizer(
+        [clip.captions[0] for clip in examples], padding=True, return_tensors="pt"
+    ).input_ids
+    expected, output = full(frames, tokens), half(frames, tokens)
+    assert output.logits.dtype == torch.bfloat16
+    drift = (output.logits.float() - expected.logits).abs()
+    assert 0 < drift.mean() < 0.05 * expected.logits.std()
+    captions = full.caption(frames, max_length=30)
+    for options in ({}, {"beams": 3}):
+        same = [a == b for a, b in zip(half.caption(frames, max_length=30, **options), captions)]
+        assert sum(same) >= 8
+    scores = [beam(teacher, frames, 3, 30).scores for teacher in (half, full)]
+    assert scores[0].dtype == torch.float32
+    assert_close(scores[0], scores[1], atol=0.1, rtol=0)
+
+
+def test_precisions_that_make_no_sense_are_refused(folder):
+    with pytest.raises(ValueError, match="^torch.float16 is for CUDA and MPS; on a CPU use torch.bfloat16"):
+        GenerativeImageTextTeacher.from_pretrained(folder, dtype=torch.float16)
+    for dtype in (torch.int8, torch.float64, "half"):
+        with pytest.raises(
+            ValueError, match="^dtype must be torch.float32, torch.bfloat16 or torch.float16, not"
+        ):
+            GenerativeImageTextTeacher.from_pretrained(folder, dtype=dtype)
 
 
 # the embedded teacher

@@ -56,6 +56,19 @@ def random_git(seed=0, **config) -> GenerativeImageTextModel:
     return shake(GenerativeImageTextModel(git_config(**config)), seed)
 
 
+def lively_git(seed, **config):
+    """A random GIT whose captions differ from clip to clip and end at different steps."""
+    model = random_git(seed=seed, num_hidden_layers=2, vision_num_hidden_layers=1, **config)
+    with torch.no_grad():
+        model.head.bias.zero_()
+        model.head.bias[3] += seed % 3
+        model.head.bias[0] = -99  # never padding
+        model.embedding.positions.weight.mul_(4)
+        model.embedding.words.weight.mul_(4)
+        model.projection[1].weight.mul_(8)
+    return model
+
+
 def random_port(seed=0, **config) -> GitForCausalLM:
     """transformers' own implementation."""
     return shake(GitForCausalLM(git_config(**config)), seed)

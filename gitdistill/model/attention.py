@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gitdistill.model.linear import Linear
+
 KeysValues = tuple[Tensor, Tensor]
 
 
@@ -35,11 +37,11 @@ class Attention(nn.Module):
             raise ValueError(f"width {width} is not divisible by {heads} heads")
         self.heads = heads
         self.dropout = dropout
-        self.query = nn.Linear(width, width)
-        self.key = nn.Linear(width, width)
-        self.value = nn.Linear(width, width)
+        self.query = Linear(width, width)
+        self.key = Linear(width, width)
+        self.value = Linear(width, width)
         self.softmax = nn.Softmax(dim=-1)
-        self.output = nn.Linear(width, width)
+        self.output = Linear(width, width)
 
     def split(self, x: Tensor) -> Tensor:
         """[B, S, D] -> [B, H, S, D/H]."""
@@ -113,6 +115,10 @@ class DecodingState:
             return cached.flatten(0, 1)[rows].unflatten(0, (self.clips, -1))
 
         return DecodingState(self.shared, [(pick(k), pick(v)) for k, v in self.text])
+
+    def cut(self, length: int) -> "DecodingState":
+        """Forget all but the first `length` tokens of every caption."""
+        return DecodingState(self.shared, [(k[..., :length, :], v[..., :length, :]) for k, v in self.text])
 
     def grow(self, layer: int, new: KeysValues, rows: int) -> KeysValues:
         """The text's keys and values of `layer` with `new` ones, [B, H, K*t, d] each, appended: [B, K, H, t', d]."""

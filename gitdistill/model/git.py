@@ -23,7 +23,12 @@ from gitdistill.model.attention import (
     packed_causal_mask,
     side_by_side,
 )
+from gitdistill.model.linear import Linear
 from gitdistill.model.pixels import CLIP_MEAN, CLIP_STD, to_pixels
+
+# Microsoft's question answering does not crop its images: the most pixels of their longer side. Its files say
+# so; transformers' of the same checkpoints do not, but `model.config` can be told.
+RESPECT_RATIO = "test_respect_ratio_max"
 
 
 class EncoderLayer(nn.Module):
@@ -35,9 +40,9 @@ class EncoderLayer(nn.Module):
         self.norm_1 = nn.LayerNorm(width, eps=config.layer_norm_eps)
         self.attention = Attention(width, config.num_attention_heads)
         self.norm_2 = nn.LayerNorm(width, eps=config.layer_norm_eps)
-        self.up = nn.Linear(width, config.intermediate_size)
+        self.up = Linear(width, config.intermediate_size)
         self.activation = ACT2FN[config.hidden_act]
-        self.down = nn.Linear(config.intermediate_size, width)
+        self.down = Linear(config.intermediate_size, width)
 
     def forward(self, x: Tensor) -> Tensor:
         normed = self.norm_1(x)
@@ -103,9 +108,9 @@ class DecoderLayer(nn.Module):
         width = config.hidden_size
         self.attention = Attention(width, config.num_attention_heads, config.attention_probs_dropout_prob)
         self.norm_1 = nn.LayerNorm(width, eps=config.layer_norm_eps)
-        self.up = nn.Linear(width, config.intermediate_size)
+        self.up = Linear(width, config.intermediate_size)
         self.activation = ACT2FN[config.hidden_act]
-        self.down = nn.Linear(config.intermediate_size, width)
+        self.down = Linear(config.intermediate_size, width)
         self.norm_2 = nn.LayerNorm(width, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
@@ -121,6 +126,13 @@ class GitOutput:
     logits: Tensor
     visual_features: Tensor
     hidden_states: tuple[Tensor, ...]
+
+
+def check_dtype(dtype: torch.dtype) -> torch.dtype:
+    """A ValueError unless a network can be computed in `dtype`."""
+    if dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        raise ValueError(f"dtype must be torch.float32, torch.bfloat16 or torch.float16, not {dtype!r}")
+    return dtype
 
 
 class GenerativeImageTextModel(nn.Module):
@@ -141,19 +153,22 @@ class GenerativeImageTextModel(nn.Module):
             for _ in range(config.num_image_with_embedding or 0)
         )
         self.projection = nn.Sequential(
-            nn.Linear(vision.hidden_size, config.hidden_size),
+            Linear(vision.hidden_size, config.hidden_size),
             nn.LayerNorm(config.hidden_size, eps=vision.layer_norm_eps),
         )
         self.embedding = TextEmbedding(config)
         self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.num_hidden_layers))
-        self.head = nn.Linear(config.hidden_size, config.vocab_size)
+        self.head = Linear(config.hidden_size, config.vocab_size)
         self.apply(self._initialise)
         if config.tie_word_embeddings:
             self.head.weight = self.embedding.words.weight
 
     @classmethod
-    def from_pretrained(cls, source) -> "GenerativeImageTextModel":
+    def from_pretrained(cls, source, dtype: torch.dtype = torch.float32) -> "GenerativeImageTextModel":
         """Load a hub id, a folder in transformers' or Microsoft's layout, or `"glyphs"`, strictly.
+
+        `dtype`: what weights are kept and computed in; torch.bfloat16 halves the memory, on CUDA and on CPUs that
+        know it also the time, torch.float16 does on CUDA and MPS. Logits move a little.
 
         Raises FileNotFoundError when there is no checkpoint, ValueError naming keys that are missing, left over
         or of another shape.
@@ -161,7 +176,7 @@ class GenerativeImageTextModel(nn.Module):
         config, weights = checkpoints.load(source)
         model = cls(config)
         checkpoints.fill(model, weights, source)
-        return model.eval()
+        return model.to(check_dtype(dtype)).eval()
 
     def save_pretrained(self, folder, dtype: torch.dtype | None = None) -> None:
         """Write config.json and model.safetensors as transformers lays them out; whole or not at all."""
@@ -182,7 +197,8 @@ class GenerativeImageTextModel(nn.Module):
 
     def encode(self, frames: Tensor) -> Tensor:
         """Visual features [B, N, Dv]: each frame through the image encoder, temporal embedding added."""
-        pixels = to_pixels(frames, self.config.vision_config.image_size, CLIP_MEAN, CLIP_STD)
+        size, longest = self.config.vision_config.image_size, getattr(self.config, RESPECT_RATIO, None)
+        pixels = to_pixels(frames, size, CLIP_MEAN, CLIP_STD, longest)
         clips, count = pixels.shape[:2]
         pixels = pixels.flatten(0, 1).to(self.image_encoder.patches.weight.dtype)
         features = self.image_encoder(pixels).unflatten(0, (clips, count))
@@ -200,7 +216,7 @@ class GenerativeImageTextModel(nn.Module):
 
     def start(self, frames: Tensor) -> DecodingState:
         """Read the clips: their keys and values in every layer, before any text."""
-        return self._read_image(self.encode(frames))
+        return self.read_image(self.encode(frames))
 
     def step(self, tokens: Tensor, state: DecodingState) -> tuple[Tensor, DecodingState]:
         """Append tokens [B*K, t] to every caption: logits [B*K, t, V] and the grown state."""
@@ -209,14 +225,16 @@ class GenerativeImageTextModel(nn.Module):
 
     def forward(self, frames: Tensor, tokens: Tensor) -> GitOutput:
         features = self.encode(frames)
-        hidden, _ = self._read_text(tokens, self._read_image(features))
+        hidden, _ = self._read_text(tokens, self.read_image(features))
         return GitOutput(self.head(hidden[-1]), features, hidden)
 
-    def _read_image(self, features: Tensor) -> DecodingState:
+    def read_image(self, features: Tensor) -> DecodingState:
+        """The state before any text, of visual features [B, N, Dv] as `encode` gives them."""
         x = self.projection(features)
         shared = []
         for layer in self.layers:
-            shared.append(layer.attention.keys_values(x))
+            # every step reads them: as they lie, bmm would copy them first when there are several clips
+            shared.append(tuple(part.contiguous() for part in layer.attention.keys_values(x)))
             if layer is not self.layers[-1]:  # after the last layer no text row looks at the image any more
                 x = layer(x, shared[-1])
         return DecodingState(shared, [])
@@ -227,7 +245,8 @@ class GenerativeImageTextModel(nn.Module):
         shape, hidden, text = x.shape, [x], []
         x = x.reshape(state.clips, -1, shape[-1])  # (B, K*t, D)
         image = state.shared[0][0].shape[2]
-        mask = packed_causal_mask(rows, tokens.shape[1], total, image, x.device)
+        one = rows == tokens.shape[1] == 1  # a last word sees everything
+        mask = None if one else packed_causal_mask(rows, tokens.shape[1], total, image, x.device)
         for index, layer in enumerate(self.layers):
             text.append(state.grow(index, layer.attention.keys_values(x), rows))
             x = layer(x, state.shared[index], side_by_side(text[-1]), mask=mask)

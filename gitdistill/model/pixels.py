@@ -1,6 +1,10 @@
 """From raw frames to what a network eats."""
 
+import math
+
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tv
 
@@ -21,18 +25,47 @@ def check_frames(frames: Tensor) -> Tensor:
     return frames.unsqueeze(1) if frames.dim() == 4 else frames
 
 
-def to_pixels(frames: Tensor, size: int, mean: tuple, std: tuple) -> Tensor:
-    """Pixels [B, F, 3, size, size] for a network with its own statistics; floating frames pass as they are.
+def to_pixels(frames: Tensor, size: int, mean: tuple, std: tuple, longest: int | None = None) -> Tensor:
+    """Pixels [B, F, 3, H, W] for a network with its own statistics; floating frames pass as they are.
 
-    Raw frames: shorter side resized to `size` (bicubic), centre crop, scaled to [0, 1], normalised.
+    Raw frames: resized (bicubic), scaled to [0, 1], normalised; resized so that the shorter side is `size`, and
+    then cropped in the centre to size x size, or uncropped with `longest` (see `fitted`).
     """
     frames = check_frames(frames)
     if frames.is_floating_point():
         return frames
     clips = frames.shape[:2]
-    frames = frames.flatten(0, 1)
-    if frames.shape[-2:] != (size, size):
-        frames = tv.resize(frames, size, interpolation=tv.InterpolationMode.BICUBIC, antialias=True)
+    frames = resize(frames.flatten(0, 1), size, longest or math.inf)
+    if longest is None:
         frames = tv.center_crop(frames, [size, size])
     mean, std = (torch.tensor(x, device=frames.device).view(3, 1, 1) for x in (mean, std))
     return ((frames / 255 - mean) / std).unflatten(0, clips)
+
+
+def resize(frames: Tensor, size: int, longest: float) -> Tensor:
+    """Raw frames [R, 3, H, W] at the size that `fitted` gives; bicubic, with Pillow on a CPU.
+
+    GIT was trained on what Pillow makes of a picture; torch's filter, used on other devices, rounds some bytes up
+    to three levels off.
+    """
+    height, width = fitted(*frames.shape[-2:], size, longest)
+    if frames.shape[-2:] == (height, width):
+        return frames
+    if frames.device.type != "cpu":
+        return tv.resize(frames, [height, width], tv.InterpolationMode.BICUBIC, antialias=True)
+    images = (Image.fromarray(frame) for frame in frames.permute(0, 2, 3, 1).contiguous().numpy())
+    arrays = [np.asarray(image.resize((width, height), Image.Resampling.BICUBIC)) for image in images]
+    return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2)
+
+
+def fitted(height: int, width: int, size: int, longest: float) -> tuple[int, int]:
+    """Height and width of a picture whose shorter side becomes `size`, proportions kept.
+
+    The shorter side becomes less where the longer one would exceed `longest`: Microsoft's `test_respect_ratio_max`
+    (https://github.com/microsoft/GenerativeImage2Text).
+    """
+    short, long = min(height, width), max(height, width)
+    if long / short * size > longest:
+        size = round(longest * short / long)
+    other = int(size * long / short)
+    return (other, size) if width < height else (size, other)

@@ -24,7 +24,7 @@ class GenerativeImageTextTeacher(nn.Module):
         self.eval()
 
     @classmethod
-    def from_pretrained(cls, source, tokenizer=None, device=None) -> "GenerativeImageTextTeacher":
+    def from_pretrained(cls, source, tokenizer=None, device=None, dtype=torch.float32):
         """Load a hub id, a checkpoint's folder in transformers' or Microsoft's layout, or `"glyphs"`.
 
         Args:
@@ -32,11 +32,16 @@ class GenerativeImageTextTeacher(nn.Module):
             tokenizer: in place of the one in the folder. Microsoft's folders have none: then it is
                 `bert-base-uncased`, from the hub.
             device: where the model goes, the CPU by default.
+            dtype: of weights and computation; see `GenerativeImageTextModel.from_pretrained`.
 
         Raises FileNotFoundError or ValueError in one line; see `GenerativeImageTextModel.from_pretrained`.
         """
+        if dtype == torch.float16 and torch.device(device or "cpu").type == "cpu":
+            raise ValueError(
+                "torch.float16 is for CUDA and MPS; on a CPU use torch.bfloat16 or torch.float32"
+            )
         folder = checkpoints.resolve(source)
-        model = GenerativeImageTextModel.from_pretrained(folder)
+        model = GenerativeImageTextModel.from_pretrained(folder, dtype)
         return cls(model, tokenizer or text.load_tokenizer(folder)).to(device)
 
     def train(self, mode: bool = True) -> "GenerativeImageTextTeacher":

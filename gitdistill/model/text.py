@@ -5,10 +5,11 @@ from pathlib import Path
 from torch import Tensor
 from transformers import AutoTokenizer, BertTokenizerFast, PreTrainedTokenizerBase
 
-from gitdistill.decoding import beam, greedy
+from gitdistill.decoding import beam, greedy, sample
 from gitdistill.model import checkpoints
 
 ENGLISH = "bert-base-uncased"  # the vocabulary of every published GIT
+SAMPLING = {"temperature", "top_k", "top_p", "seed"}
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
@@ -57,11 +58,23 @@ def to_text(tokens: Tensor, tokenizer: PreTrainedTokenizerBase) -> list[str]:
 
 
 def caption(model, frames: Tensor, tokenizer: PreTrainedTokenizerBase, **decoding) -> list[str]:
-    """Captions of B clips as text: greedy, or by beam search when `beams` is given.
+    """Captions of B clips as text: greedy; by beam search when `beams` is given; drawn when a `SAMPLING` option is.
 
-    `decoding` goes to `gitdistill.decoding.greedy` or `.beam`; the best caption of each clip is returned. Raises
-    ValueError when model and tokenizer do not share a vocabulary.
+    `decoding` goes to `gitdistill.decoding.greedy`, `.beam` or `.sample`; the best (or first) caption of each clip
+    is returned. `prefix` may also be text, one for all clips or a list of B, for question answering: captions
+    begin with it. Raises ValueError when model and tokenizer do not share a vocabulary.
     """
     check_vocabulary(model, tokenizer)
-    search = beam if "beams" in decoding else greedy
+    if "prefix" in decoding:
+        decoding["prefix"] = to_prefix(decoding["prefix"], tokenizer)
+    search = sample if SAMPLING & set(decoding) else beam if "beams" in decoding else greedy
     return to_text(search(model, frames, **decoding).tokens[:, 0], tokenizer)
+
+
+def to_prefix(prefix, tokenizer: PreTrainedTokenizerBase):
+    """Text as lists of token ids that begin with the start token; anything else as it is."""
+    if isinstance(prefix, str):
+        return [tokenizer.cls_token_id, *tokenizer(prefix, add_special_tokens=False).input_ids]
+    if isinstance(prefix, list) and prefix and all(isinstance(text, str) for text in prefix):
+        return [to_prefix(text, tokenizer) for text in prefix]
+    return prefix

@@ -1,0 +1,85 @@
+"""The benchmark of decoding, on a GIT of a few thousand parameters."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_git import git_config
+
+PATH = Path(__file__).parents[1] / "benchmarks" / "decoding.py"
+spec = importlib.util.spec_from_file_location("benchmark", PATH)
+benchmark = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(benchmark)
+
+
+@pytest.fixture(scope="module")
+def result():
+    config = git_config(frames=6, max_position_embeddings=24)
+    result = benchmark.run(config, batches=[1, 2], repeats=2, progress=lambda line: None)
+    return result | {"precision": benchmark.precision(clips=6)}
+
+
+def test_every_case_is_measured(result):
+    cases = [(row["input"], row["batch"], row["beams"]) for row in result["rows"]]
+    assert cases == [
+        (kind, batch, beams) for kind in ("image", "6 frames") for batch in (1, 2) for beams in (1, 4)
+    ]
+    for row in result["rows"]:
+        assert len(row["all_seconds"]["ours"]) == 2 and min(row["seconds"].values()) > 0
+        assert row["faster"] == pytest.approx(row["seconds"]["theirs"] / row["seconds"]["ours"])
+        assert row["over_floor"] == pytest.approx(row["seconds"]["ours"] / row["seconds"]["floor"])
+        assert min(row["parts"].values()) > 0
+        assert sum(row["parts"].values()) == pytest.approx(row["seconds"]["ours"], rel=0.5)
+
+
+def test_the_floor_does_the_products_of_the_steps():
+    """As many multiplications as greedy search needs."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    _, model = benchmark.twins(git_config(max_position_embeddings=24))
+    pixels = torch.randn(1, 3, 16, 16)
+    with torch.enable_grad():  # so that torch's own products are called, which can be counted
+        with FlopCounterMode(display=False) as floor:
+            benchmark.floor.__wrapped__(model, pixels, 1)
+        with FlopCounterMode(display=False) as ours:
+            state = model.start(pixels)
+            for _ in range(benchmark.NEW):
+                _, state = model.step(torch.full((1, 1), 5), state)
+    assert floor.get_total_flops() == pytest.approx(ours.get_total_flops(), rel=0.02)
+
+
+def test_precision_is_measured_against_float32(result):
+    full, half = result["precision"][:2]
+    assert full["drift"] == 0 and full["same_1"] == full["same_4"] == 1
+    assert 0 < half["drift"] < 0.1 * half["spread"] and half["same_1"] >= 0.5
+
+
+def test_different_tokens_are_no_result():
+    port, model = benchmark.twins(git_config(max_position_embeddings=24))
+    with torch.no_grad():
+        model.head.bias[7] += 100
+    with pytest.raises(AssertionError, match="different tokens with 1 beams"):
+        benchmark.compare(port, model, torch.randn(1, 3, 16, 16), 1, 1)
+
+
+def test_files_and_table(result, tmp_path):
+    benchmark.write(result, tmp_path)
+    assert json.loads((tmp_path / "decoding.json").read_text()) == result
+    assert (tmp_path / "decoding.png").read_bytes().startswith(b"\x89PNG")
+    blocks = [f"<!-- {name} -->\nold\n<!-- end of {name} -->\n" for name in ("precision", "decoding")]
+    text = "before\n" + "".join(blocks) + "after\n"
+    lines = benchmark.filled(text, result).splitlines()
+    assert lines[4].startswith("| bfloat16 | ")
+    lines = [lines[0], *lines[6:]]
+    assert lines[0] == "before" and lines[-1] == "after" and "old" not in lines
+    assert len(lines) == 4 + 2 + len(result["rows"]) and lines[4].startswith("| image, greedy, batch 1 |")
+    with pytest.raises(ValueError, match="one pair of markers"):
+        benchmark.filled("", result)
+
+
+def test_the_readme_says_what_was_measured():
+    result = json.loads((PATH.parent / "decoding.json").read_text())
+    readme = (PATH.parents[1] / "README.md").read_text(encoding="utf-8")
+    assert benchmark.filled(readme, result) == readme
