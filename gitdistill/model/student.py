@@ -22,6 +22,7 @@ from gitdistill.model.attention import (
     side_by_side,
 )
 from gitdistill.model.encoders import TinyVIT
+from gitdistill.model.linear import Linear
 
 NEVER = -1e4  # logit of a word that cannot be said; finite, also in float16, so that sums of them are no NaN
 
@@ -54,8 +55,8 @@ class FeedForward(nn.Module):
 
     def __init__(self, width: int, expand: int):
         super().__init__()
-        self.up = nn.Linear(width, expand * width)
-        self.down = nn.Linear(expand * width, width)
+        self.up = Linear(width, expand * width)
+        self.down = Linear(expand * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down(F.gelu(self.up(x)))
@@ -183,7 +184,7 @@ class StudentCandidateV1(nn.Module):
         self.backbone = backbone if isinstance(backbone, TinyVIT) else load_backbone(backbone)
         self.grid = self.backbone.grids[-1]
 
-        self.projection = nn.Sequential(nn.Linear(self.backbone.channels[-1], width), nn.LayerNorm(width))
+        self.projection = nn.Sequential(Linear(self.backbone.channels[-1], width), nn.LayerNorm(width))
         # As loud as half of what they are added to: marked faintly, where and when are not learned in time.
         self.spatial = nn.Parameter(0.5 * torch.randn(self.grid[0] * self.grid[1], width))
         self.temporal = nn.Parameter(0.5 * torch.randn(frames, width))
@@ -197,7 +198,7 @@ class StudentCandidateV1(nn.Module):
         self.positions = PositionalEncoding(width, max_positions, dropout)
         self.layers = nn.ModuleList(StudentLayer(width, heads, expand, dropout) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
-        self.head = nn.Linear(width, known)
+        self.head = Linear(width, known)
         self._initialise()
         # What builds this network again, the backbone aside.
         self.config = {
