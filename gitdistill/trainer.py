@@ -88,7 +88,7 @@ class CaptionTrainer(pl.LightningModule):
     def training_step(self, batch: dict, index: int) -> Tensor:
         terms = self.losses(batch)
         total = sum(terms.values())
-        self.stop_if_lost(terms, float(total), batch, index)
+        self.stop_if_lost(terms, total.item(), batch, index)
         self.log_dict({f"train/{name}": value.detach() for name, value in terms.items()})
         self.log("train/loss", total.detach(), prog_bar=True)
         return total
