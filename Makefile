@@ -3,7 +3,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: help setup run test lab lint format notebooks teacher backbone
+.PHONY: help setup run test lab lint format notebooks teacher backbone student
 .DEFAULT_GOAL := help
 
 help:
@@ -15,6 +15,7 @@ help:
 	@echo "make format     rewrite the code as ruff formats it"
 	@echo "make teacher    train the embedded teacher from nothing into data/teacher (over an hour)"
 	@echo "make backbone   train the embedded backbone into data/backbone (ten minutes)"
+	@echo "make student    distil the shipped student into data/student (half an hour)"
 	@echo "make notebooks  run the notebooks in place, outputs ready to commit"
 
 setup: $(STAMP)
@@ -61,3 +62,6 @@ backbone: $(STAMP)
 teacher: $(STAMP)
 	$(BIN)/python -m gitdistill fit --config configs/teacher_encoder.yaml --ckpt_path last
 	$(BIN)/python -m gitdistill fit --config configs/teacher.yaml --ckpt_path last
+
+student: $(STAMP)
+	$(BIN)/python -m gitdistill fit --config configs/student.yaml --ckpt_path last
