@@ -118,7 +118,7 @@ class CaptionTrainer(pl.LightningModule):
             self._first_loss = max(total, 1.0)
         if math.isfinite(total) and total <= self.explosion * self._first_loss:
             return
-        values = ", ".join(f"{name} {float(value):.4g}" for name, value in terms.items())
+        values = ", ".join(f"{name} {value.item():.4g}" for name, value in terms.items())
         clips = f", clips {batch['clip'].tolist()}" if "clip" in batch else ""
         raise ValueError(
             f"the loss is {total:.4g} after {self._first_loss:.4g} at the start ({values}) in step "
