@@ -18,7 +18,6 @@ import gc
 import json
 import os
 import platform
-import re
 import statistics
 import sys
 import time
@@ -38,6 +37,9 @@ from gitdistill.model.files import write_whole
 from gitdistill.model.git import GenerativeImageTextModel
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.append(str(ROOT / "tools"))
+from readme import filled  # noqa: E402
+
 FRAMES, NEW, BEAMS = {"image": None, "6 frames": 6}, 20, (1, 4)
 PARTS = {"encode": "#0072B2", "prefix": "#56B4E9", "steps": "#E69F00", "search": "#009E73"}
 
@@ -293,15 +295,9 @@ def precision_table(rows: list[dict]) -> list[str]:
     return lines
 
 
-def filled(text: str, result: dict) -> str:
-    """The README's text with the lines between the markers made anew."""
-    for name, lines in {"decoding": table(result), "precision": precision_table(result["precision"])}.items():
-        block = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end of {name} -->)", re.DOTALL)
-        body = "\n".join(lines) + "\n"
-        text, found = block.subn(lambda match, body=body: match[1] + body + match[2], text)
-        if found != 1:
-            raise ValueError(f"README.md needs one pair of markers <!-- {name} --> … <!-- end of {name} -->")
-    return text
+def tables(result: dict) -> dict[str, list[str]]:
+    """The README's tables, by the name in their markers."""
+    return {"decoding": table(result), "precision": precision_table(result["precision"])}
 
 
 def write(result: dict, folder: Path) -> None:
@@ -328,7 +324,8 @@ def main() -> int:
     write(result, options.out or ROOT / "benchmarks")
     if options.out is None:
         readme = ROOT / "README.md"
-        readme.write_text(filled(readme.read_text(encoding="utf-8"), result), encoding="utf-8")
+        text = filled(readme.read_text(encoding="utf-8"), tables(result))
+        readme.write_text(text, encoding="utf-8")
     return 0
 
 

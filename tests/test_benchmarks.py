@@ -70,16 +70,16 @@ def test_files_and_table(result, tmp_path):
     assert (tmp_path / "decoding.png").read_bytes().startswith(b"\x89PNG")
     blocks = [f"<!-- {name} -->\nold\n<!-- end of {name} -->\n" for name in ("precision", "decoding")]
     text = "before\n" + "".join(blocks) + "after\n"
-    lines = benchmark.filled(text, result).splitlines()
+    lines = benchmark.filled(text, benchmark.tables(result)).splitlines()
     assert lines[4].startswith("| bfloat16 | ")
     lines = [lines[0], *lines[6:]]
     assert lines[0] == "before" and lines[-1] == "after" and "old" not in lines
     assert len(lines) == 4 + 2 + len(result["rows"]) and lines[4].startswith("| image, greedy, batch 1 |")
     with pytest.raises(ValueError, match="one pair of markers"):
-        benchmark.filled("", result)
+        benchmark.filled("", benchmark.tables(result))
 
 
 def test_the_readme_says_what_was_measured():
     result = json.loads((PATH.parent / "decoding.json").read_text())
     readme = (PATH.parents[1] / "README.md").read_text(encoding="utf-8")
-    assert benchmark.filled(readme, result) == readme
+    assert benchmark.filled(readme, benchmark.tables(result)) == readme

@@ -72,9 +72,14 @@ def scores() -> list[str]:
     return lines
 
 
-def filled(text: str) -> str:
+def blocks() -> dict[str, list[str]]:
+    """The lines of each table, by the name in its markers."""
+    return {"results": results(), "notebooks": notebooks(), "scores": scores()}
+
+
+def filled(text: str, tables: dict[str, list[str]]) -> str:
     """The README's text with the lines between each pair of markers made anew."""
-    for name, lines in {"results": results(), "notebooks": notebooks(), "scores": scores()}.items():
+    for name, lines in tables.items():
         block = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end of {name} -->)", re.DOTALL)
         body = "\n".join(lines) + "\n"
         text, found = block.subn(lambda match, body=body: match[1] + body + match[2], text)
@@ -98,8 +103,8 @@ def main() -> int:
             shutil.copy(ROOT / "runs" / name, ROOT / "data" / name)
     text = README.read_text(encoding="utf-8")
     if check:
-        return int(filled(text) != text)
-    README.write_text(filled(text), encoding="utf-8")
+        return int(filled(text, blocks()) != text)
+    README.write_text(filled(text, blocks()), encoding="utf-8")
     return 0
 
 
