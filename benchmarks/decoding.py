@@ -18,6 +18,7 @@ import gc
 import json
 import os
 import platform
+import re
 import statistics
 import sys
 import time
