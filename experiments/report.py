@@ -61,10 +61,10 @@ def interval(values: list[float]) -> tuple[float, float]:
 
 
 def by_name(rows: list[dict], score: str) -> dict[str, dict[int, float]]:
-    """Variant -> (seed -> score), in the order of the table, the teacher left out."""
+    """Variant -> (seed -> score), in the order of the table, without the teacher and scores that are no number."""
     found = {}
     for row in rows:
-        if row["name"] != "teacher" and score in row:
+        if row["name"] != "teacher" and not math.isnan(row.get(score, math.nan)):
             found.setdefault(row["name"], {})[row["seed"]] = row[score]
     return found
 
@@ -123,7 +123,7 @@ def figure(rows: list[dict], experiment: str):
     for score, title in SCORES.items():
         for name, runs in by_name(rows, score).items():
             seen.setdefault(name, {})[title] = list(runs.values())
-        if score in teacher:
+        if not math.isnan(teacher.get(score, math.nan)):
             levels[title] = {"teacher": teacher[score]}
     gain = "CIDEr gained"
     ends = {}

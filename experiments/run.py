@@ -12,9 +12,11 @@ interrupted experiment goes on where it was. All variants learn from the same po
 """
 
 import argparse
+import logging
 import statistics
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -315,6 +317,10 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=ROOT / "data" / "experiments", help="folder of the table")
     parser.add_argument("--draw", action="store_true", help="only print the table and draw the picture")
     options = parser.parse_args()
+    logging.getLogger("pytorch_lightning").setLevel(
+        logging.ERROR
+    )  # what it says of each run is of no use here
+    warnings.filterwarnings("ignore", module="pytorch_lightning")
     try:
         if not options.draw:
             # the caches of another pool lie elsewhere

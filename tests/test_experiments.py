@@ -8,13 +8,15 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
+from tiny_git import git_config
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))
+import real_size
 import report
 import run
 from seen import SeenBackbone, SeenClips, SeenData
 
-from gitdistill import StudentCandidateV1
+from gitdistill import StudentCandidateV1, plots
 from gitdistill.data import GlyphData
 
 LOOK = {"frames": tiny.FRAMES, "image_size": tiny.SIDE}
@@ -180,6 +182,56 @@ def test_differences_are_paired_and_have_an_interval():
     # By hand: mean 0.7, deviation sqrt((0.04 + 0.09 + 0.01) / 2), over sqrt(3), times 4.303.
     assert report.interval(gained["a"]) == pytest.approx((0.7 - 0.65729, 0.7 + 0.65729), abs=1e-4)
     assert all(map(math.isnan, report.interval([1.0])))
+
+
+def test_runs_without_a_score_are_left_out_of_the_picture():
+    """A student that states no motion has no precision of motions."""
+    rows = [
+        {"name": name, "against": "a", "seed": 0, "test/cider": 1.0, "test/motion_precision": math.nan}
+        for name in "ab"
+    ]
+    rows.append(rows[0] | {"seed": 1, "test/motion_precision": 0.5})
+    assert report.by_name(rows, "test/motion_precision") == {"a": {1: 0.5}}
+    figure = report.figure(rows, "losses")
+    panels = [axes.get_title() for axes in figure.axes]
+    assert panels == ["CIDEr", "motions right", "CIDEr gained"]
+
+
+def test_dots_stand_where_the_runs_are():
+    table = {"one": {"s": [1.0, 3.0], "t": [5.0]}, "other": {"s": [2.0]}}
+    figure = plots.dots(table, {"one": {"s": (0.5, 3.5)}}, {"s": {"teacher": 4.0}}, title="Dots")
+    left, right = figure.axes
+    lines = [(line.get_xdata(), line.get_ydata()) for line in left.lines]
+    assert any(list(x) == [1.0, 3.0] and list(y) == [0, 0] for x, y in lines)  # the runs
+    assert any(list(x) == [2.0, 2.0] and min(y) < 0 < max(y) for x, y in lines)  # their mean
+    assert any(list(x) == [0.5, 3.5] and list(y) == [0, 0] for x, y in lines)  # its interval
+    assert [text.get_text() for text in left.get_yticklabels()] == ["one", "other"]
+    assert [text.get_text() for text in left.texts] == ["teacher 4"]
+    assert len(right.lines) == 2
+    assert plots.png(figure) == plots.png(
+        plots.dots(table, {"one": {"s": (0.5, 3.5)}}, {"s": {"teacher": 4.0}}, title="Dots")
+    )
+    with pytest.raises(ValueError, match="s of one holds NaN"):
+        plots.dots({"one": {"s": [math.nan]}})
+
+
+def test_real_size_says_the_same_of_small_networks():
+    config = git_config(max_position_embeddings=24)
+    net = tiny.backbone()
+    student = {"width": 32, "heads": 2, "layers": 1, "unk_token_id": 1}
+    models = real_size.networks(config, 10, net, **student)
+    result = real_size.run(models, [1, 2], 1, 32)
+    assert [(row["batch"], row["beams"]) for row in result["rows"]] == [(1, 1), (1, 4), (2, 1), (2, 4)]
+    known = models["student"].words.weight.shape[0]
+    assert known == 10 and result["weights"]["student"]["megabytes"] > 0
+    for row in result["rows"]:
+        speed = row["images_per_second"]
+        assert row["faster"] == pytest.approx(speed["student"] / speed["teacher"])
+    lines = real_size.table(result).splitlines()
+    assert lines[2].startswith("| parameters, millions |") and len(lines) >= 4 + 4
+    for model in models.values():  # as long as they may be, so that both do the same work
+        found = real_size.caption(model, torch.randn(2, 3, 32, 32), 1)
+        assert found.shape[-1] == 21 and not (found == config.eos_token_id).any()
 
 
 def test_a_table_keeps_its_numbers(tmp_path):
