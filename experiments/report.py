@@ -103,7 +103,8 @@ def table(folder: Path, experiment: str) -> str:
             cells.append(f"{mean(values):.2f}" if values else "")
         if gained[name]:
             low, high = interval(gained[name])
-            cells += [against[name], f"{mean(gained[name]):+.2f} ({low:+.2f} to {high:+.2f})"]
+            ends = "" if math.isnan(low) else f" ({low:+.2f} to {high:+.2f})"
+            cells += [against[name], f"{mean(gained[name]):+.2f}{ends}"]
         else:
             cells += ["", ""]
         lines.append("| " + " | ".join(cells) + " |")

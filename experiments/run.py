@@ -97,9 +97,9 @@ def labels(pool: int) -> Iterator[Variant]:
         yield Variant(short, alone, weigh("cross_entropy"), **few, only=True, share=1 / 3)
         yield Variant(f"{count:,} captioned: recipe on these clips", alone, weigh(*RECIPE), **few, only=True)
         for name, weights, options in (
-            ("teacher's captions of all clips", weigh("cross_entropy", "sequence"), {}),
-            ("teacher's distributions on these", weigh("cross_entropy", "kl"), own),
-            ("recipe on all clips", weigh(*RECIPE), own),
+            ("pseudo-captions of all clips", weigh("cross_entropy", "sequence"), {}),
+            ("KL, also on pseudo-captions of all clips", weigh("cross_entropy", "kl"), own),
+            ("recipe, also on pseudo-captions of all clips", weigh(*RECIPE), own),
         ):
             yield Variant(f"{count:,} captioned: {name}", alone, weights, options=options, **few)
 

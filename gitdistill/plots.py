@@ -975,7 +975,7 @@ def dots(table, intervals=None, levels=None, title=None):
 
     table: variant -> (score -> values, one a run); a score missing for a variant leaves its place empty.
     intervals: variant -> (score -> (low, high)), drawn as a bar; nan: none.
-    levels: vertical lines to compare with; score -> (label -> value).
+    levels: vertical lines to compare with; score -> (label -> value); "" writes nothing.
     """
     names = list(dict.fromkeys(name for row in _some(table, "table").values() for name in row))
     widest = max(map(len, table))
@@ -996,12 +996,11 @@ def dots(table, intervals=None, levels=None, title=None):
                 axes.plot(ends, [place] * 2, color="black", linewidth=1.0, zorder=1)
         for label, level in (levels or {}).get(name, {}).items():
             axes.axvline(level, color=GREY, linestyle="--", linewidth=1.0, zorder=0)
-            text = f"{label} {_number(level)}".strip()
-            axes.annotate(
-                text, (level, 1), xycoords=("data", "axes fraction"), ha="right", va="bottom", fontsize=8
-            )
-        axes.set(title=name, ylim=(len(table) - 0.5, -0.5))
-        axes.title.set_y(1.0)
+            if label:
+                place = {"xycoords": ("data", "axes fraction"), "ha": "right", "va": "bottom"}
+                axes.annotate(f"{label} {_number(level)}", (level, 1), fontsize=8, **place)
+        axes.set_title(name, pad=14)  # above the names of the levels
+        axes.set_ylim(len(table) - 0.5, -0.5)
         axes.set_yticks(range(len(table)), list(table))
         axes.tick_params(axis="y", length=0)
         axes.grid(alpha=0.3)
