@@ -105,7 +105,7 @@ def table(result: dict) -> str:
 def compared(what: str, teacher: float, student: float, ratio: float | None = None) -> str:
     if ratio is None:
         ratio = teacher / student if student else float("nan")
-    return f"| {what} | {teacher:.1f} | {student:.1f} | {ratio:.1f}× |"
+    return f"| {what} | {teacher:.3g} | {student:.3g} | {ratio:.1f}× |"
 
 
 def main() -> int:
