@@ -964,3 +964,44 @@ def _tree_legend(axes, won):
         entries["the caption that won"] = {"color": OKABE_ITO[1], "linewidth": 3.5}
     handles = [axes.plot([], [], label=label, **style)[0] for label, style in entries.items()]
     axes.figure.legend(handles=handles, loc="outside lower right", ncols=4, frameon=False)
+
+
+# -- experiments ------------------------------------------------------------------------------------------------
+
+
+@_styled
+def dots(table, intervals=None, levels=None, title=None):
+    """Variants compared over several runs: a row a variant, a panel a score, a dot a run, a line at their mean.
+
+    table: variant -> (score -> values, one a run); a score missing for a variant leaves its place empty.
+    intervals: variant -> (score -> (low, high)), drawn as a bar; nan: none.
+    levels: vertical lines to compare with; score -> (label -> value); "" writes nothing.
+    """
+    names = list(dict.fromkeys(name for row in _some(table, "table").values() for name in row))
+    widest = max(map(len, table))
+    figure = _figure(
+        0.075 * widest + 2.1 * len(_some(names, "table")), 0.26 * len(table) + 0.7, "Runs", title
+    )
+    grid = figure.subplots(1, len(names), squeeze=False, sharey=True).flat
+    for k, (axes, name) in enumerate(zip(grid, names)):
+        look = {"color": OKABE_ITO[k % len(OKABE_ITO)]}
+        for place, (variant, row) in enumerate(table.items()):
+            values = _array(row.get(name, []), f"{name} of {variant}", "runs")
+            if not len(values):
+                continue
+            axes.plot(values, [place] * len(values), MARKS[k % len(MARKS)], alpha=0.6, markersize=5, **look)
+            axes.plot([values.mean()] * 2, [place - 0.32, place + 0.32], color="black", linewidth=1.8)
+            ends = (intervals or {}).get(variant, {}).get(name)
+            if ends is not None and np.isfinite(ends).all():
+                axes.plot(ends, [place] * 2, color="black", linewidth=1.0, zorder=1)
+        for label, level in (levels or {}).get(name, {}).items():
+            axes.axvline(level, color=GREY, linestyle="--", linewidth=1.0, zorder=0)
+            if label:
+                place = {"xycoords": ("data", "axes fraction"), "ha": "right", "va": "bottom"}
+                axes.annotate(f"{label} {_number(level)}", (level, 1), fontsize=8, **place)
+        axes.set_title(name, pad=14)  # above the names of the levels
+        axes.set_ylim(len(table) - 0.5, -0.5)
+        axes.set_yticks(range(len(table)), list(table))
+        axes.tick_params(axis="y", length=0)
+        axes.grid(alpha=0.3)
+    return figure

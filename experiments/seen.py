@@ -1,0 +1,128 @@
+"""Clips as a frozen backbone saw them: what it makes of a pool is kept, so that only the rest is computed again.
+
+While the backbone is frozen and in eval mode, its last feature map of a clip is the same in every step of every run.
+Drawing the clip and running the backbone is more than half of a step. Here both happen once: the maps, float32, lie
+in memory-mapped files; all else (captions, order, losses, scores) is what it is with pixels.
+"""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from gitdistill import DistillationTrainer, TinyVIT
+from gitdistill.data import GlyphData
+from gitdistill.data.glyphs import Clip, GlyphClips
+from gitdistill.model.files import write_whole
+
+AT_ONCE = 32  # clips
+
+
+class SeenBackbone(TinyVIT):
+    """A backbone that hands on maps [B, F, C, h, w] of its own last stage, and reads pixels as ever."""
+
+    @classmethod
+    def adopt(cls, backbone: TinyVIT) -> "SeenBackbone":
+        """Turn `backbone`, in place, into this one."""
+        backbone.__class__ = cls
+        return backbone
+
+    def forward(self, frames: Tensor) -> list[Tensor]:
+        return super().forward(frames) if frames.shape[-3] == 3 else [frames]
+
+
+class SeenClips:
+    """`clips` with the last map of `backbone` [F, C, h, w] in place of pixels; made once, kept in `folder`."""
+
+    def __init__(self, clips: GlyphClips, backbone: TinyVIT, folder: Path, say=print):
+        self.clips, self._told = clips, {}
+        path = folder / f"seen_{clips.split}_{key(clips, backbone)}.npy"
+        if not path.is_file():
+            write_whole(folder, {path.name: lambda target: self._fill(target, backbone, say)})
+        self.maps = np.load(path, mmap_mode="r")
+
+    @torch.no_grad()
+    def _fill(self, path: Path, backbone: TinyVIT, say) -> None:
+        backbone.eval()
+        shape = (len(self.clips), self.clips.frames, backbone.channels[-1], *backbone.grids[-1])
+        say(
+            f"the backbone looks at {len(self.clips):,} {self.clips.split} clips, {4 * np.prod(shape) / 1e6:.0f} MB"
+        )
+        maps = np.lib.format.open_memmap(path, "w+", np.float32, shape)
+        for start in range(0, len(self.clips), AT_ONCE):
+            numbers = range(start, min(start + AT_ONCE, len(self.clips)))
+            frames = torch.stack([self.clips.clip(n, masks=False, captions=0).frames for n in numbers])
+            maps[start : numbers.stop] = backbone(frames)[-1].numpy()
+        maps.flush()
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def clip(self, index: int, masks: bool = False) -> Clip:
+        """Clip number `index`, its map in place of frames."""
+        if index not in self._told:
+            clip = self.clips.clip(index, masks=False)
+            self._told[index] = clip.captions, clip.scene
+        captions, scene = self._told[index]
+        return Clip(torch.from_numpy(self.maps[index].copy()), None, list(captions), scene)
+
+
+def key(clips: GlyphClips, backbone: TinyVIT) -> str:
+    """Stands for all that the maps depend on."""
+    facts = (clips.split, clips.size, clips.seed, clips.frames, clips.image_size, clips.objects)
+    digest = hashlib.sha256(repr((facts, backbone.config)).encode())
+    first = clips.clip(0, masks=False)  # another way of drawing gives other maps
+    digest.update(first.frames.numpy().tobytes())
+    for name, value in sorted(backbone.state_dict().items()):
+        digest.update(name.encode() + value.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:12]
+
+
+class SeenData(GlyphData):
+    """`GlyphData` with maps for pixels.
+
+    maps: by split ("train", "test", "unseen"), the `SeenClips`. only: train on the first so many clips of the pool.
+    order: seed of the order of clips and of the choice among their captions; the pool is the same for all.
+    options: as for `GlyphData`; `fresh_captions` is off.
+    """
+
+    def __init__(self, maps: dict[str, SeenClips], only: int | None = None, order: int = 0, **options):
+        super().__init__(**options, fresh_captions=False)
+        self.maps, self.only, self.order = maps, only, order
+
+    def fingerprint(self) -> dict:
+        """The same clips and captions as those of `GlyphData`, so the same answers of a teacher."""
+        return {**super().fingerprint(), "data": GlyphData.__name__}
+
+    def train_dataloader(self) -> DataLoader:
+        loader = super().train_dataloader()
+        loader.dataset.pool = SeenPool(self.maps["train"])
+        loader.dataset.seed = loader.sampler.seed = self.order
+        loader.dataset.epoch_size = loader.sampler.size = self.only or self.train_clips
+        return loader
+
+    def test_dataloader(self) -> list[DataLoader]:
+        loaders = super().test_dataloader()
+        for loader, split in zip(loaders, ("test", "unseen")):
+            loader.dataset.clips = self.maps[split]
+        return loaders
+
+
+class SeenPool:
+    """A pool of clips by number, as the training loader of `GlyphData` reads it."""
+
+    def __init__(self, clips: SeenClips):
+        self.clips, self.clip = clips, clips.clip
+
+
+class SeenDistillation(DistillationTrainer):
+    """`DistillationTrainer` on such clips."""
+
+    def check_gradients(self, batch: dict) -> None:
+        """As ever, and on the clips' pixels: through a map that is kept no gradient reaches the backbone."""
+        pool = self.trainer.datamodule.pool
+        frames = torch.stack([pool.clip(number).frames for number in batch["clip"].tolist()])
+        super().check_gradients({**batch, "frames": frames.to(batch["frames"].device)})

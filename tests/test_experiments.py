@@ -1,0 +1,255 @@
+"""The experiments: what is kept equals what is computed, runs are comparable, tables go on where they stopped."""
+
+import dataclasses
+import math
+import sys
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+from tiny_git import git_config
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))
+import real_size
+import report
+import run
+from seen import SeenBackbone, SeenClips, SeenData
+
+from gitdistill import StudentCandidateV1, plots
+from gitdistill.data import GlyphData
+
+LOOK = {"frames": tiny.FRAMES, "image_size": tiny.SIDE}
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory):
+    return run.Bench(
+        tmp_path_factory.mktemp("pool"),
+        clips=12,
+        steps=2,
+        scored=4,
+        batch=4,
+        teacher=tiny.teacher(),
+        backbone=tiny.backbone(),
+        image=LOOK,
+        student={"width": 32, "heads": 2},
+    )
+
+
+@pytest.fixture
+def variants(bench):
+    return {name: list(make(bench.clips)) for name, make in run.EXPERIMENTS.items()}
+
+
+def test_a_kept_map_is_what_the_backbone_sees(bench):
+    kept, plain = bench.maps["test"], GlyphData(**bench.sizes).test_set
+    clip, same = kept.clip(3), plain.clip(3)
+    with torch.no_grad():
+        expected = bench.backbone.eval()(same.frames[None])[-1][0]
+    torch.testing.assert_close(clip.frames, expected, atol=1e-5, rtol=1e-5)
+    assert clip.captions == same.captions and clip.scene == same.scene
+    clip.captions.clear()
+    assert kept.clip(3).captions == same.captions
+
+
+def test_maps_are_made_once_and_only_for_one_backbone(bench, tmp_path):
+    clips, told = GlyphData(**bench.sizes).test_set, []
+    for _ in range(2):
+        SeenClips(clips, bench.backbone, tmp_path, told.append)
+    assert len(told) == 1 and len(list(tmp_path.iterdir())) == 1
+    SeenClips(clips, SeenBackbone.adopt(tiny.backbone(1)), tmp_path, told.append)
+    assert len(told) == 2 and len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_step_on_maps_is_a_step_on_pixels(bench, variants):
+    """Same batch, same losses, same gradients of all that is not frozen."""
+    variant = variants["losses"][-1]
+    maps = next(iter(bench.data(variant, 5).train_dataloader()))
+    pixels = GlyphData(**bench.sizes, captions_per_clip=2, seed=0, fresh_captions=False, max_tokens=24)
+    pixels = torch.stack([pixels.pool.clip(n).frames for n in maps["clip"].tolist()])
+    weights = dict.fromkeys(run.WEIGHTS, 1.0)
+    student = bench.new_student({})
+    module = run.SeenDistillation(bench.teacher, student, **weights, cache=bench.cache, max_length=24)
+    student.backbone.eval().requires_grad_(False)
+    found = []
+    for frames in (maps["frames"], pixels):
+        module.zero_grad()
+        terms = module.terms({**maps, "frames": frames})
+        sum(terms.values()).backward()
+        found.append((terms, [p.grad for p in student.parameters() if p.grad is not None]))
+    assert set(found[0][0]) == set(run.WEIGHTS) and len(found[0][1]) > 20
+    torch.testing.assert_close(found[0], found[1], atol=1e-4, rtol=1e-4)
+
+
+def test_few_labels(bench):
+    few = SeenData(bench.maps, **bench.sizes, labelled=5)
+    clips = list(few.train_dataloader())
+    assert sorted(torch.cat([batch["clip"] for batch in clips]).tolist()) == list(range(12))
+    for batch in clips:
+        captioned = (batch["tokens"][:, 1:] != 0).any(1)
+        assert captioned.tolist() == (batch["clip"] < 5).tolist()
+    only = SeenData(bench.maps, only=5, **bench.sizes, labelled=5)
+    assert sorted(torch.cat([batch["clip"] for batch in only.train_dataloader()]).tolist()) == list(range(5))
+
+
+def test_a_seed_moves_the_order_and_not_the_pool(bench):
+    def order(seed):
+        return [
+            batch["clip"].tolist()
+            for batch in SeenData(bench.maps, order=seed, **bench.sizes).train_dataloader()
+        ]
+
+    assert order(0) == order(0) != order(1)
+    prints = [SeenData(bench.maps, order=seed, **bench.sizes).fingerprint() for seed in (0, 1)]
+    assert prints[0] == prints[1]
+
+
+def test_variants_are_told_apart_and_compared_with_one_of_them(variants):
+    for experiment, found in variants.items():
+        names = [variant.name for variant in found]
+        assert len(set(names)) == len(names) > 5
+        assert {variant.against for variant in found} <= set(names), experiment
+        settings = [dataclasses.replace(v, name="", against="") for v in found]
+        assert all(a != b for i, a in enumerate(settings) for b in settings[:i]), experiment
+    names = [variant.name for variant in run.labels(3000)]
+    assert len(names) == 18 and sum(name.startswith("100 ") for name in names) == 6
+
+
+def test_the_recipe_leaves_the_backbone_alone_and_repeats(bench, variants):
+    recipe = next(v for v in variants["losses"] if v.name.startswith("recipe: "))
+    rows = [run.train(bench, recipe, seed) for seed in (0, 0, 1)]
+    for row in rows:
+        row.pop("seconds")
+    assert str(rows[0]) == str(rows[1]) != str(rows[2])  # text: nan is not equal to itself
+    assert {"test/cider", "unseen/cider", "test/motion_precision", "unseen/relation_recall"} <= set(rows[0])
+    torch.testing.assert_close(bench.known, dict(bench.backbone.state_dict()), atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("experiment", run.EXPERIMENTS)
+def test_an_experiment_goes_on_where_it_stopped(bench, tmp_path, monkeypatch, experiment):
+    """With the real training for the first and a stand-in for the rest."""
+    trained = []
+
+    def train(bench, variant, seed, timed):
+        trained.append((variant.name, seed))
+        if len(trained) == 4:
+            raise KeyboardInterrupt
+        row = {"name": variant.name, "against": variant.against, "seed": seed, **bench.facts()}
+        return row | dict.fromkeys(report.SCORES, float(seed)) | {"seconds": 1.0}
+
+    monkeypatch.setattr(run, "train", train)
+    with pytest.raises(KeyboardInterrupt):
+        run.run(bench, experiment, [0, 1], tmp_path, say=lambda _: None)
+    assert len(report.read_rows(tmp_path / f"{experiment}.csv")) == 1 + 3
+    rows = run.run(bench, experiment, [0, 1], tmp_path, say=lambda _: None)
+    variants = list(run.EXPERIMENTS[experiment](bench.clips))
+    assert len(rows) == 1 + 2 * len(variants) and len(trained) == 1 + 2 * len(variants)
+    again = run.run(bench, experiment, [0, 1], tmp_path)
+    assert len(again) == len(rows) and len(trained) == 1 + 2 * len(variants)
+    text = report.table(tmp_path, experiment)
+    assert text.count("\n") == 2 + len(variants)
+    report.draw(tmp_path, experiment)
+    assert (tmp_path / f"{experiment}.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(ValueError, match="'steps': 2.* not .*'steps': 3"):
+        run.run(dataclasses.replace(bench, steps=3), experiment, [0], tmp_path)
+
+
+def test_every_variant_can_be_trained(bench, variants):
+    short = dataclasses.replace(bench, steps=1)
+    for found in variants.values():
+        for variant in found:
+            student = {"width": 32, "heads": 2} | {
+                k: min(v, 2) for k, v in variant.student.items() if k != "width"
+            }
+            row = run.train(short, dataclasses.replace(variant, student=student), 0)
+            assert math.isfinite(row["test/cider"]), variant.name
+
+
+def test_latency_is_measured_for_both(bench):
+    found = run.latency(bench, bench.new_student({}), clips=2)
+    assert set(found) == {"ms", "teacher_ms", "batch_ms", "teacher_batch_ms"} and min(found.values()) > 0
+
+
+def test_differences_are_paired_and_have_an_interval():
+    def row(name, seed, score):
+        return {"name": name, "against": "b", "seed": seed, "test/cider": score}
+
+    rows = [row("b", 0, 1.0), row("b", 1, 3.0), row("b", 2, 2.0)]
+    rows += [row("a", 1, 3.5), row("a", 0, 2.0), row("a", 2, 2.6), row("a", 3, 9.0)]
+    gained = report.differences(rows)
+    assert gained["a"] == pytest.approx([0.5, 1.0, 0.6]) and gained["b"] == []
+    # By hand: mean 0.7, deviation sqrt((0.04 + 0.09 + 0.01) / 2), over sqrt(3), times 4.303.
+    assert report.interval(gained["a"]) == pytest.approx((0.7 - 0.65729, 0.7 + 0.65729), abs=1e-4)
+    assert all(map(math.isnan, report.interval([1.0])))
+
+
+def test_runs_without_a_score_are_left_out_of_the_picture():
+    """A student that states no motion has no precision of motions."""
+    rows = [
+        {"name": name, "against": "a", "seed": 0, "test/cider": 1.0, "test/motion_precision": math.nan}
+        for name in "ab"
+    ]
+    rows.append(rows[0] | {"seed": 1, "test/motion_precision": 0.5})
+    assert report.by_name(rows, "test/motion_precision") == {"a": {1: 0.5}}
+    figure = report.figure(rows, "losses")
+    panels = [axes.get_title() for axes in figure.axes]
+    assert panels == ["CIDEr", "motions right", "CIDEr gained"]
+
+
+def test_dots_stand_where_the_runs_are():
+    table = {"one": {"s": [1.0, 3.0], "t": [5.0]}, "other": {"s": [2.0]}}
+    figure = plots.dots(table, {"one": {"s": (0.5, 3.5)}}, {"s": {"teacher": 4.0}}, title="Dots")
+    left, right = figure.axes
+    lines = [(line.get_xdata(), line.get_ydata()) for line in left.lines]
+    assert any(list(x) == [1.0, 3.0] and list(y) == [0, 0] for x, y in lines)  # the runs
+    assert any(list(x) == [2.0, 2.0] and min(y) < 0 < max(y) for x, y in lines)  # their mean
+    assert any(list(x) == [0.5, 3.5] and list(y) == [0, 0] for x, y in lines)  # its interval
+    assert [text.get_text() for text in left.get_yticklabels()] == ["one", "other"]
+    assert [text.get_text() for text in left.texts] == ["teacher 4"]
+    assert len(right.lines) == 2
+    assert plots.png(figure) == plots.png(
+        plots.dots(table, {"one": {"s": (0.5, 3.5)}}, {"s": {"teacher": 4.0}}, title="Dots")
+    )
+    with pytest.raises(ValueError, match="s of one holds NaN"):
+        plots.dots({"one": {"s": [math.nan]}})
+
+
+def test_real_size_says_the_same_of_small_networks():
+    config = git_config(max_position_embeddings=24)
+    net = tiny.backbone()
+    student = {"width": 32, "heads": 2, "layers": 1, "unk_token_id": 1}
+    models = real_size.networks(config, 10, net, **student)
+    result = real_size.run(models, [1, 2], 1, 32)
+    assert [(row["batch"], row["beams"]) for row in result["rows"]] == [(1, 1), (1, 4), (2, 1), (2, 4)]
+    known = models["student"].words.weight.shape[0]
+    assert known == 10 and result["weights"]["student"]["megabytes"] > 0
+    for row in result["rows"]:
+        speed = row["images_per_second"]
+        assert row["faster"] == pytest.approx(speed["student"] / speed["teacher"])
+    lines = real_size.table(result).splitlines()
+    assert lines[2].startswith("| parameters, millions |") and len(lines) >= 4 + 4
+    for model in models.values():  # as long as they may be, so that both do the same work
+        found = real_size.caption(model, torch.randn(2, 3, 32, 32), 1)
+        assert found.shape[-1] == 21 and not (found == config.eos_token_id).any()
+
+
+def test_a_table_keeps_its_numbers(tmp_path):
+    rows = [
+        {"name": "a, b", "against": "", "seed": 0, "x": 0.123456789},
+        {"name": "c", "against": "a, b", "y": math.nan},
+    ]
+    report.write_rows(tmp_path / "t.csv", rows)
+    read = report.read_rows(tmp_path / "t.csv")
+    assert read[0] == {"name": "a, b", "against": "", "seed": 0, "x": 0.123457}
+    assert read[1]["name"] == "c" and math.isnan(read[1]["y"]) and "x" not in read[1]
+    with pytest.raises(FileNotFoundError, match="no table"):
+        report.table(tmp_path, "losses")
+
+
+def test_the_student_of_a_run_has_the_backbone_as_it_came(bench):
+    with torch.no_grad():
+        next(bench.backbone.parameters()).add_(1)
+    student = bench.new_student({})
+    assert isinstance(student, StudentCandidateV1)
+    torch.testing.assert_close(bench.known, dict(student.backbone.state_dict()), atol=0, rtol=0)
