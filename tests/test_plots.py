@@ -13,6 +13,7 @@ from matplotlib.colors import to_rgb
 from PIL import Image
 
 from gitdistill import plots
+from gitdistill.plots import search, style
 
 WORDS = ["a", "red", "bell"]
 
@@ -174,9 +175,9 @@ def test_clear_messages():
 
 def test_overlay_lights_the_one_cell_it_should():
     black = np.zeros((24, 24, 3))
-    image = plots._overlay(black, pointer((6, 6), (1, 4)), plots._amounts(np.ones(1)), plots.AMOUNT)
+    image = style._overlay(black, pointer((6, 6), (1, 4)), style._amounts(np.ones(1)), style.AMOUNT)
     assert image.shape == (24, 24, 3)
-    bright = image @ plots.LUMA > 0.5
+    bright = image @ style.LUMA > 0.5
     expected = np.zeros((24, 24), bool)
     expected[4:8, 16:20] = True
     assert (bright == expected).all()
@@ -188,15 +189,15 @@ def test_overlay_shows_the_photo_in_grey_and_never_brighter_than_strong_attentio
     photo = np.zeros((12, 12, 3))
     photo[:, :6] = (1.0, 0.0, 0.0)
     photo[:, 6:] = 1.0
-    image = plots._overlay(photo, pointer((2, 2), (0, 0)), plots._amounts(np.ones(1)), plots.AMOUNT)
-    assert image[-1, -1] @ plots.LUMA > image[-1, 0] @ plots.LUMA + 0.2  # white shines more than red
-    assert image[0, 0] @ plots.LUMA > image[-1, -1] @ plots.LUMA + 0.1  # attention on red above plain white
+    image = style._overlay(photo, pointer((2, 2), (0, 0)), style._amounts(np.ones(1)), style.AMOUNT)
+    assert image[-1, -1] @ style.LUMA > image[-1, 0] @ style.LUMA + 0.2  # white shines more than red
+    assert image[0, 0] @ style.LUMA > image[-1, -1] @ style.LUMA + 0.1  # attention on red above plain white
 
 
 def test_overlay_of_a_difference_is_pale_at_zero_and_dark_at_both_ends():
     values = np.array([[1.0, 0.0], [0.0, -1.0]])
-    image = plots._overlay(np.ones((8, 8, 3)), values, plots._around_zero(values), plots.DIFFERENCE)
-    luma = image @ plots.LUMA
+    image = style._overlay(np.ones((8, 8, 3)), values, style._around_zero(values), style.DIFFERENCE)
+    luma = image @ style.LUMA
     assert luma[0, 0] < 0.4 and luma[-1, -1] < 0.5 and luma[0, -1] > 0.9
     assert (
         image[0, 0, 2] > image[0, 0, 1] and image[-1, -1, 0] > image[-1, -1, 2]
@@ -212,7 +213,7 @@ def test_gaze_puts_each_word_and_frame_in_its_place():
     (image,) = images(figure)
     step = 24 + 2  # a tile and the gap
     assert image.shape == (4 * step - 2, 4 * step - 2, 3)  # the frames and three words; four frames
-    bright = image @ plots.LUMA
+    bright = image @ style.LUMA
     bright[bright > 0.999] = 0  # gaps
     y, x = np.unravel_index(bright.argmax(), bright.shape)
     assert (y // step, x // step) == (1, 3)  # second frame, third word
@@ -273,7 +274,7 @@ def test_frame_word_map_adds_up_and_prints_what_is_large():
 def test_heads_light_the_right_layer_and_head():
     values = pointer((2, 3, 6, 6), (1, 2, 0, 5))
     figure = plots.heads(values, torch.zeros(3, 24, 24, dtype=torch.uint8))
-    image = images(figure)[0] @ plots.LUMA
+    image = images(figure)[0] @ style.LUMA
     image[image > 0.999] = 0
     y, x = np.unravel_index(image.argmax(), image.shape)
     step = 24 + 24 // 5
@@ -310,7 +311,7 @@ def test_overview_shows_for_each_word_the_frame_it_looked_at_most():
         2 * step - 2,
         3,
     )
-    lit = teacher @ plots.LUMA
+    lit = teacher @ style.LUMA
     assert (
         lit[4, 16] > 0.5 and lit[20, step] > 0.5 and np.median(np.asarray(lit)) < 0.1
     )  # row 1, column 4; row 5, column 0
@@ -468,8 +469,8 @@ def test_beam_tree_finds_the_caption_that_the_search_returned(options):
     from gitdistill.decoding import beam
 
     decoded = beam(Counting(), torch.zeros(2, 1, 3, 8, 8), max_length=8, trace=True, **options)
-    steps = plots._tree({name: np.asarray(values) for name, values in decoded.trace.items()}, 1, top=3)
-    path = [int(steps[step][rank]["token"]) for step, rank in reversed(plots._winner(steps))]
+    steps = search._tree({name: np.asarray(values) for name, values in decoded.trace.items()}, 1, top=3)
+    path = [int(steps[step][rank]["token"]) for step, rank in reversed(search._winner(steps))]
     caption = [int(token) for token in decoded.tokens[1, 0, 1:] if token != 0]
     if options.get("penalty") == "gnmt" and len(caption) == 7:  # writes the end over the last word
         path[-1] = 2
