@@ -10,27 +10,37 @@ Letters: C clips, F frames, H x W pixels, h x w cells of a map, T words, L layer
 that are looked at.
 """
 
-from gitdistill.plots.attention import frame_word_map, gaze, heads, overview
+from gitdistill.plots.attention import explanations, frame_word_map, gaze, grounding, heads, overview
+from gitdistill.plots.cards import frame_word_card, head_card, module_card, word_card
 from gitdistill.plots.clips import film
-from gitdistill.plots.features import feature_maps
+from gitdistill.plots.features import components, feature_maps, similarity
 from gitdistill.plots.model import budget, token_mask
 from gitdistill.plots.search import beam_tree
 from gitdistill.plots.style import Picture, png
-from gitdistill.plots.training import curves, pareto, scores
+from gitdistill.plots.training import board, curves, pareto, scores
 
 __all__ = [
     "Picture",
     "beam_tree",
+    "board",
     "budget",
+    "components",
     "curves",
+    "explanations",
     "feature_maps",
     "film",
+    "frame_word_card",
     "frame_word_map",
     "gaze",
+    "grounding",
+    "head_card",
     "heads",
+    "module_card",
     "overview",
     "pareto",
     "png",
     "scores",
+    "similarity",
     "token_mask",
+    "word_card",
 ]

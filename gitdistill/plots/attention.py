@@ -8,6 +8,8 @@ from gitdistill.plots.style import (
     AMOUNT,
     DIFFERENCE,
     GREY,
+    MARKS,
+    OKABE_ITO,
     WIDTH,
     _amounts,
     _around_zero,
@@ -19,6 +21,7 @@ from gitdistill.plots.style import (
     _figure,
     _frames,
     _mosaic,
+    _number,
     _overlay,
     _place,
     _resized,
@@ -265,3 +268,89 @@ def _told(axes, frames, label, caption, words, values, most):
         axes.text(x[k], height + gap / 2, f"frame {f + 1}", ha="center", va="top", fontsize=8, color=GREY)
         r, c = np.unravel_index(peak[k].argmax(), peak[k].shape)
         _square(axes, k * (width + gap) + c * size[1], r * size[0], size)
+
+
+@_styled
+def explanations(frame, rows, agreement=None, title=None):
+    """Several answers to "where did that word come from?", side by side over one frame.
+
+    Each map has its own scale, from 0 to its largest value (what is below zero counts as nothing); a square marks
+    its strongest cell.
+
+    frame: [3, H, W]. rows: label -> (name of a method -> map [h, w]); the methods are the columns.
+    agreement: label -> (name -> number), printed below the maps: rank correlation with the last method.
+    """
+    frame = _frames(frame, "frame", "3 H W")
+    names = list(next(iter(_some(rows, "rows").values())))
+    tile = min(1.9, (WIDTH - 1.2) / (len(names) + 1))
+    size = 1.0 + (tile + 0.1) * (len(names) + 1), len(rows) * (tile + 0.32) + 0.35
+    figure = _figure(size[0], size[1], "Explanations", title, None)
+    for k, (label, maps) in enumerate(rows.items()):
+        if list(maps) != names:
+            raise ValueError(f"{label} must hold the methods {', '.join(names)}, got {', '.join(maps)}")
+        top = 0.3 + k * (tile + 0.32)
+        axes = _place(figure, 0.9, top, tile, tile)
+        axes.imshow(frame)
+        _bare(axes)
+        axes.set_ylabel(label)
+        for n, (name, values) in enumerate(maps.items()):
+            axes = _place(figure, 0.9 + (n + 1) * (tile + 0.1), top, tile, tile)
+            values = np.maximum(_array(values, name, "h w"), 0)
+            axes.imshow(_overlay(frame, values, _amounts(values), AMOUNT), interpolation="antialiased")
+            _bare(axes)
+            size = _cell(values, frame)
+            r, c = np.unravel_index(values.argmax(), values.shape)
+            _square(axes, c * size[1], r * size[0], size)
+            if k == 0:
+                axes.set_title(name)
+            if agreement is not None and name in agreement.get(label, ()):
+                axes.set_xlabel(_number(agreement[label][name], 2), fontsize=9)
+    if agreement is not None:
+        figure.text(
+            0.9 / figure.get_figwidth(),
+            0.06 / figure.get_figheight(),
+            "below a map: its rank correlation with the last one",
+        )
+    return figure
+
+
+@_styled
+def grounding(boards, chance=None, measure="pointing accuracy", title=None):
+    """Does the model look at what the word names? A line a kind of word, a mark a model, with its interval.
+
+    boards: model -> (kind of word -> (mean, low, high, number of words)), as `gitdistill.analysis.scoreboard`
+        gives them. chance: kind -> what looking anywhere would score, a dashed line.
+    """
+    kinds = list(dict.fromkeys(kind for board in _some(boards, "boards").values() for kind in board))
+    figure = _figure(8.5, 0.45 + len(kinds) * (0.3 + 0.27 * len(boards)), "Grounding of words", title)
+    axes = figure.subplots()
+    step = 0.8 / len(boards)
+    for k, (label, board) in enumerate(boards.items()):
+        y = np.array([kinds.index(kind) - 0.4 + (k + 0.5) * step for kind in board])
+        mean, low, high, count = np.array([values[:4] for values in board.values()], dtype=float).T
+        look = {"color": OKABE_ITO[k % len(OKABE_ITO)], "marker": MARKS[k % len(MARKS)], "markersize": 8}
+        face = "white" if k % 2 else look["color"]
+        axes.errorbar(
+            mean,
+            y,
+            xerr=[mean - low, high - mean],
+            linestyle="",
+            label=label,
+            markerfacecolor=face,
+            capsize=3,
+            **look,
+        )
+        for at, right, value in zip(y, high, mean):
+            axes.text(right + 0.015, at, f"{value:.0%}", va="center", fontsize=9)
+    for kind, value in (chance or {}).items():
+        at = kinds.index(kind)
+        name = "chance" if kind == kinds[0] else None
+        axes.plot([value, value], [at - 0.45, at + 0.45], "--", color="black", linewidth=1.4, label=name)
+    words = {kind: max(int(board[kind][3]) for board in boards.values() if kind in board) for kind in kinds}
+    axes.set_yticks(range(len(kinds)), [f"{kind}\n{words[kind]} words" for kind in kinds])
+    axes.set(xlim=(0, 1.08), ylim=(len(kinds) - 0.5, -0.5), xlabel=f"{measure}, with 95 % intervals")
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    axes.set_xticks(np.arange(0, 1.01, 0.2))
+    axes.grid(axis="x", alpha=0.3)
+    axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return figure

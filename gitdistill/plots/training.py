@@ -16,6 +16,7 @@ from gitdistill.plots.style import (
     _count,
     _figure,
     _number,
+    _place,
     _same,
     _some,
     _styled,
@@ -39,25 +40,34 @@ def curves(logs, log=(), levels=None, xlabel="step", ylabel="", title=None):
     shape = (8.0 if columns == 1 else WIDTH), rows * 3.0
     figure = _figure(*shape, "Curves", title)
     grid = list(figure.subplots(rows, columns, squeeze=False).flat)
-    counts = Counter(label for lines in panels.values() for label in lines)
-    shared = [label for label, count in counts.items() if count > 1]  # have one look in all panels
+    shared = _shared(panels)
     for axes, (panel, lines) in zip(grid, panels.items()):
-        order = shared + [label for label in lines if label not in shared]
-        for label, (steps, values) in lines.items():
-            _curve(axes, label, steps, values, order.index(label))
-        for k, (label, value) in enumerate(levels.get(panel, {}).items()):
-            axes.axhline(value, color="black", linestyle=DASHES[(k + 3) % len(DASHES)], linewidth=1.2)
-            place = {"xycoords": ("axes fraction", "data"), "xytext": (0, 3), "textcoords": "offset points"}
-            axes.annotate(f"{label} {_number(value)}", (0.98, value), ha="right", fontsize=9, **place)
-        if log is True or panel in (log or ()):
-            axes.set_yscale("log")
+        _panel(axes, lines, shared, levels.get(panel, {}), log is True or panel in (log or ()))
         axes.set(title=panel, xlabel=xlabel, ylabel=ylabel)
-        axes.grid(alpha=0.3)
         if len(lines) > 1 or not nested:
             axes.legend(frameon=False)
     for axes in grid[len(panels) :]:
         axes.remove()
     return figure
+
+
+def _shared(panels):
+    """Labels that occur in several panels; they have one look in all of them."""
+    counts = Counter(label for lines in panels.values() for label in lines)
+    return [label for label, count in counts.items() if count > 1]
+
+
+def _panel(axes, lines, shared, levels, log):
+    order = shared + [label for label in lines if label not in shared]
+    for label, (steps, values) in lines.items():
+        _curve(axes, label, steps, values, order.index(label))
+    for k, (label, value) in enumerate(levels.items()):
+        axes.axhline(value, color="black", linestyle=DASHES[(k + 3) % len(DASHES)], linewidth=1.2)
+        place = {"xycoords": ("axes fraction", "data"), "xytext": (0, 3), "textcoords": "offset points"}
+        axes.annotate(f"{label} {_number(value)}", (0.98, value), ha="right", fontsize=9, **place)
+    if log:
+        axes.set_yscale("log")
+    axes.grid(alpha=0.3)
 
 
 def _curve(axes, label, steps, values, k):
@@ -68,6 +78,67 @@ def _curve(axes, label, steps, values, k):
     mark = {"marker": MARKS[k % len(MARKS)], "markevery": (offset, every), "markersize": 5}
     look = {"color": OKABE_ITO[k % len(OKABE_ITO)], "linestyle": DASHES[k % len(DASHES)]}
     axes.plot(steps, values, label=label, **look, **mark)
+
+
+@_styled
+def board(panels, captions=None, step=None, log=(), levels=None, title=None):
+    """A training at a glance: curves over one axis of steps, and below them what the student said on the way.
+
+    panels: panel -> (label -> (steps, values)), up to four; an empty line is a measure that is still to come.
+    captions: step -> a caption for each of a few fixed clips; words that the one before did not have there are
+        underlined. At most six steps are shown, the last one among them.
+    step: the moment to point at: a vertical rule in every panel, its captions in bold.
+    log, levels: as in `curves`, by panel.
+    """
+    captions = captions or {}
+    clips = len(next(iter(captions.values()), ()))
+    steps = _some_of(sorted(captions), 6)
+    high = clips * (0.2 * len(steps) + 0.32)
+    figure = _figure(WIDTH, 2.75 + (high and high + 0.1), "Training", title, None)
+    width = (WIDTH - 0.2) / max(len(_some(panels, "panels")), 3)
+    shared = _shared(panels)
+    for k, (panel, lines) in enumerate(panels.items()):
+        axes = _place(figure, 0.55 + k * width, 0.3, width - 0.65, 1.95)
+        lines = {label: values for label, values in lines.items() if len(values[0])}
+        _panel(axes, lines, shared, (levels or {}).get(panel, {}), panel in log)
+        if step is not None:
+            axes.axvline(step, color=OKABE_ITO[1], linewidth=1.6)
+        axes.set(title=panel, xlabel="step")
+        if len(lines) > 1:
+            axes.legend(frameon=False, fontsize=8)
+    for clip in range(clips):
+        said = [(at, captions[at][clip].split()) for at in steps]
+        _told_so_far(figure, 2.85 + clip * (high / clips), clip, said, step)
+    return figure
+
+
+def _some_of(values, count):
+    """`count` of the values, evenly chosen, the last one among them; all if there are no more."""
+    if len(values) <= count:
+        return values
+    return [values[round(k * (len(values) - 1) / (count - 1))] for k in range(count)]
+
+
+def _told_so_far(figure, top, clip, said, step):
+    """Captions of one clip, a line a step, new words underlined; in letters of one width, so that places are known."""
+    axes = _place(figure, 0.1, top, WIDTH - 0.2, 0.2 * len(said) + 0.3)
+    axes.set(xlim=(0, (WIDTH - 0.2) * 72), ylim=((0.2 * len(said) + 0.3) * 72, 0))
+    axes.axis("off")
+    axes.text(0, 11, f"clip {clip + 1}", weight="bold")
+    letter = 9 * 1233 / 2048  # points: the advance of DejaVu Sans Mono
+    before = None
+    for k, (at, words) in enumerate(said):
+        y, now = 11 + 14.4 * (k + 1), at == step
+        style = {"family": "DejaVu Sans Mono", "fontsize": 9, "weight": "bold" if now else "normal"}
+        axes.text(0, y, f"{at:>8,}  {' '.join(words) or '(nothing)'}", **style)
+        place = 10
+        for n, word in enumerate(words):
+            if before is not None and (n >= len(before) or before[n] != word):
+                axes.plot(
+                    [place * letter, (place + len(word)) * letter], [y + 2, y + 2], color="black", lw=0.9
+                )
+            place += len(word) + 1
+        before = words
 
 
 @_styled
