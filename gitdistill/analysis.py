@@ -171,41 +171,45 @@ def gradient_attention(model, frames: Tensor, tokens: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def occlusion(model, frames: Tensor, tokens: Tensor, grid: tuple[int, int], batch: int = 36) -> Tensor:
-    """How much each word's log-probability falls when one square of one frame is covered: [T-1, F, *grid].
+def occlusion(
+    model, frames: Tensor, tokens: Tensor, grid: tuple[int, int], reach: int = 1, batch: int = 36
+) -> Tensor:
+    """How much each word's log-probability falls when a place is covered in all frames: [T-1, *grid].
 
-    After Zeiler and Fergus 2014 (https://arxiv.org/abs/1311.2901). A square takes the median colour of its frame.
+    After Zeiler and Fergus 2014 (https://arxiv.org/abs/1311.2901). Covered are a cell and its neighbours, `reach`
+    cells to each side, with the median colour of each frame.
     """
     clip, caption = _batch(frames, tokens)
-    shots = clip[0] if frames.dim() == 4 else clip
-    height, width = shots.shape[-2:]
-    fill = shots.flatten(-2).median(-1).values  # [F, 3]
+    rows, columns = (
+        [(max(0, k - reach) * size // n, min(n, k + reach + 1) * size // n) for k in range(n)]
+        for n, size in zip(grid, frames.shape[-2:])
+    )
+    fill = frames.flatten(-2).median(-1).values[..., None, None]
     covered = []
-    for f in range(len(shots)):
-        for r in range(grid[0]):
-            for c in range(grid[1]):
-                copy = shots.clone()
-                square = copy[f, :, r * height // grid[0] : (r + 1) * height // grid[0]]
-                square[..., c * width // grid[1] : (c + 1) * width // grid[1]] = fill[f, :, None, None]
-                covered.append(copy if frames.dim() == 4 else copy[0])
+    for top, bottom in rows:
+        for left, right in columns:
+            copy = frames.clone()
+            copy[..., top:bottom, left:right] = fill
+            covered.append(copy)
     before = _log_probs(model(clip, caption).logits, caption)[0]
     after = []
     for part in torch.stack(covered).split(batch):
         many = caption.expand(len(part), -1)
         after.append(_log_probs(model(part, many).logits, many))
-    return (before - torch.cat(after)).T.unflatten(1, (len(shots), *grid))
+    return (before - torch.cat(after)).T.unflatten(1, grid)
 
 
 def explain(model, frames: Tensor, tokens: Tensor, first: int = 0) -> dict[str, Tensor]:
-    """Four answers to "why this word?", maps [T-1, F, h, w] by name; `occlusion`, an experiment, is the last one.
+    """Four answers to "why this word?" by name, maps [T-1, h, w], frames added up.
 
-    first: the mixing step at which rollout begins.
+    The last one, `occlusion`, is an experiment that the others can be held against. first: the mixing step at which
+    rollout begins.
     """
     looks = look(model, frames, tokens)
     return {
-        "raw attention": normalised(looks.maps[-1].mean(0)),
-        "rollout": looks.rolled(first),
-        "gradient × attention": gradient_attention(model, frames, tokens),
+        "raw attention": normalised(looks.maps[-1].mean(0)).sum(1),
+        "rollout": looks.rolled(first).sum(1),
+        "gradient × attention": gradient_attention(model, frames, tokens).sum(1),
         "occlusion": occlusion(model, frames, tokens, tuple(looks.maps.shape[-2:])),
     }
 

@@ -131,27 +131,31 @@ def test_gradient_attention_needs_no_grad_mode_and_leaves_nothing(model):
 
 
 @BOTH
-def test_occlusion_covers_one_square_of_one_frame(model):
-    drops = analysis.occlusion(model, FRAMES, TOKENS, (2, 2), batch=3)
-    assert drops.shape == (T - 1, 2, 2, 2)
-    covered = FRAMES.clone()
-    covered[1, :, 16:, :16] = FRAMES[1].flatten(1).median(1).values[:, None, None]
-    values = [analysis.look(model, frames, TOKENS).log_probs for frames in (FRAMES, covered)]
-    torch.testing.assert_close(drops[:, 1, 1, 0], values[0] - values[1], atol=1e-4, rtol=1e-4)
+def test_occlusion_covers_one_place_in_all_frames(model):
+    drops = analysis.occlusion(model, FRAMES, TOKENS, (4, 4), reach=0, batch=3)
+    wide = analysis.occlusion(model, FRAMES, TOKENS, (4, 4))
+    assert drops.shape == wide.shape == (T - 1, 4, 4)
+    before = analysis.look(model, FRAMES, TOKENS).log_probs
+    for found, rows, columns in ((drops, slice(24, 32), slice(8, 16)), (wide, slice(16, 32), slice(0, 24))):
+        covered = FRAMES.clone()
+        for frame, whole in zip(covered, FRAMES):
+            frame[:, rows, columns] = whole.flatten(1).median(1).values[:, None, None]
+        after = analysis.look(model, covered, TOKENS).log_probs
+        torch.testing.assert_close(found[:, 3, 1], before - after, atol=1e-4, rtol=1e-4)
 
 
 @BOTH
 def test_explanations_have_one_shape(model):
     maps = analysis.explain(model, FRAMES, TOKENS)
     assert list(maps) == ["raw attention", "rollout", "gradient × attention", "occlusion"]
-    assert {tuple(values.shape) for values in maps.values()} == {(T - 1, 2, 2, 2)}
+    assert {tuple(values.shape) for values in maps.values()} == {(T - 1, 2, 2)}
 
 
 def test_any_git_and_a_single_image_will_do():
     git = tiny_git.random_git()
     pixels, tokens = tiny_git.random_inputs(1)
     maps = analysis.explain(git, pixels[0], tokens[0])
-    assert {tuple(values.shape) for values in maps.values()} == {(5, 1, 4, 4)}
+    assert {tuple(values.shape) for values in maps.values()} == {(5, 4, 4)}
     with pytest.raises(ValueError, match=r"give one clip .* got \[1, 3, 16, 16\] and \[1, 6\]"):
         analysis.look(git, pixels, tokens)
 

@@ -362,6 +362,8 @@ def test_components_are_red_green_and_blue_or_the_first_one_alone():
     shown = images(plots.components(frames(2), {"teacher": maps}))
     assert len(shown) == 4 and (shown[0] == frames(2)[0].permute(1, 2, 0).numpy() / 255).all()
     assert shown[3][0, 2].tolist() == [1.0, 0.5, 0.0] and not shown[2].any()
+    many = pixels(plots.components(frames(9), {"teacher": colours(9, 3)}))
+    assert many.shape[1] <= 880 and (many[:, -3:] == 255).all()  # nothing runs off the edge
     alone = plots.components(frames(2), {"teacher": maps}, [0.3, 0.2, 0.1], first=True)
     assert np.allclose(images(alone)[3][0, 2], mpl.colormaps["cividis"](1.0)[:3])
     assert "variance explained: 30%" in texts(alone)

@@ -118,7 +118,7 @@ def components(frames, maps, explained=None, first=False, title=None):
     maps = {name: _array(values, name, "n h w k") for name, values in _some(maps, "maps").items()}
     for name, values in maps.items():
         _same(values.shape[:1], frames.shape[:1], f"the frames of {name}")
-    tile = min(1.35, (WIDTH - 1.7) / len(frames), 9.0 / (len(maps) + 1))
+    tile = min(1.35, (WIDTH - 1.7) / len(frames) - 0.06, 9.0 / (len(maps) + 1))
     height = tile * frames.shape[1] / frames.shape[2]
     rows = {"frame": frames}
     for name, values in maps.items():
