@@ -105,7 +105,7 @@ def heads(frames, words, maps):
 
     def draw(word, layer, head):
         f = chosen[word]
-        return plots.head_card(frames[f], f"{words[word]}, frame {f + 1}", maps[:, :, word, f], layer, head)
+        return plots.head_card(frames[f], words[word], maps[:, :, word, f], layer, head, f"frame {f + 1}")
 
     return explore(draw, {"word": words, "layer": range(maps.shape[0]), "head": range(maps.shape[1])})
 

@@ -132,10 +132,11 @@ def _plus_and_minus(canvas, values, limit, left, top, width, height):
         canvas.text(x, y, "+" if values[r, c] > 0 else "\u2212", 12, True, "mm", "white")
 
 
-def head_card(frame, word, maps, layer, head):
+def head_card(frame, word, maps, layer, head, note=""):
     """Every head for one word as thumbnails, one of them enlarged; below each a bar, its share on this frame.
 
-    frame: [3, H, W]. maps: [L, H, h, w], not renormalised, one scale for all. layer, head: the one in large.
+    frame: [3, H, W]. maps: [L, H, h, w], not renormalised, one scale for all. layer, head: the one in large. note: a text
+    above it.
     """
     frame = _frames(frame, "frame", "3 H W")
     maps = _array(maps, "maps", "L H h w")
@@ -145,6 +146,7 @@ def head_card(frame, word, maps, layer, head):
     width = 110 + (thumb + 8) * heads + 60
     canvas = Canvas(width + 400, max(70 + (thumb + 14) * layers, 400))
     canvas.text(8, 8, f"\u201c{word}\u201d", 20, bold=True)
+    canvas.text(width, 30, note, 13, anchor="ls", colour=GREY)
     share = maps.sum((2, 3))
     for r in range(layers):
         y = 62 + r * (thumb + 14)
@@ -241,7 +243,7 @@ def module_card(frame, table, chosen, values, page=0):
         if bold:
             canvas.pen.rectangle([2, y - 2, 488, y + 16], fill="#FCE4D2", outline="black")
         name, shape, mean, std, zeros, ms = row
-        cells = name, shape, _number(mean, 2), _number(std, 2), f"{zeros:.0%}", _number(ms, 2)
+        cells = name, shape, f"{mean:.2f}", f"{std:.2f}", f"{zeros:.0%}", _number(ms, 2)
         for x, text in zip(at, cells):
             canvas.text(x, y, _minus_sign(text), 11, bold)
     left, side = 500, 152

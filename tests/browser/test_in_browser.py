@@ -137,7 +137,7 @@ def test_notebook(lab, page, name):
     assert page.evaluate(RUN_ALL), f"a cell of {name} failed: {first_error(page)}"
     page.wait_for_timeout(1000)
     assert first_error(page) is None
-    figures = page.locator(".jp-OutputArea img[alt]")
+    figures = page.locator(".jp-RenderedImage img")
     assert figures.count() > 0
     page.screenshot(path=SHOTS / f"{name}.png")
     sliders = page.locator(".widget-vbox .noUi-handle")
