@@ -67,11 +67,9 @@ def test_mixing_is_the_recorded_attention():
 
 
 def test_rollout_by_hand():
-    first = torch.tensor([[1.0, 0.0], [0.5, 0.5]])
+    first = torch.tensor([[0.2, 0.8], [0.5, 0.5]])
     second = torch.tensor([[1.0, 0.0], [0.8, 0.2]])
-    expected = torch.tensor(
-        [[1.0, 0.0], [0.4 + 0.6 * 0.25, 0.6 * 0.75]]
-    )  # (second + 1) / 2 @ (first + 1) / 2
+    expected = torch.tensor([[0.6, 0.4], [0.39, 0.61]])  # half of a token goes round each step
     torch.testing.assert_close(analysis.rollout(torch.stack([first, second])), expected)
     later = analysis.rollout(torch.stack([first, second]), first=1)
     torch.testing.assert_close(later, (second + torch.eye(2)) / 2)

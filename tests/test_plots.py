@@ -59,7 +59,7 @@ ROWS = [
 ALIKE = np.array([[0.9, 0.2, 0.4], [0.1, 0.3, 0.55]])
 WHY = {"trained": {"raw attention": np.eye(4), "rollout": np.eye(4)[::-1]}}
 BOARDS = {
-    "teacher": {"object": (0.9, 0.85, 0.95, 120), "colour": (0.7, 0.6, 0.8, 100)},
+    "teacher": {"object": (0.9, 0.8, 0.95, 120), "colour": (0.7, 0.6, 0.8, 100)},
     "student": {"object": (0.5, 0.45, 0.55, 120), "colour": (0.4, 0.3, 0.5, 100)},
 }
 PANELS = {"losses": {"KL": ([10, 20, 30], [3.0, 2.0, 1.0])}, "CIDEr": {"student": ([], [])}}
@@ -391,7 +391,7 @@ def test_grounding_puts_each_model_at_its_score_with_its_interval_and_chance():
     points = [c.lines[0].get_xdata().tolist() for c in axes.containers]
     assert points == [[0.9, 0.7], [0.5, 0.4]]
     bars = axes.containers[0].lines[2][0].get_segments()
-    assert [segment[:, 0].round(6).tolist() for segment in bars] == [[0.85, 0.95], [0.6, 0.8]]
+    assert [segment[:, 0].round(6).tolist() for segment in bars] == [[0.8, 0.95], [0.6, 0.8]]
     dashed = [line.get_xdata()[0] for line in axes.lines if line.get_linestyle() == "--"]
     assert dashed == [0.11, 0.2]
     looks = {(c.lines[0].get_marker(), c.lines[0].get_color()) for c in axes.containers}

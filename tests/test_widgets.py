@@ -149,9 +149,7 @@ def searches():
 
 
 EXPLORERS = {
-    "gaze": lambda: widgets.gaze(
-        frames(), WORDS, {"teacher": maps(T), "student": maps(T, seed=2)}, {"teacher": np.linspace(0, 1, T)}
-    ),
+    "gaze": lambda: widgets.gaze(frames(), ["word"] * T, {"teacher": maps(T), "student": maps(T, seed=2)}),
     "heads": lambda: widgets.heads(frames(), WORDS, maps(L, H, T)),
     "frame_words": lambda: widgets.frame_words(frames(), WORDS, maps(T)),
     "modules": lambda: widgets.modules(
@@ -176,6 +174,16 @@ def test_every_position_of_an_explorer_is_another_picture_and_comes_within_50_ms
     assert len(set(seen.values())) == len(positions)
     assert sorted(times)[len(times) // 2] < 0.05
     assert Image.open(io.BytesIO(seen[positions[-1]])).width <= 1100
+
+
+def test_the_probability_of_each_word_stands_beside_its_map():
+    same = np.repeat(maps(1), T, 0)
+    widget = widgets.gaze(frames(), ["word"] * T, {"teacher": same}, {"teacher": np.linspace(0, 1, T)})
+    pictures = set()
+    for position in range(T):
+        widget.sliders["word"].value = position
+        pictures.add(shown(widget))
+    assert len(pictures) == T
 
 
 def test_the_tree_grows_in_each_search_and_a_shorter_one_stays_done():

@@ -135,8 +135,8 @@ def _plus_and_minus(canvas, values, limit, left, top, width, height):
 def head_card(frame, word, maps, layer, head, note=""):
     """Every head for one word as thumbnails, one of them enlarged; below each a bar, its share on this frame.
 
-    frame: [3, H, W]. maps: [L, H, h, w], not renormalised, one scale for all. layer, head: the one in large. note: a text
-    above it.
+    frame: [3, H, W]. maps: [L, H, h, w], not renormalised, one scale for all. layer, head: the one in large.
+    note: a text above it.
     """
     frame = _frames(frame, "frame", "3 H W")
     maps = _array(maps, "maps", "L H h w")
