@@ -3,13 +3,14 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: help setup run test lab lint format notebooks teacher backbone student
+.PHONY: help setup run test test-browser lab lint format notebooks teacher backbone student
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make setup      create $(VENV) and install the package with its development tools"
 	@echo "make run        run the notebooks; rendered pages, the student and a table go to runs/"
 	@echo "make test       unit tests and notebooks"
+	@echo "make test-browser  the notebooks in JupyterLab and Chromium; screenshots go to runs/browser/"
 	@echo "make lab        JupyterLab in notebooks/"
 	@echo "make lint       ruff and codespell"
 	@echo "make format     rewrite the code as ruff formats it"
@@ -42,6 +43,11 @@ notebooks: $(STAMP)
 
 test: $(STAMP)
 	@$(BIN)/python -m pytest
+
+# NOTEBOOKS=02 runs only those whose name contains it.
+test-browser: $(STAMP)
+	@$(BIN)/python -c "import playwright" 2>/dev/null || $(BIN)/python -m pip install --quiet --editable '.[browser]'
+	@NOTEBOOKS=$(NOTEBOOKS) $(BIN)/python -m pytest -s -m browser tests/browser
 
 lab: $(STAMP)
 	@$(BIN)/python -m jupyterlab --ServerApp.root_dir=notebooks

@@ -7,10 +7,12 @@ error in a picture is an error in the cell. `observe` is used rather than `inter
 from itertools import product
 
 import ipywidgets as widgets
+import numpy as np
 
+from gitdistill import plots
 from gitdistill.plots import png
 
-__all__ = ["Explorer", "explore", "png"]
+__all__ = ["Explorer", "board", "explore", "frame_words", "gaze", "heads", "modules", "png", "tree"]
 
 
 class Explorer(widgets.VBox):
@@ -70,3 +72,98 @@ def explore(frames, axes):
 
 def _bytes(picture):
     return picture if isinstance(picture, bytes) else png(picture)
+
+
+# -- one explorer for each picture that moves --------------------------------------------------------------------
+# What is painted by `plots.*_card` is painted when it is first asked for, which takes a few milliseconds. Figures
+# take longer: they are drawn beforehand, all of them, when the explorer is made.
+
+
+def gaze(frames, words, rows, probabilities=None, difference=True):
+    """Word by word: teacher, student and their difference, a frame a column. Slider: word.
+
+    frames: [F, 3, H, W]. words: T texts. rows: model -> attention [T, F, h, w]. probabilities: model -> T numbers.
+    The still twin is `plots.gaze`.
+    """
+    limit = max(float(values.max()) for values in rows.values())
+
+    def draw(word):
+        maps = {label: values[word] for label, values in rows.items()}
+        notes = {label: f"p = {float(values[word]):.2f}" for label, values in (probabilities or {}).items()}
+        return plots.word_card(frames, words[word], maps, notes, limit, difference)
+
+    return explore(draw, {"word": words})
+
+
+def heads(frames, words, maps):
+    """Every head of every layer for each word, on the frame that got most of the word's attention. Sliders: word,
+    layer, head.
+
+    maps: [L, H, T, F, h, w], not renormalised. The still twin is `plots.heads`.
+    """
+    chosen = [int(maps[:, :, word].sum((0, 1, 3, 4)).argmax()) for word in range(len(words))]
+
+    def draw(word, layer, head):
+        f = chosen[word]
+        return plots.head_card(frames[f], words[word], maps[:, :, word, f], layer, head, f"frame {f + 1}")
+
+    return explore(draw, {"word": words, "layer": range(maps.shape[0]), "head": range(maps.shape[1])})
+
+
+def frame_words(frames, words, maps):
+    """How each word divides over the frames, and its map on one of them. Sliders: word, frame.
+
+    maps: [T, F, h, w]. The still twin is `plots.frame_word_map`.
+    """
+
+    def draw(word, frame):
+        return plots.frame_word_card(frames, words, maps, word, frame)
+
+    return explore(draw, {"word": words, "frame": range(1, len(frames) + 1)})
+
+
+def modules(frames, images, milliseconds=None, pages=2):
+    """What each module makes of each frame: a table of all, one of them with its strongest channels. Sliders:
+    module, frame, channels.
+
+    frames: [F, 3, H, W]. images: module -> activations [F, C, h, w], in the order of execution. milliseconds: module
+    -> time it took. pages: of eight channels each. The still twin is `plots.feature_maps`.
+    """
+    names, table = list(images), []
+    for name in names:
+        values = np.asarray(images[name].detach().cpu() if hasattr(images[name], "detach") else images[name])
+        shape = " x ".join(map(str, values.shape))
+        time = (milliseconds or {}).get(name, float("nan"))
+        table.append((name, shape, values.mean(), values.std(), (values == 0).mean(), time))
+    last = {name: -(-images[name].shape[1] // 8) - 1 for name in names}
+
+    def draw(module, frame, page):
+        name = names[module]
+        return plots.module_card(frames[frame], table, module, images[name][frame], min(page, last[name]))
+
+    channels = [f"{8 * k + 1} to {8 * k + 8}" for k in range(pages)]
+    return explore(draw, {"module": names, "frame": range(1, len(frames) + 1), "channels": channels})
+
+
+def tree(traces, words, top=2, clip=0):
+    """Beam searches step by step. Sliders: search, step (at the longest search's steps; a shorter one is then done).
+
+    traces: label (a number of beams, a length penalty) -> trace, see `plots.beam_tree`, which is the still twin.
+    """
+    steps = max(int(trace["step"][trace["clip"] == clip].max()) + 1 for trace in traces.values())
+    frames = {
+        (k, step): plots.beam_tree(trace, words, top, clip, upto=step + 1, title=str(label))
+        for k, (label, trace) in enumerate(traces.items())
+        for step in range(steps)
+    }
+    return explore(frames, {"search": list(traces), "step": range(1, steps + 1)})
+
+
+def board(panels, captions, **options):
+    """A training looked back upon: the board with one of its moments marked. Slider: step.
+
+    Arguments as for `plots.board`, which is the still twin.
+    """
+    steps = sorted(captions)
+    frames = {(k,): plots.board(panels, captions, step, **options) for k, step in enumerate(steps)}
+    return explore(frames, {"step": steps})

@@ -13,6 +13,7 @@ from matplotlib.colors import to_rgb
 from PIL import Image
 
 from gitdistill import plots
+from gitdistill.plots import search, style
 
 WORDS = ["a", "red", "bell"]
 
@@ -55,6 +56,14 @@ ROWS = [
     {"name": "student", "ms": 10.0, "score": 4.6, "parameters": 500_000},
     {"name": "slow", "ms": 60.0, "score": 4.0, "parameters": 4_000_000},
 ]
+ALIKE = np.array([[0.9, 0.2, 0.4], [0.1, 0.3, 0.55]])
+WHY = {"trained": {"raw attention": np.eye(4), "rollout": np.eye(4)[::-1]}}
+BOARDS = {
+    "teacher": {"object": (0.9, 0.8, 0.95, 120), "colour": (0.7, 0.6, 0.8, 100)},
+    "student": {"object": (0.5, 0.45, 0.55, 120), "colour": (0.4, 0.3, 0.5, 100)},
+}
+PANELS = {"losses": {"KL": ([10, 20, 30], [3.0, 2.0, 1.0])}, "CIDEr": {"student": ([], [])}}
+SAID = {10: ["a cup moves"], 20: ["a red cup"], 30: ["a red plane"]}
 PICTURES = {
     "film": lambda title: plots.film(frames(), captions="a bell", title=title),
     "token_mask": lambda title: plots.token_mask(np.tri(6) > 0, [("text", 6)], title=title),
@@ -70,7 +79,20 @@ PICTURES = {
     "scores": lambda title: plots.scores({"teacher": {"CIDEr": 5.0}}, title=title),
     "pareto": lambda title: plots.pareto(ROWS, title=title),
     "beam_tree": lambda title: plots.beam_tree(trace(), VOCABULARY, title=title),
+    "similarity": lambda title: plots.similarity(ALIKE, ["a", "b"], ["x", "y", "z"], title=title),
+    "components": lambda title: plots.components(
+        frames(), {"teacher": colours(4, 6)}, [0.3, 0.2, 0.1], title=title
+    ),
+    "explanations": lambda title: plots.explanations(
+        frames()[0], WHY, {"trained": {"rollout": 0.5}}, title=title
+    ),
+    "grounding": lambda title: plots.grounding(BOARDS, {"object": 0.1, "colour": 0.12}, title=title),
+    "board": lambda title: plots.board(PANELS, SAID, step=20, title=title),
 }
+
+
+def colours(count, cells):
+    return torch.rand(count, cells, cells, 3, generator=torch.manual_seed(2))
 
 
 def pixels(figure):
@@ -174,9 +196,9 @@ def test_clear_messages():
 
 def test_overlay_lights_the_one_cell_it_should():
     black = np.zeros((24, 24, 3))
-    image = plots._overlay(black, pointer((6, 6), (1, 4)), plots._amounts(np.ones(1)), plots.AMOUNT)
+    image = style._overlay(black, pointer((6, 6), (1, 4)), style._amounts(np.ones(1)), style.AMOUNT)
     assert image.shape == (24, 24, 3)
-    bright = image @ plots.LUMA > 0.5
+    bright = image @ style.LUMA > 0.5
     expected = np.zeros((24, 24), bool)
     expected[4:8, 16:20] = True
     assert (bright == expected).all()
@@ -188,15 +210,15 @@ def test_overlay_shows_the_photo_in_grey_and_never_brighter_than_strong_attentio
     photo = np.zeros((12, 12, 3))
     photo[:, :6] = (1.0, 0.0, 0.0)
     photo[:, 6:] = 1.0
-    image = plots._overlay(photo, pointer((2, 2), (0, 0)), plots._amounts(np.ones(1)), plots.AMOUNT)
-    assert image[-1, -1] @ plots.LUMA > image[-1, 0] @ plots.LUMA + 0.2  # white shines more than red
-    assert image[0, 0] @ plots.LUMA > image[-1, -1] @ plots.LUMA + 0.1  # attention on red above plain white
+    image = style._overlay(photo, pointer((2, 2), (0, 0)), style._amounts(np.ones(1)), style.AMOUNT)
+    assert image[-1, -1] @ style.LUMA > image[-1, 0] @ style.LUMA + 0.2  # white shines more than red
+    assert image[0, 0] @ style.LUMA > image[-1, -1] @ style.LUMA + 0.1  # attention on red above plain white
 
 
 def test_overlay_of_a_difference_is_pale_at_zero_and_dark_at_both_ends():
     values = np.array([[1.0, 0.0], [0.0, -1.0]])
-    image = plots._overlay(np.ones((8, 8, 3)), values, plots._around_zero(values), plots.DIFFERENCE)
-    luma = image @ plots.LUMA
+    image = style._overlay(np.ones((8, 8, 3)), values, style._around_zero(values), style.DIFFERENCE)
+    luma = image @ style.LUMA
     assert luma[0, 0] < 0.4 and luma[-1, -1] < 0.5 and luma[0, -1] > 0.9
     assert (
         image[0, 0, 2] > image[0, 0, 1] and image[-1, -1, 0] > image[-1, -1, 2]
@@ -212,7 +234,7 @@ def test_gaze_puts_each_word_and_frame_in_its_place():
     (image,) = images(figure)
     step = 24 + 2  # a tile and the gap
     assert image.shape == (4 * step - 2, 4 * step - 2, 3)  # the frames and three words; four frames
-    bright = image @ plots.LUMA
+    bright = image @ style.LUMA
     bright[bright > 0.999] = 0  # gaps
     y, x = np.unravel_index(bright.argmax(), bright.shape)
     assert (y // step, x // step) == (1, 3)  # second frame, third word
@@ -273,7 +295,7 @@ def test_frame_word_map_adds_up_and_prints_what_is_large():
 def test_heads_light_the_right_layer_and_head():
     values = pointer((2, 3, 6, 6), (1, 2, 0, 5))
     figure = plots.heads(values, torch.zeros(3, 24, 24, dtype=torch.uint8))
-    image = images(figure)[0] @ plots.LUMA
+    image = images(figure)[0] @ style.LUMA
     image[image > 0.999] = 0
     y, x = np.unravel_index(image.argmax(), image.shape)
     step = 24 + 24 // 5
@@ -310,7 +332,7 @@ def test_overview_shows_for_each_word_the_frame_it_looked_at_most():
         2 * step - 2,
         3,
     )
-    lit = teacher @ plots.LUMA
+    lit = teacher @ style.LUMA
     assert (
         lit[4, 16] > 0.5 and lit[20, step] > 0.5 and np.median(np.asarray(lit)) < 0.1
     )  # row 1, column 4; row 5, column 0
@@ -321,6 +343,77 @@ def test_overview_shows_for_each_word_the_frame_it_looked_at_most():
         ValueError, match=r"words and frames of teacher must have shape \[1, 4\], got \[2, 4\]"
     ):
         plots.overview(frames(), {"teacher": ("a bell", WORDS[2:], values)})
+
+
+def test_similarity_prints_the_large_and_rings_the_best_of_each_row():
+    figure = plots.similarity({"before": ALIKE, "after": ALIKE[::-1]}, ["a", "b"], ["x", "y", "z"])
+    before, after = figure.axes[:2]
+    assert np.allclose(before.images[0].get_array(), ALIKE) and before.images[0].get_clim() == (0, 1)
+    assert {(t.get_position(), t.get_text()) for t in before.texts} == {((0, 0), ".90"), ((2, 1), ".55")}
+    rings = before.collections[0].get_offsets().tolist()
+    assert rings == [[0, 0], [2, 1]] and after.collections[0].get_offsets().tolist() == [[2, 0], [0, 1]]
+    with pytest.raises(ValueError, match=r"values must have shape \[1, 3\], got \[2, 3\]"):
+        plots.similarity(ALIKE, ["a"], ["x", "y", "z"])
+
+
+def test_components_are_red_green_and_blue_or_the_first_one_alone():
+    maps = np.zeros((2, 3, 3, 3))
+    maps[1, 0, 2] = (1.0, 0.5, 0.0)
+    shown = images(plots.components(frames(2), {"teacher": maps}))
+    assert len(shown) == 4 and (shown[0] == frames(2)[0].permute(1, 2, 0).numpy() / 255).all()
+    assert shown[3][0, 2].tolist() == [1.0, 0.5, 0.0] and not shown[2].any()
+    many = pixels(plots.components(frames(9), {"teacher": colours(9, 3)}))
+    assert many.shape[1] <= 880 and (many[:, -3:] == 255).all()  # nothing runs off the edge
+    alone = plots.components(frames(2), {"teacher": maps}, [0.3, 0.2, 0.1], first=True)
+    assert np.allclose(images(alone)[3][0, 2], mpl.colormaps["cividis"](1.0)[:3])
+    assert "variance explained: 30%" in texts(alone)
+
+
+def test_explanations_light_their_cell_and_print_their_agreement():
+    maps = {"raw attention": pointer((6, 6), (1, 4)), "occlusion": pointer((6, 6), (5, 0)) - 0.5}
+    black = torch.zeros(3, 24, 24, dtype=torch.uint8)
+    figure = plots.explanations(black, {"trained": maps}, {"trained": {"raw attention": -0.25}})
+    raw, covered = (axes for axes in figure.axes if axes.patches)
+    assert raw.get_title() == "raw attention" and covered.get_title() == "occlusion"
+    assert {patch.get_xy() for patch in raw.patches} == {(15.5, 3.5)}
+    assert {patch.get_xy() for patch in covered.patches} == {(-0.5, 19.5)}
+    lit = covered.images[0].get_array() @ style.LUMA
+    assert lit[20, 0] > 0.5 and np.median(lit) < 0.1  # what is below zero is nothing
+    assert raw.get_xlabel() == "\u22120.25" and covered.get_xlabel() == ""
+    with pytest.raises(
+        ValueError, match="random must hold the methods raw attention, occlusion, got occlusion"
+    ):
+        plots.explanations(black, {"trained": maps, "random": {"occlusion": maps["occlusion"]}})
+
+
+def test_grounding_puts_each_model_at_its_score_with_its_interval_and_chance():
+    (axes,) = plots.grounding(BOARDS, {"object": 0.11, "colour": 0.2}).axes
+    points = [c.lines[0].get_xdata().tolist() for c in axes.containers]
+    assert points == [[0.9, 0.7], [0.5, 0.4]]
+    bars = axes.containers[0].lines[2][0].get_segments()
+    assert [segment[:, 0].round(6).tolist() for segment in bars] == [[0.8, 0.95], [0.6, 0.8]]
+    dashed = [line.get_xdata()[0] for line in axes.lines if line.get_linestyle() == "--"]
+    assert dashed == [0.11, 0.2]
+    looks = {(c.lines[0].get_marker(), c.lines[0].get_color()) for c in axes.containers}
+    assert len({mark for mark, _ in looks}) == len({colour for _, colour in looks}) == 2
+    assert [t.get_text() for t in axes.get_yticklabels()] == ["object\n120 words", "colour\n100 words"]
+    assert {"90%", "40%"} <= {t.get_text() for t in axes.texts}
+
+
+def test_board_marks_the_moment_and_underlines_new_words():
+    figure = plots.board(PANELS, SAID, step=20, levels={"CIDEr": {"teacher": 5.0}})
+    losses, cider, said = figure.axes
+    assert losses.lines[0].get_xydata().tolist() == [[10, 3], [20, 2], [30, 1]]
+    assert [line.get_xdata()[0] for axes in (losses, cider) for line in axes.lines[-1:]] == [20, 20]
+    assert "teacher 5" in texts(figure)  # though nothing is measured yet
+    lines = [t for t in said.texts if t.get_text() != "clip 1"]
+    assert [t.get_text().split()[0] for t in lines] == ["10", "20", "30"]
+    assert [t.get_weight() for t in lines] == ["normal", "bold", "normal"]
+    letter = 9 * 1233 / 2048
+    under = [[round(x / letter) for x in line.get_xdata()] for line in said.lines]
+    assert under == [[12, 15], [16, 19], [16, 21]]  # red, cup (shifted); then plane
+    many = plots.board(PANELS, {k: ["a"] for k in range(20)})
+    assert [t.get_text().split()[0] for t in many.axes[2].texts[1:]] == ["0", "4", "8", "11", "15", "19"]
 
 
 def test_film_has_a_row_for_each_clip_and_outlines_masks_in_black_on_white():
@@ -468,8 +561,8 @@ def test_beam_tree_finds_the_caption_that_the_search_returned(options):
     from gitdistill.decoding import beam
 
     decoded = beam(Counting(), torch.zeros(2, 1, 3, 8, 8), max_length=8, trace=True, **options)
-    steps = plots._tree({name: np.asarray(values) for name, values in decoded.trace.items()}, 1, top=3)
-    path = [int(steps[step][rank]["token"]) for step, rank in reversed(plots._winner(steps))]
+    steps = search._tree({name: np.asarray(values) for name, values in decoded.trace.items()}, 1, top=3)
+    path = [int(steps[step][rank]["token"]) for step, rank in reversed(search._winner(steps))]
     caption = [int(token) for token in decoded.tokens[1, 0, 1:] if token != 0]
     if options.get("penalty") == "gnmt" and len(caption) == 7:  # writes the end over the last word
         path[-1] = 2

@@ -1,0 +1,158 @@
+"""The notebooks in a real browser: JupyterLab on loopback, Chromium driven by Playwright.
+
+    make test-browser
+    make test-browser NOTEBOOKS=02      only the notebooks whose name contains it
+
+Opens each notebook, runs all cells, moves every slider by keyboard and sees its picture change. Screenshots go to
+runs/browser/. Not part of `make test`: it needs a Chromium and takes as long as the notebooks themselves.
+"""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.browser
+
+ROOT = Path(__file__).resolve().parents[2]
+SHOTS = ROOT / "runs" / "browser"
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+CHOSEN = os.environ.get("NOTEBOOKS", "")
+NAMES = sorted(p.stem for p in (ROOT / "notebooks").glob("*.ipynb") if CHOSEN in p.stem)
+TOKEN = "browser-test"
+MINUTES = 1000 * 60  # in milliseconds
+SETTINGS = {
+    "@jupyterlab/apputils-extension:notification": {"fetchNews": "false"},
+    "@jupyterlab/notebook-extension:tracker": {"windowingMode": "none"},  # all cells are in the page
+}
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    """The address of a JupyterLab that shows copies of the notebooks; ended with its kernels afterwards."""
+    folder = tmp_path_factory.mktemp("lab")
+    shutil.copytree(ROOT / "notebooks", folder / "notebooks")
+    (ROOT / "runs").mkdir(exist_ok=True)
+    (folder / "runs").symlink_to(ROOT / "runs")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    own = {f"JUPYTER_{name}_DIR": str(folder / name.lower()) for name in ("CONFIG", "DATA", "RUNTIME")}
+    options = [
+        "--allow-root",
+        "--no-browser",
+        "--ip=127.0.0.1",
+        f"--port={port}",
+        "--ServerApp.port_retries=0",
+    ]
+    options += [f"--IdentityProvider.token={TOKEN}", f"--ServerApp.root_dir={folder}"]
+    options += ["--LabApp.expose_app_in_browser=True"]
+    command = [sys.executable, "-m", "jupyterlab", *options]
+    with (folder / "lab.log").open("wb") as log:
+        server = subprocess.Popen(command, env={**os.environ, **own}, stdout=log, stderr=log)
+    address = f"http://127.0.0.1:{port}"
+    try:
+        wait_for(address, server, folder / "lab.log")
+        for plugin, values in SETTINGS.items():
+            body = json.dumps({"raw": json.dumps(values)}).encode()
+            ask(f"{address}/lab/api/settings/{plugin}", "PUT", body)
+        yield address
+    finally:
+        server.terminate()
+        server.wait(30)
+
+
+def ask(address, method="GET", body=None):
+    headers = {"Authorization": f"token {TOKEN}"}
+    with urllib.request.urlopen(
+        urllib.request.Request(address, body, headers, method=method), timeout=30
+    ) as answer:
+        return answer.status
+
+
+def wait_for(address, server, log):
+    for _ in range(600):
+        if server.poll() is not None:
+            raise RuntimeError(f"JupyterLab did not start:\n{log.read_text()[-2000:]}")
+        try:
+            ask(f"{address}/api/status")
+            return
+        except (urllib.error.URLError, ConnectionError, TimeoutError):
+            time.sleep(0.2)
+    raise RuntimeError("JupyterLab did not answer within two minutes")
+
+
+@pytest.fixture(scope="module")
+def page():
+    if CHROMIUM is None:
+        pytest.fail("no Chromium found; on Debian: apt-get install chromium", pytrace=False)
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        flags = [
+            "--no-sandbox",
+            "--disable-gpu",
+            "--disable-dev-shm-usage",
+            "--disable-background-networking",
+        ]
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=flags)
+        page = browser.new_page(viewport={"width": 1400, "height": 1000})
+        page.set_default_timeout(2 * MINUTES)
+        yield page
+        browser.close()
+
+
+IDLE = "window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'"
+RUN_ALL = "window.jupyterapp.commands.execute('notebook:run-all-cells')"
+# The picture of a slider is the image in the same box of widgets.
+PICTURE = "handle => handle.closest('.widget-vbox').querySelector('img').src"
+
+
+def moved(page, handle):
+    """Whether one press of an arrow key gives the slider another picture, and the milliseconds it took to appear."""
+    before, start = handle.evaluate(PICTURE), time.monotonic()
+    handle.focus()
+    page.keyboard.press("ArrowRight")
+    for _ in range(500):
+        if handle.evaluate(PICTURE) != before:
+            return True, 1000 * (time.monotonic() - start)
+        page.wait_for_timeout(10)
+    return False, None
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_notebook(lab, page, name):
+    SHOTS.mkdir(parents=True, exist_ok=True)
+    page.goto(f"{lab}/lab/tree/notebooks/{name}.ipynb?token={TOKEN}&reset")
+    page.wait_for_selector(".jp-CodeCell")
+    page.wait_for_function(IDLE)
+    assert page.evaluate(RUN_ALL), f"a cell of {name} failed: {first_error(page)}"
+    page.wait_for_timeout(1000)
+    assert first_error(page) is None
+    figures = page.locator(".jp-RenderedImage img")
+    assert figures.count() > 0
+    page.screenshot(path=SHOTS / f"{name}.png")
+    sliders = page.locator(".widget-vbox .noUi-handle")
+    for k in range(sliders.count()):
+        handle = sliders.nth(k)
+        handle.scroll_into_view_if_needed()
+        changed, milliseconds = moved(page, handle)
+        assert changed, f"slider {k + 1} of {name} moved, but its picture stayed"
+        print(f"{name}, slider {k + 1}: a new picture after {milliseconds:.0f} ms")
+        page.screenshot(path=SHOTS / f"{name}_slider_{k + 1}.png")
+
+
+def first_error(page):
+    """The first error or warning that a cell shows, or None."""
+    found = page.locator(
+        '.jp-OutputArea-output[data-mime-type="application/vnd.jupyter.stderr"], .jp-mod-error'
+    )
+    return found.first.inner_text()[:500] if found.count() else None
