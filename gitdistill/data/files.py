@@ -468,6 +468,7 @@ class FileData(pl.LightningDataModule):
             num_workers=self.workers,
             collate_fn=partial(_collate, tokenizer=self.tokenizer, max_length=self.max_tokens),
             persistent_workers=self.workers > 0,
+            generator=torch.Generator(),  # the global random numbers stay as they are
         )
         clips.report = self._report
         return loader

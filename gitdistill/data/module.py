@@ -362,4 +362,5 @@ class GlyphData(pl.LightningDataModule):
             num_workers=self.workers,
             collate_fn=collate,
             persistent_workers=self.workers > 0,
+            generator=torch.Generator(),  # the global random numbers stay as they are
         )
