@@ -1,5 +1,5 @@
 """Command line: `python -m gitdistill fit|validate|test --config configs/….yaml` (Lightning's own CLI),
-`python -m gitdistill caption PATH... --student FOLDER`, and `python -m gitdistill check`.
+`python -m gitdistill caption PATH... --student FOLDER`, `pack SOURCE FOLDER` and `check`.
 
 A fit ends with a test of the checkpoint that validation chose, or of the last one. With `--export FOLDER` the
 network goes there, with its training log (log.csv) and its scores (scores.json). Weights are stored as float16,
@@ -16,7 +16,11 @@ from pytorch_lightning.cli import LightningCLI
 
 from gitdistill.export import as_stored, export_run
 
-COMMANDS = {"caption": "gitdistill.caption", "check": "gitdistill.check"}  # the others are Lightning's
+COMMANDS = {  # the others are Lightning's
+    "caption": "gitdistill.caption",
+    "check": "gitdistill.check",
+    "pack": "gitdistill.data.shards",
+}
 
 
 class KeepRandomNumbers(Callback):

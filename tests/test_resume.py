@@ -191,13 +191,14 @@ def test_a_killed_run_ends_with_the_same_weights(tmp_path):
     """SIGKILL at random moments, until the run gets through."""
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(CONFIG))
     command = [sys.executable, "-m", "gitdistill", "fit", "--config", "../config.yaml", "--ckpt_path", "last"]
+    here = os.environ | {"PYTHONPATH": str(CONFIGS.parent)}
     kept, kills = {}, 0
     for name in ("whole", "killed"):
         folder = tmp_path / name
         folder.mkdir()
         while True:
             process = subprocess.Popen(
-                command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=os.environ
+                command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=here
             )
             last = folder / "kept" / "last.ckpt"
             if name == "killed" and kills < 4:

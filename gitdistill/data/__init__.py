@@ -1,5 +1,6 @@
 """The data that comes with the project: `grammar` writes and checks captions, `glyphs` draws clips, `module`
-feeds both to Lightning. And the data that others have: `video` reads pictures and videos, `files` captioned sets."""
+feeds both to Lightning. And the data that others have: `video` reads pictures and videos, `files` captioned sets,
+`shards` sets packed for streaming."""
 
 from importlib import import_module
 
@@ -10,6 +11,7 @@ _HOMES = {
     "GlyphClips": "gitdistill.data.glyphs",
     "GlyphData": "gitdistill.data.module",
     "Scene": "gitdistill.data.glyphs",
+    "ShardData": "gitdistill.data.shards",
     "Thing": "gitdistill.data.glyphs",
     "glyph_tokenizer": "gitdistill.data.module",
 }

@@ -3,6 +3,7 @@
 Letters in shapes: F frames, H and W of the file.
 """
 
+import io
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,22 +61,21 @@ def is_image(path) -> bool:
     return Path(path).suffix.lower() in IMAGES
 
 
-def is_video(path) -> bool:
-    return Path(path).suffix.lower() in VIDEOS
-
-
-def read_clip(path, rule: FrameRule, draw: np.random.RandomState | None = None) -> Tensor:
-    """A picture or video as uint8 [F, 3, H, W]; `BrokenFile` when it cannot be read."""
+def read_clip(
+    path, rule: FrameRule, draw: np.random.RandomState | None = None, content: bytes | None = None
+) -> Tensor:
+    """A picture or video as uint8 [F, 3, H, W], from the file or from what was in it; `BrokenFile` when it cannot
+    be read."""
     if is_image(path):
-        return read_image(path).expand(rule.frames, -1, -1, -1)
-    return read_video(path, rule, draw)
+        return read_image(path, content).expand(rule.frames, -1, -1, -1)
+    return read_video(path, rule, draw, content)
 
 
-def read_image(path) -> Tensor:
+def read_image(path, content: bytes | None = None) -> Tensor:
     """A picture as uint8 [3, H, W]: turned as its EXIF orientation says, grey to RGB, transparency on white,
     16 bits to 8. `BrokenFile` when it cannot be read."""
     try:
-        with Image.open(path) as image:
+        with Image.open(path if content is None else io.BytesIO(content)) as image:
             return torch.from_numpy(np.array(as_rgb(ImageOps.exif_transpose(image)))).permute(2, 0, 1)
     except Exception as error:  # Pillow's formats raise whatever their damage leads to
         raise BrokenFile(f"{path} is no readable picture: {_reason(error)}") from None
@@ -95,12 +95,14 @@ def as_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def read_video(path, rule: FrameRule, draw: np.random.RandomState | None = None) -> Tensor:
+def read_video(
+    path, rule: FrameRule, draw: np.random.RandomState | None = None, content: bytes | None = None
+) -> Tensor:
     """Frames of a video as uint8 [F, 3, H, W], upright; `BrokenFile` when it cannot be read to the end."""
     import av
 
     try:
-        with av.open(str(path)) as container:
+        with av.open(str(path) if content is None else io.BytesIO(content)) as container:
             stream = video_stream(container)
             times, keys, end = timetable(container, stream)
             chosen = rule.choose(times, end, draw)
