@@ -15,6 +15,7 @@ _HOMES = {
     "GenerativeImageTextModel": "gitdistill.model.git",
     "GenerativeImageTextTeacher": "gitdistill.model.teacher",
     "DistillationTrainer": "gitdistill.trainer",
+    "load_student": "gitdistill.bundle",
 }
 __all__ = [*_HOMES, "__version__"]
 

@@ -1,4 +1,5 @@
-"""Command line: `python -m gitdistill fit|validate|test --config configs/….yaml` (Lightning's own CLI).
+"""Command line: `python -m gitdistill fit|validate|test --config configs/….yaml` (Lightning's own CLI),
+`python -m gitdistill caption PATH... --student FOLDER`, `pack SOURCE FOLDER` and `check`.
 
 A fit ends with a test of the checkpoint that validation chose, or of the last one. With `--export FOLDER` the
 network goes there, with its training log (log.csv) and its scores (scores.json). Weights are stored as float16,
@@ -7,12 +8,40 @@ and it is the stored weights that are tested. `--ckpt_path last` continues an in
 
 import re
 import sys
+from importlib import import_module
 
 import torch
-from pytorch_lightning import LightningDataModule, LightningModule
+from pytorch_lightning import Callback, LightningDataModule, LightningModule
 from pytorch_lightning.cli import LightningCLI
 
 from gitdistill.export import as_stored, export_run
+
+COMMANDS = {  # the others are Lightning's
+    "caption": "gitdistill.caption",
+    "check": "gitdistill.check",
+    "pack": "gitdistill.data.shards",
+}
+
+
+class KeepRandomNumbers(Callback):
+    """Keeps torch's random numbers in checkpoints, so that a continued fit ends with the weights of one that was
+    never interrupted. (Of several processes, the first one's.)"""
+
+    _kept = None
+
+    def state_dict(self) -> dict:
+        return {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()}
+
+    def load_state_dict(self, state: dict) -> None:
+        self._kept = state
+
+    def on_train_start(self, trainer, module) -> None:
+        if self._kept is None:
+            return
+        torch.set_rng_state(self._kept["cpu"].cpu())
+        if len(self._kept["cuda"]) == torch.cuda.device_count():
+            torch.cuda.set_rng_state_all([state.cpu() for state in self._kept["cuda"]])
+        self._kept = None
 
 
 class GitdistillCLI(LightningCLI):
@@ -36,12 +65,15 @@ class GitdistillCLI(LightningCLI):
 
 def main() -> None:
     try:
+        if sys.argv[1:2] and sys.argv[1] in COMMANDS:
+            sys.exit(import_module(COMMANDS[sys.argv[1]]).main(sys.argv[2:]))
         GitdistillCLI(
             LightningModule,
             LightningDataModule,
             subclass_mode_model=True,
             subclass_mode_data=True,
             save_config_kwargs={"overwrite": True},
+            trainer_defaults={"callbacks": KeepRandomNumbers()},
         )
     except (ValueError, KeyError, OSError) as error:
         sys.exit(f"gitdistill: {reason(error)}")

@@ -9,7 +9,9 @@ import pytorch_lightning as pl
 import torch
 from torch import nn
 
+from gitdistill.bundle import Student
 from gitdistill.model.files import write_whole
+from gitdistill.model.student import StudentCandidateV1
 from gitdistill.trainer import CaptionTrainer
 
 
@@ -24,14 +26,20 @@ def as_stored(module: nn.Module) -> None:
 def export_run(module: pl.LightningModule, trainer: pl.Trainer, scores: dict, folder: str) -> None:
     """Write a trained network to `folder` in float16, its tokenizer, and beside it log.csv and scores.json.
 
-    log.csv is what the CSV logger kept of the training; scores.json holds `scores` and what they rest on: steps
-    and seed.
+    `gitdistill.load_student` reads a student's folder. log.csv is what the CSV logger kept of the training;
+    scores.json holds `scores` and what they rest on: steps and seed.
     """
     folder = Path(folder)
     network = module.model if isinstance(module, CaptionTrainer) else module.encoder
-    network.save_pretrained(folder, torch.float16)
-    if isinstance(module, CaptionTrainer):
-        module.tokenizer.save_pretrained(folder)
+    if isinstance(network, StudentCandidateV1):
+        rule = getattr(getattr(trainer, "datamodule", None), "rule", None)
+        Student(network, module.tokenizer, rule, {"max_length": module.max_length}, scores).save(
+            folder, torch.float16
+        )
+    else:
+        network.save_pretrained(folder, torch.float16)
+        if isinstance(module, CaptionTrainer):
+            module.tokenizer.save_pretrained(folder)
     facts = {"steps": trainer.global_step, "seed": int(os.environ.get("PL_GLOBAL_SEED", 0))}
     log = training_log(Path(trainer.logger.root_dir), trainer.log_every_n_steps)
     write_whole(

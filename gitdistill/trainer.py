@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytorch_lightning as pl
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 
 from gitdistill import losses, metrics
@@ -133,14 +133,20 @@ class CaptionTrainer(pl.LightningModule):
         self.score_batch(self.split_names[dataloader_idx], batch)
 
     def score_batch(self, split: str, batch: dict) -> None:
-        """Decode the batch's captions and keep them, with what they are to be held against."""
+        """Decode the batch's captions and keep them by clip, with what they are to be held against."""
         captions = self.caption(batch["frames"])
-        output = self.model(batch["frames"], batch["tokens"])
-        heard = self._heard.setdefault(split, [])
+        logits, tokens, pad = in_own_words(
+            self.model, self.model(batch["frames"], batch["tokens"]), batch["tokens"]
+        )
+        words = (tokens[:, 1:] != pad).sum(1).tolist()
+        loss = [
+            float(losses.cross_entropy(logits[i, None], tokens[i, None], pad)) for i in range(len(tokens))
+        ]
+        heard = self._heard.setdefault(split, {})
+        clips = batch["clip"].tolist() if "clip" in batch else range(len(heard), len(heard) + len(captions))
         scenes = batch.get("scenes", [None] * len(captions))
-        heard.extend(zip(captions, batch["references"], scenes, strict=True))
-        loss = losses.cross_entropy(*in_own_words(self.model, output, batch["tokens"]))
-        self.log(f"{split}/cross_entropy", loss, batch_size=len(captions), add_dataloader_idx=False)
+        rows = zip(captions, batch["references"], scenes, loss, words, strict=True)
+        heard.update(zip(clips, rows, strict=True))
 
     def caption(self, frames: Tensor) -> list[str]:
         """Greedy captions of a batch of clips."""
@@ -153,14 +159,26 @@ class CaptionTrainer(pl.LightningModule):
         self.log_scores()
 
     def log_scores(self) -> None:
+        """Log the scores of what was heard; of several processes, of what all of them heard, each clip once."""
         for split, heard in self._heard.items():
-            captions, references, scenes = zip(*heard, strict=True)
+            captions, references, scenes, loss, words = zip(*everywhere(heard), strict=True)
+            total = sum(nats * count for nats, count in zip(loss, words))
+            self.log(f"{split}/cross_entropy", total / max(1, sum(words)))
             scores = metrics.caption_scores(list(captions), list(references))
             if None not in scenes:
                 scores |= metrics.facts_scores(list(captions), list(scenes))
             self.log_dict({f"{split}/{name}": float(value) for name, value in scores.items()})
             self.log(f"{split}_cider", float(scores["cider"]), prog_bar=split == "val", logger=False)
         self._heard.clear()
+
+
+def everywhere(heard: dict) -> list:
+    """What all processes know by clip, in the order of the clips; a clip that several have counts once."""
+    if distributed.is_available() and distributed.is_initialized():
+        parts = [None] * distributed.get_world_size()
+        distributed.all_gather_object(parts, heard)
+        heard = {clip: row for part in reversed(parts) for clip, row in part.items()}
+    return [heard[clip] for clip in sorted(heard)]
 
 
 class DistillationTrainer(CaptionTrainer):
@@ -304,7 +322,12 @@ class DistillationTrainer(CaptionTrainer):
     def _open_cache(self, folder: Path, data) -> TeacherCache:
         if data is None or is_finished(folder):
             return TeacherCache(folder)
-        return TeacherCache.build(folder, self.teacher, data, self.wants, teacher_dtype=self.teacher_dtype)
+        if not self.trainer.is_global_zero:  # the first process fills it
+            self.trainer.strategy.barrier("cache")
+            return TeacherCache(folder)
+        cache = TeacherCache.build(folder, self.teacher, data, self.wants, teacher_dtype=self.teacher_dtype)
+        self.trainer.strategy.barrier("cache")
+        return cache
 
     def on_train_start(self) -> None:
         super().on_train_start()

@@ -50,7 +50,10 @@ def test_conda_environment_agrees_with_pyproject(pyproject, environment):
     assert pip == "pip"
     (line,) = folder["pip"]
     extras = re.fullmatch(r"-e \.\[([\w,]+)\]", line)[1].split(",")
-    assert set(extras) <= set(pyproject["project"]["optional-dependencies"])
+    offered = pyproject["project"]["optional-dependencies"]
+    assert set(extras) <= set(offered)
+    own = next(r for r in map(Requirement, offered["dev"]) if r.name == pyproject["project"]["name"])
+    assert own.extras | {"dev"} == set(offered)  # the tests use all of them
 
 
 def test_every_requirement_is_a_range_stated_once(pyproject):

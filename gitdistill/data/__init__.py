@@ -1,13 +1,17 @@
 """The data that comes with the project: `grammar` writes and checks captions, `glyphs` draws clips, `module`
-feeds both to Lightning."""
+feeds both to Lightning. And the data that others have: `video` reads pictures and videos, `files` captioned sets,
+`shards` sets packed for streaming."""
 
 from importlib import import_module
 
 _HOMES = {
     "Clip": "gitdistill.data.glyphs",
+    "FileData": "gitdistill.data.files",
+    "FrameRule": "gitdistill.data.video",
     "GlyphClips": "gitdistill.data.glyphs",
     "GlyphData": "gitdistill.data.module",
     "Scene": "gitdistill.data.glyphs",
+    "ShardData": "gitdistill.data.shards",
     "Thing": "gitdistill.data.glyphs",
     "glyph_tokenizer": "gitdistill.data.module",
 }

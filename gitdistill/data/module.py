@@ -5,12 +5,15 @@ Letters in shapes: B clips, F frames, K captions per clip, T tokens, O things.
 """
 
 import hashlib
+import math
 from functools import partial
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch import distributed
+from torch.utils.data import DataLoader, Dataset
+from torch.utils.data.distributed import DistributedSampler
 from transformers import BertTokenizerFast
 
 from gitdistill.data.glyphs import WORLD, GlyphClips
@@ -54,18 +57,22 @@ def encode(captions, tokenizer, max_length):
     return tokens
 
 
-class _EpochSampler(Sampler):
+class _EpochSampler(DistributedSampler):
     """Yields (epoch, place, clip index) of every clip of an epoch, in an order that the seed and the epoch
     decide.
 
-    Lightning calls `set_epoch`, so that a resumed run continues with the right epoch; without Lightning each
-    pass over the loader is the next epoch."""
+    Of several processes each gets every so-many-th, the first clips again where the numbers do not come out even;
+    Lightning leaves a `DistributedSampler` as it is. Lightning also calls `set_epoch`, so that a resumed run
+    continues with the right epoch; without Lightning each pass over the loader is the next epoch. `skip`: keys
+    that the next pass leaves out at its start."""
 
     def __init__(self, size, seed, repeat):
-        self.size, self.seed, self.repeat, self.epoch = size, seed, repeat, 0
+        self.size, self.seed, self.repeat, self.epoch, self.skip = size, seed, repeat, 0, 0
+        spread = distributed.is_available() and distributed.is_initialized()
+        self.rank, self.world = (distributed.get_rank(), distributed.get_world_size()) if spread else (0, 1)
 
     def __len__(self):
-        return self.size
+        return math.ceil(self.size / self.world)
 
     def set_epoch(self, epoch):
         """The epoch of the next pass."""
@@ -73,10 +80,46 @@ class _EpochSampler(Sampler):
 
     def __iter__(self):
         epoch, self.epoch = self.epoch, self.epoch + 1
+        skip, self.skip = self.skip, 0
         order = np.random.RandomState([self.seed, epoch, _SHUFFLE]).permutation(self.size)
         first = 0 if self.repeat else epoch * self.size
-        for place, index in enumerate(order.tolist()):
-            yield epoch, place, first + index
+        places = np.arange(self.rank, len(self) * self.world, self.world) % self.size
+        for place in places[skip:].tolist():
+            yield epoch, place, first + int(order[place])
+
+
+class ClipLoader(DataLoader):
+    """A DataLoader that can continue in the middle of an epoch: Lightning keeps `state_dict` in its checkpoints.
+
+    A batch's "broken", the files that could not be read, goes to the data set's `report`."""
+
+    _passed = None  # (epoch, batches handed out in it)
+
+    def __iter__(self):
+        skipped = getattr(self.sampler, "skip", 0) // self.batch_size
+        for number, batch in enumerate(super().__iter__(), skipped + 1):
+            self._passed = (getattr(self.sampler, "epoch", 1) - 1, number)
+            if broken := batch.pop("broken", None):
+                self.dataset.report(broken)
+            yield batch
+
+    def state_dict(self) -> dict:
+        """How far the pass over the data is."""
+        epoch, batches = self._passed or (0, 0)
+        return {"epoch": epoch, "batches": batches, "of": len(self), "batch_size": self.batch_size}
+
+    def load_state_dict(self, state: dict) -> None:
+        """The next pass goes on where `state` was taken. ValueError when batches are not what they were then."""
+        now = {"of": len(self), "batch_size": self.batch_size}
+        if differ := [name for name in now if state[name] != now[name]]:
+            what = ", ".join(f"{name} was {state[name]} and is {now[name]}" for name in differ)
+            raise ValueError(
+                f"an epoch cannot be continued with other batches ({what}): use the same settings"
+            )
+        over = state["batches"] == len(self)
+        self.sampler.set_epoch(state["epoch"] + over)
+        self.sampler.skip = 0 if over else state["batches"] * self.batch_size
+        self._passed = (state["epoch"] + over, 0 if over else state["batches"])
 
 
 class _Pool:
@@ -312,11 +355,12 @@ class GlyphData(pl.LightningDataModule):
 
     def _loader(self, clips, sampler=None):
         collate = partial(_collate, tokenizer=self.tokenizer, max_length=self.max_tokens)
-        return DataLoader(
+        return ClipLoader(
             clips,
             self.batch_size,
             sampler=sampler,
             num_workers=self.workers,
             collate_fn=collate,
             persistent_workers=self.workers > 0,
+            generator=torch.Generator(),  # the global random numbers stay as they are
         )

@@ -119,12 +119,17 @@ def resolve(source: str | os.PathLike) -> Path:
         return folder
     if folder.exists():
         raise FileNotFoundError(f"{source} is a file: give the checkpoint's folder")
-    if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", str(source)):
+    if not is_repository(str(source)):
         raise FileNotFoundError(f"no folder {source}")
     folder = download(str(source), ["*.json", "*.txt", "*.safetensors"])
     if not any(folder.glob("*.safetensors")):
         folder = download(str(source), ["*.json", "*.txt", "pytorch_model*.bin"])
     return folder
+
+
+def is_repository(name: str) -> bool:
+    """Could this be the name of a repository of the hub?"""
+    return re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name) is not None
 
 
 def download(name: str, patterns: list[str]) -> Path:

@@ -1,0 +1,164 @@
+"""`python -m gitdistill caption PATH... --student FOLDER`: captions of pictures, videos and folders of them."""
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections import deque
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from gitdistill.bundle import load_captioner
+from gitdistill.data.files import squared
+from gitdistill.data.video import IMAGES, VIDEOS, BrokenFile, upright, video_stream
+from gitdistill.device import VARIABLE, choose_device
+
+
+def main(arguments: list[str]) -> int:
+    """Print captions; 1 if a file could not be read, 0 otherwise. ValueError or OSError for wrong arguments."""
+    options = parser().parse_args(arguments)
+    captioner = load_captioner(options.student, options.teacher).to(choose_device(options.device))
+    if options.frames:
+        captioner.look(replace(captioner.rule, frames=options.frames))
+    decoding = {"beams": options.beams, "max_length": options.max_length}
+    decoding = {name: value for name, value in decoding.items() if value is not None}
+    if options.live:
+        return watch(captioner, options, decoding)
+    paths = list(find_files(options.paths))
+    failed = 0
+    progress = tqdm(total=len(paths), unit="file", disable=None if not options.quiet else True)
+    for path, caption, score, wrong in caption_files(captioner, paths, options.batch, decoding):
+        progress.update()
+        if wrong:
+            failed += 1
+            tqdm.write(f"left out: {wrong}", file=sys.stderr)
+        else:
+            with progress.external_write_mode():
+                print(as_json(file=path, caption=caption, score=round(score, 4)) if options.json
+                      else f"{path}\t{caption}\t{score:.3f}", flush=True)  # fmt: skip
+    progress.close()
+    if failed:
+        print(f"{failed} of {len(paths)} files could not be read", file=sys.stderr)
+    return int(failed > 0)
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("gitdistill caption", description=__doc__)
+    parser.add_argument("paths", nargs="+", metavar="PATH", help="a file, a folder, or - for a list on stdin")
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--student", help="a student's folder, or a repository of the hub")
+    which.add_argument("--teacher", help='a GIT checkpoint: a folder, a hub id, or "glyphs"')
+    parser.add_argument("--batch", type=positive(int), default=8, help="files at once (default: 8)")
+    parser.add_argument("--beams", type=positive(int), help="beam search with so many beams")
+    parser.add_argument("--max-length", type=positive(int), help="tokens at most, the start token included")
+    parser.add_argument("--frames", type=positive(int), help="frames of a video to look at")
+    parser.add_argument("--json", action="store_true", help="one JSON object a line")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    parser.add_argument("--device", help=f"cpu, cuda, cuda:1 or mps; also by {VARIABLE}")
+    parser.add_argument("--live", type=positive(float), metavar="SECONDS",
+                        help="captions of a sliding window of this length over one video or camera")  # fmt: skip
+    parser.add_argument("--every", type=positive(float), default=1.0, metavar="SECONDS",
+                        help="a caption each so many seconds of the video, with --live (default: 1)")  # fmt: skip
+    return parser
+
+
+def positive(kind):
+    """An argument's type: an int or float above 0."""
+
+    def convert(text: str):
+        value = kind(text)
+        if not value > 0:
+            raise argparse.ArgumentTypeError(f"{text} is not above 0")
+        return value
+
+    return convert
+
+
+def as_json(**fields) -> str:
+    return json.dumps(fields, ensure_ascii=False)
+
+
+def find_files(paths):
+    """The files that arguments mean: themselves, what lies in folders, what stdin lists for "-"."""
+    for path in paths:
+        if path == "-":
+            yield from find_files(line.rstrip("\n") for line in sys.stdin if line.strip())
+        elif Path(path).is_dir():
+            found = (Path(root) / name for root, _, names in os.walk(path) for name in names)
+            yield from sorted(str(file) for file in found if file.suffix.lower() in IMAGES | VIDEOS)
+        elif Path(path).exists():
+            yield str(path)
+        else:
+            raise FileNotFoundError(f"there is no file or folder {path}")
+
+
+def caption_files(captioner, paths, batch: int, decoding: dict):
+    """Yields (path, caption, score, None) for each file in order, or (path, None, None, what is wrong with it).
+
+    Never more than `batch` clips are in memory.
+    """
+    paths = iter(paths)
+    while chunk := list(islice(paths, batch)):
+        clips, wrong = [], {}
+        for path in chunk:
+            try:
+                clips.append(captioner.read(path))
+            except BrokenFile as error:
+                wrong[path] = str(error)
+        said = iter(zip(*captioner.caption(torch.stack(clips), **decoding))) if clips else iter(())
+        for path in chunk:
+            yield (path, None, None, wrong[path]) if path in wrong else (path, *next(said), None)
+
+
+def watch(captioner, options, decoding: dict) -> int:
+    """Print captions of a sliding window, and at the end how fast they came."""
+    if len(options.paths) != 1:
+        raise ValueError(f"--live is for one video at a time, not {len(options.paths)}")
+    started, count, moment = time.perf_counter(), 0, 0.0
+    for moment, caption, score, seconds in live(
+        captioner, options.paths[0], options.live, options.every, decoding
+    ):
+        count += 1
+        print(as_json(time=round(moment, 3), caption=caption, score=round(score, 4), seconds=round(seconds, 4))
+              if options.json else f"{moment:8.2f} s\t{caption}\t{score:.3f}", flush=True)  # fmt: skip
+    took = time.perf_counter() - started
+    print(f"{count} captions, {count / took:.2f} a second; the video {moment / took:.1f} times as fast as it plays",
+          file=sys.stderr)  # fmt: skip
+    return 0
+
+
+def live(captioner, path, window: float, every: float, decoding: dict | None = None):
+    """Yields (seconds into the video, caption, score, seconds that it took) each `every` seconds of a video.
+
+    The caption is of the last `window` seconds, the frames in it chosen by the captioner's rule. No more than
+    twice the frames of a clip are kept, so a video may be endless: "/dev/video0" is a camera on Linux.
+    """
+    import av
+
+    rule = captioner.rule
+    kept, due = deque(), None
+    try:
+        with av.open(str(path), format="v4l2" if str(path).startswith("/dev/video") else None) as container:
+            for frame in container.decode(video_stream(container)):
+                moment = float(frame.pts * frame.time_base)
+                due = moment + every if due is None else due
+                if not kept or moment - kept[-1][0] >= window / (2 * rule.frames):
+                    kept.append((moment, squared(upright(frame)[None], captioner.size)[0]))
+                while kept[0][0] < moment - window:
+                    kept.popleft()
+                if moment < due:
+                    continue
+                due += every * (1 + (moment - due) // every)
+                started = time.perf_counter()
+                chosen = rule.choose(np.array([seen for seen, _ in kept]), moment)
+                clip = torch.stack([kept[number][1] for number in chosen])
+                (caption,), (score,) = captioner.caption(clip[None], **(decoding or {}))
+                yield moment, caption, score, time.perf_counter() - started
+    except (av.error.FFmpegError, OSError) as error:
+        raise BrokenFile(f"{path} is no readable video: {error.strerror or error}") from None

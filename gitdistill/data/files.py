@@ -1,0 +1,474 @@
+"""Pictures and videos of one's own, and the usual caption data sets, for Lightning.
+
+`read_items` understands COCO's official JSON and Karpathy's split of it, MSR-VTT's and VATEX's JSON, a table
+(CSV or JSON lines) and a folder without captions; `FileData` makes batches of them like those of `GlyphData`.
+
+Letters in shapes: B clips, F frames, K captions per clip, T tokens.
+"""
+
+import csv
+import hashlib
+import json
+import os
+import warnings
+from collections import defaultdict
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision.transforms.v2 import functional as tv
+
+from gitdistill.data.module import _CHOICE, ClipLoader, _EpochSampler
+from gitdistill.data.video import IMAGES, VIDEOS, BrokenFile, FrameRule, read_clip
+from gitdistill.model import checkpoints, text
+from gitdistill.model.pixels import resize
+
+__all__ = ["FileData", "Item", "read_items"]
+
+SPLITS = {
+    "train": ("train", "training", "restval"),
+    "val": ("val", "validate", "validation", "dev"),
+    "test": ("test", "testing"),
+}
+TABLES = ("captions.csv", "captions.jsonl", "metadata.csv", "metadata.jsonl")
+FILE_COLUMNS = ("file", "file_name", "path", "image", "video")
+CAPTION_COLUMNS = ("captions", "caption", "text")
+SAMPLE = 16  # clips whose frames stand for all of a pool's in its fingerprint
+_FRAMES = 15_485_863  # keeps the random numbers of frame sampling apart from others
+
+
+@dataclass(frozen=True)
+class Item:
+    """A picture or video file, its captions, and the split its source puts it in (None: the source has none)."""
+
+    path: str
+    captions: tuple[str, ...] = ()
+    split: str | None = None
+
+
+def read_items(source, media=None, split: str | None = None) -> tuple[list[Item], list[str]]:
+    """The items of a data set in the order of its files, and the names it lists whose files are not there.
+
+    Args:
+        source: a JSON file (COCO, Karpathy, MSR-VTT or VATEX, told apart by what is in it); a .csv or .jsonl
+            table with a column `file`, optionally `caption` or `captions`, and `split`; or a folder, with such
+            a table called captions.csv or captions.jsonl in it, or with nothing but pictures and videos.
+        media: the folder that holds the files, at any depth; by default the source's own.
+        split: "train", "val" or "test", under whichever name the source has it ("restval" counts as training);
+            a source without splits is taken whole.
+
+    Raises FileNotFoundError or ValueError in one line.
+    """
+    source = Path(source).expanduser()
+    if not source.exists():
+        raise FileNotFoundError(f"there is no {source}: give a JSON file, a table or a folder")
+    tables = [source / name for name in TABLES if (source / name).is_file()] if source.is_dir() else [source]
+    media = Path(media or (source if source.is_dir() else source.parent)).expanduser()
+    if not media.is_dir():
+        raise FileNotFoundError(f"there is no folder {media} of pictures or videos")
+    found = _Media(media)
+    if not tables:
+        items, missing = [Item(str(path)) for path in found.files], []
+    else:
+        items, missing = _locate(_read(tables[0]), found)
+    if not items:
+        lost = (
+            f": none of the {len(missing)} files it lists is in {media}, {missing[0]} first"
+            if missing
+            else ""
+        )
+        raise FileNotFoundError(f"{source} has no pictures or videos{lost}")
+    return _of_split(items, source, split), missing
+
+
+def _of_split(items: list[Item], source, split: str | None) -> list[Item]:
+    known = sorted({item.split for item in items if item.split})
+    if split is None or not known:
+        return items
+    chosen = [item for item in items if item.split in SPLITS[split]]
+    if not chosen:
+        raise ValueError(f"{source} has no split {split}: its splits are {', '.join(known)}")
+    return chosen
+
+
+class _Media:
+    """The pictures and videos below a folder, found by relative path, by name or by name without suffix."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        names = (Path(root) / name for root, _, files in os.walk(folder) for name in files)
+        self.files = sorted(path for path in names if path.suffix.lower() in IMAGES | VIDEOS)
+        self.named = defaultdict(list)
+        for path in self.files:
+            for name in {path.name, path.stem}:
+                self.named[name].append(path)
+
+    def find(self, name: str) -> Path | None:
+        """None when it is not there; ValueError when it could be several files."""
+        if Path(name).suffix and (self.folder / name).is_file():
+            return self.folder / name
+        found = self.named.get(Path(name).name, [])
+        if len(found) > 1:
+            raise ValueError(
+                f"{name} could be {found[0]} or {found[1]}: give a media folder that has it once"
+            )
+        return found[0] if found else None
+
+
+def _locate(rows, media: _Media) -> tuple[list[Item], list[str]]:
+    """Rows (name, captions, split) as items, the rows of one file together; and the names without a file."""
+    captions, splits = defaultdict(list), {}
+    for name, texts, split in rows:
+        captions[name] += [line.strip() for line in texts if line and line.strip()]
+        splits.setdefault(name, split)
+    items, missing = [], []
+    for name, texts in captions.items():
+        path = media.find(name)
+        if path is None:
+            missing.append(name)
+        else:
+            items.append(Item(str(path), tuple(texts), splits[name]))
+    return items, missing
+
+
+def _read(path: Path):
+    """(name, captions, split) for each entry of a JSON file or a table."""
+    if path.suffix.lower() in (".csv", ".jsonl"):
+        return _read_table(path)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from None
+    has = set(content) if isinstance(content, dict) else set()
+    try:
+        if isinstance(content, list) and content and "videoID" in content[0]:
+            return [(row["videoID"], row.get("enCap", []), None) for row in content]
+        if {"images", "annotations"} <= has:
+            return _coco(content)
+        if "images" in has:
+            return [
+                (f"{row.get('filepath', '')}/{row['filename']}".lstrip("/"),
+                 [sentence["raw"] for sentence in row["sentences"]], row.get("split"))
+                for row in content["images"]
+            ]  # fmt: skip
+        if {"videos", "sentences"} <= has:
+            return _msrvtt(content)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} has an entry that is not as it should be: {error!r}") from None
+    raise ValueError(
+        f"{path} is none of COCO, Karpathy's split, MSR-VTT and VATEX: its keys are {sorted(has)}"
+    )
+
+
+def _coco(content: dict):
+    captions = defaultdict(list)
+    for row in content["annotations"]:
+        captions[row["image_id"]].append(row["caption"])
+    return [(row["file_name"], captions[row["id"]], None) for row in content["images"]]
+
+
+def _msrvtt(content: dict):
+    captions = defaultdict(list)
+    for row in content["sentences"]:
+        captions[row["video_id"]].append(row["caption"])
+    return [(row["video_id"], captions[row["video_id"]], row.get("split")) for row in content["videos"]]
+
+
+def _read_table(path: Path):
+    """The rows of a CSV with a header, or of JSON lines."""
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        try:
+            if path.suffix.lower() == ".csv":
+                rows = list(csv.DictReader(file))
+            else:
+                rows = [json.loads(line) for line in file if line.strip()]
+        except (ValueError, csv.Error) as error:
+            raise ValueError(f"{path} is not readable as {path.suffix[1:].upper()}: {error}") from None
+    found = []
+    for number, row in enumerate(rows, 1):
+        name = next((row[column] for column in FILE_COLUMNS if row.get(column)), None)
+        if name is None:
+            raise ValueError(f"entry {number} of {path} names no file: call the column {FILE_COLUMNS[0]}")
+        texts = next((row[column] for column in CAPTION_COLUMNS if row.get(column)), [])
+        found.append((name, [texts] if isinstance(texts, str) else texts, row.get("split") or None))
+    return found
+
+
+class _Clips(Dataset):
+    """Items as rows (frames, captions, references, number, numbers of the captions, what was broken).
+
+    An unreadable file gives the next readable one's row in its place (with that one's number), so that batches
+    stay whole and metrics, which count each number once, leave it out."""
+
+    def __init__(self, items, rule, size, on_broken, seed=0):
+        self.items, self.rule, self.size, self.on_broken, self.seed = items, rule, size, on_broken, seed
+
+    def __len__(self):
+        return len(self.items)
+
+    def draw(self, epoch, number, purpose):
+        return np.random.RandomState([self.seed, epoch, number, purpose])
+
+    def frames(self, number, epoch=0) -> Tensor:
+        clip = read_clip(self.items[number].path, self.rule, self.draw(epoch, number, _FRAMES))
+        return squared(clip, self.size)
+
+    def readable(self, number, epoch=0):
+        """(frames, number) of the first readable item from `number` on, and what is wrong with those before."""
+        broken = []
+        for step in range(len(self.items)):
+            here = (number + step) % len(self.items)
+            try:
+                return self.frames(here, epoch), here, broken
+            except BrokenFile as error:
+                if self.on_broken == "error":
+                    raise
+                broken.append((self.items[here].path, str(error)))
+        raise BrokenFile(f"none of {len(self.items)} files can be read; {broken[0][1]}")
+
+    def __getitem__(self, number):
+        frames, number, broken = self.readable(number)
+        captions = self.items[number].captions
+        return frames, list(captions[:1]) or [None], list(captions), number, [0 if captions else -1], broken
+
+
+class _TrainClips(_Clips):
+    """Training clips by (epoch, place, number), each with `count` of its own captions, other ones each epoch."""
+
+    def __init__(self, *args, count, **options):
+        super().__init__(*args, **options)
+        self.count = count
+
+    def __getitem__(self, key):
+        epoch, _, number = key
+        frames, number, broken = self.readable(number, epoch)
+        own = list(self.items[number].captions)
+        chosen = self.draw(epoch, number, _CHOICE).permutation(len(own))[: self.count].tolist()
+        chosen += [-1] * (self.count - len(chosen))
+        return frames, [None if c < 0 else own[c] for c in chosen], own, number, chosen, broken
+
+
+class _PoolClips(_Clips):
+    """All clips from number `start` on, each with `most` captions: its own, then missing ones.
+
+    An unreadable file keeps its place as black frames without captions, which training never meets."""
+
+    def __init__(self, *args, start, most, **options):
+        super().__init__(*args, **options)
+        self.start, self.most = start, most
+
+    def __len__(self):
+        return len(self.items) - self.start
+
+    def __getitem__(self, place):
+        number, broken = self.start + place, []
+        own = list(self.items[number].captions)
+        try:
+            frames = self.frames(number)
+        except BrokenFile as error:
+            if self.on_broken == "error":
+                raise
+            frames = torch.zeros(self.rule.frames, 3, self.size, self.size, dtype=torch.uint8)
+            own, broken = [], [(self.items[number].path, str(error))]
+        captions = own + [None] * (self.most - len(own))
+        numbers = [*range(len(own)), *[-1] * (self.most - len(own))]
+        return frames, captions, own, number, numbers, broken
+
+
+def squared(frames: Tensor, size: int) -> Tensor:
+    """Frames [F, 3, H, W] as [F, 3, size, size]: the shorter side resized, the centre cut out, as networks do."""
+    return tv.center_crop(resize(frames, size, float("inf")), [size, size]).contiguous()
+
+
+def encode(captions, tokenizer, max_length: int) -> Tensor:
+    """Captions as token ids [rows, T] long, cut to `max_length`; None is a start token and padding."""
+    texts = [caption for caption in captions if caption is not None]
+    told = iter(tokenizer(texts, truncation=True, max_length=max_length)["input_ids"] if texts else [])
+    rows = [[tokenizer.cls_token_id] if caption is None else next(told) for caption in captions]
+    tokens = torch.full((len(rows), max(map(len, rows))), tokenizer.pad_token_id, dtype=torch.long)
+    for row, ids in zip(tokens, rows):
+        row[: len(ids)] = torch.tensor(ids)
+    return tokens
+
+
+def _collate(rows, tokenizer, max_length):
+    frames, captions, references, places, numbers, broken = zip(*rows)
+    return {
+        "frames": torch.stack(frames),
+        "tokens": encode([text for row in captions for text in row], tokenizer, max_length),
+        "clip": torch.tensor(places),
+        "caption": torch.tensor([number for row in numbers for number in row]),
+        "references": list(references),
+        "broken": [entry for row in broken for entry in row],
+    }
+
+
+class FileData(pl.LightningDataModule):
+    """Batches of pictures and videos from files.
+
+    A batch is a dict: "frames" uint8 [B, F, 3, image_size, image_size]; "tokens" long [B*K, T], rows grouped by
+    clip, captions longer than `max_tokens` cut; "clip" long [B] and "caption" long [B*K], the numbers of clips and
+    captions, -1 for a caption that a clip does not have (its row is a start token and padding); "references":
+    B lists of all captions of the clips.
+
+    Args:
+        train, val, test: sources, see `read_items`; several may be the same one if it knows splits. Training
+            needs no captions, the others do.
+        media: the folder of the files, if it is not the sources' own.
+        tokenizer: the teacher's, or where the teacher is loaded from ("glyphs", a folder, a hub id).
+        frames, sampling, step: which frames of a training video make a clip, see `FrameRule`; validation and test
+            take "random" as "uniform". With 1 frame of pictures [B, 1, 3, H, W] is what comes.
+        image_size: side of the frames; the teacher's own makes them as it would itself.
+        batch_size: of each process, where there are several.
+        captions_per_clip: K in training, drawn anew for each epoch.
+        limit: only the first so many clips of each source.
+        seed: of shuffling, captions and random frames.
+        workers: loader processes.
+        max_tokens: longest caption in tokens; default the tokenizer's `model_max_length`, 40 at most (as GIT's).
+        on_broken: "skip" or "error". A file that is missing or cannot be read is named in a warning, kept in
+            `broken` (path -> reason), and left out; or else a `BrokenFile` stops everything.
+
+    Raises FileNotFoundError and ValueError in one line.
+    """
+
+    def __init__(
+        self,
+        train: str | None = None,
+        val: str | None = None,
+        test: str | None = None,
+        media: str | None = None,
+        tokenizer="glyphs",
+        frames: int = 6,
+        sampling: str = "uniform",
+        step: int = 1,
+        image_size: int = 224,
+        batch_size: int = 16,
+        captions_per_clip: int = 1,
+        limit: int | None = None,
+        seed: int = 0,
+        workers: int = 0,
+        max_tokens: int | None = None,
+        on_broken: str = "skip",
+    ):
+        super().__init__()
+        if min(batch_size, captions_per_clip, image_size) < 1 or (limit is not None and limit < 1):
+            raise ValueError("batch_size, captions_per_clip, image_size and limit must be at least 1")
+        if on_broken not in ("skip", "error"):
+            raise ValueError(f'on_broken is "skip" or "error", not {on_broken!r}')
+        if isinstance(tokenizer, str | os.PathLike):
+            tokenizer = text.load_tokenizer(checkpoints.resolve(tokenizer))
+        self.tokenizer = tokenizer
+        self.max_tokens = max_tokens or min(40, tokenizer.model_max_length)
+        self.rule = FrameRule(frames, sampling, step)
+        self.image_size, self.batch_size, self.captions_per_clip = image_size, batch_size, captions_per_clip
+        self.seed, self.workers, self.on_broken, self.limit = seed, workers, on_broken, limit
+        self.broken: dict[str, str] = {}
+        self._read_sources({"train": train, "val": val, "test": test}, media)
+
+    def _read_sources(self, sources: dict, media) -> None:
+        self.items, whole = {}, {}
+        for role, source in sources.items():
+            if source is None:
+                continue
+            items, missing = read_items(source, media, role)
+            if missing:
+                self._report([(name, f"{name}, listed in {source}, is not there") for name in missing])
+            if not any(item.split for item in items):
+                if source in whole:
+                    raise ValueError(
+                        f"{source} knows no splits: {whole[source]} and {role} would be the same"
+                    )
+                whole[source] = role
+            if role != "train" and (mute := [item.path for item in items if not item.captions]):
+                raise ValueError(
+                    f"{mute[0]}, one of {role}'s {len(items)} clips, has no caption to score against"
+                )
+            self.items[role] = items[: self.limit]
+
+    def _report(self, entries) -> None:
+        """Keep account of files that cannot be used, and name each once."""
+        for path, reason in entries:
+            if self.on_broken == "error":
+                raise BrokenFile(reason)
+            if path not in self.broken:
+                self.broken[path] = reason
+                warnings.warn(f"left out, {len(self.broken)} so far: {reason}", stacklevel=2)
+
+    def _of(self, role: str) -> list[Item]:
+        if role not in self.items:
+            raise ValueError(f"there is no {role} data: give FileData({role}=...)")
+        return self.items[role]
+
+    def train_dataloader(self):
+        """Batches of the training clips, shuffled anew in each epoch; the last one may be smaller."""
+        items = self._of("train")
+        clips = _TrainClips(items, *self._how(self.rule), seed=self.seed, count=self.captions_per_clip)
+        return self._loader(clips, _EpochSampler(len(items), self.seed, repeat=True))
+
+    def val_dataloader(self):
+        """Batches of the validation clips, each with its first caption for the loss."""
+        return self._fixed("val")
+
+    def test_dataloader(self):
+        """Batches of the test clips, each with its first caption for the loss."""
+        return self._fixed("test")
+
+    def _fixed(self, role: str):
+        sampling = "uniform" if self.rule.sampling == "random" else self.rule.sampling
+        rule = FrameRule(self.rule.frames, sampling, self.rule.step)
+        return self._loader(_Clips(self._of(role), *self._how(rule)))
+
+    def _how(self, rule: FrameRule) -> tuple:
+        return rule, self.image_size, self.on_broken
+
+    @property
+    def pool_size(self) -> int:
+        """Clips that training can meet. ValueError when they look different in each epoch."""
+        if self.rule.sampling == "random":
+            raise ValueError('a cache needs the same frames in each epoch: use sampling="uniform"')
+        return len(self._of("train"))
+
+    def pool_dataloader(self, start: int = 0):
+        """Batches of all training clips in order from clip `start` on, each with all its captions.
+
+        K is the most that any clip has."""
+        items = self._of("train")[: self.pool_size]
+        most = max(1, *(len(item.captions) for item in items), 1)
+        return self._loader(_PoolClips(items, *self._how(self.rule), start=start, most=most))
+
+    def fingerprint(self) -> dict:
+        """What the pool's clips and captions depend on, and a checksum of some of the frames ("content")."""
+        items, content, told = self._of("train")[: self.pool_size], hashlib.sha256(), hashlib.sha256()
+        pool = _PoolClips(items, *self._how(self.rule), start=0, most=0)
+        for number in np.linspace(0, len(items) - 1, SAMPLE, dtype=int).tolist():
+            content.update(pool[number][0].numpy().tobytes())
+        for item in items:
+            told.update(repr((Path(item.path).name, item.captions)).encode())
+        vocabulary = sorted(self.tokenizer.get_vocab().items(), key=lambda entry: entry[1])
+        return {
+            "data": type(self).__name__,
+            "clips": len(items),
+            "files and captions": told.hexdigest()[:16],
+            "frames": f"{self.rule.frames} {self.rule.sampling} {self.rule.step}",
+            "image_size": self.image_size,
+            "vocabulary": hashlib.sha256(repr(vocabulary).encode()).hexdigest()[:16],
+            "content": content.hexdigest()[:16],
+        }
+
+    def _loader(self, clips, sampler=None):
+        loader = ClipLoader(
+            clips,
+            self.batch_size,
+            sampler=sampler,
+            num_workers=self.workers,
+            collate_fn=partial(_collate, tokenizer=self.tokenizer, max_length=self.max_tokens),
+            persistent_workers=self.workers > 0,
+            generator=torch.Generator(),  # the global random numbers stay as they are
+        )
+        clips.report = self._report
+        return loader

@@ -1,0 +1,159 @@
+"""Captions of files: the bundle, the command, the sliding window; and the check of this machine."""
+
+import io
+import json
+import sys
+
+import pytest
+import tiny
+import torch
+from pictures import photo, shades, video
+
+from gitdistill import __main__, device, load_student
+from gitdistill.bundle import FILE, Captioner, Student
+from gitdistill.caption import caption_files, live
+from gitdistill.data.module import glyph_tokenizer
+from gitdistill.data.video import BrokenFile, FrameRule
+from gitdistill.decoding import beam
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A student's folder."""
+    path = tmp_path_factory.mktemp("student")
+    student = Student(
+        tiny.student().eval(), glyph_tokenizer(), FrameRule(2, "every", 3), {"max_length": 7}, {"cider": 1.5}
+    )
+    student.save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """Three pictures, a video, a broken picture and a text."""
+    path = tmp_path_factory.mktemp("files")
+    for number in range(3):
+        photo(40 + 30 * number, 64).save(path / f"{number}.png")
+    video(path / "clip.mp4", shades(20))
+    (path / "broken.jpg").write_bytes(b"hello")
+    (path / "notes.txt").write_text("hello")
+    return path
+
+
+def run(monkeypatch, *arguments) -> int:
+    monkeypatch.setattr(sys, "argv", ["gitdistill", *map(str, arguments)])
+    with pytest.raises(SystemExit) as stopped:
+        __main__.main()
+    return stopped.value.code
+
+
+def test_a_folder_says_all_of_itself(folder, files):
+    loaded = load_student(folder)
+    assert loaded.rule == FrameRule(2, "every", 3) and loaded.decoding == {"max_length": 7}
+    assert loaded.scores == {"cider": 1.5} and "| cider | 1.5 |" in (folder / "README.md").read_text()
+    assert loaded.read(files / "clip.mp4").shape == (2, 3, tiny.SIDE, tiny.SIDE)
+    frames = torch.stack([loaded.read(files / name) for name in ("0.png", "clip.mp4")])
+    said, scores = loaded.caption(frames)
+    assert said == tiny.student().eval().caption(frames, glyph_tokenizer(), max_length=7)
+    assert scores[0] != scores[1]
+    assert loaded.caption_files([files / "0.png"])[0] == said[0] and all(score < 0 for score in scores)
+    again = type(loaded).from_pretrained(folder)  # as the hub's mixin reads it
+    assert again.caption(frames)[0] == said and again.rule == loaded.rule
+    assert loaded.caption(frames, beams=3)[1] == beam(loaded.model, frames, 3, 7).scores[:, 0].tolist()
+
+
+def test_a_folder_of_bare_weights(tmp_path):
+    tiny.student().save_pretrained(tmp_path)
+    assert load_student(tmp_path).rule == FrameRule(tiny.FRAMES)
+    (tmp_path / FILE).write_text('{"frames": {"frames": 9}, "decoding": {}, "scores": {}}')
+    with pytest.raises(ValueError, match="9 frames a clip, but this network reads at most 2"):
+        load_student(tmp_path)
+    (tmp_path / FILE).write_text("{}")
+    with pytest.raises(ValueError, match="is not what a student's folder says of itself"):
+        load_student(tmp_path)
+    with pytest.raises(FileNotFoundError, match="no folder ./nowhere"):
+        load_student("./nowhere")
+
+
+def test_the_command_captions_folders_and_lists(folder, files, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stdin", io.StringIO(f"{files / '2.png'}\n\n{files / '0.png'}\n"))
+    code = run(
+        monkeypatch, "caption", files, "-", "--student", folder, "--json", "--batch", 2, "--device", "cpu"
+    )
+    out, err = capsys.readouterr()
+    rows = [json.loads(line) for line in out.splitlines()]
+    names = [row["file"].rsplit("/", 1)[1] for row in rows]
+    assert names == ["0.png", "1.png", "2.png", "clip.mp4", "2.png", "0.png"]
+    student = load_student(folder)
+    for row in rows:
+        (caption,), (score,) = student.caption(student.read(row["file"])[None])
+        assert row["caption"] == caption and row["score"] == pytest.approx(score, abs=1e-3)
+    assert (
+        code == 1 and "broken.jpg is no readable picture" in err and "1 of 7 files could not be read" in err
+    )
+    assert run(monkeypatch, "caption", files / "0.png", "--student", folder, "--frames", 1, "--beams", 2) == 0
+    assert capsys.readouterr().out.startswith(f"{files / '0.png'}\t")
+
+
+def test_a_teacher_captions_too(files):
+    teacher = tiny.teacher()
+    captioner = Captioner(teacher, teacher.tokenizer)
+    assert captioner.rule == FrameRule(2)
+    frames = captioner.read(files / "clip.mp4")[None]
+    ((_, caption, _, wrong),) = caption_files(captioner, [files / "clip.mp4"], 4, {})
+    assert caption == teacher.caption(frames)[0] and wrong is None
+
+
+def test_mistakes_on_the_command_line(folder, files, monkeypatch, capsys):
+    assert "no file or folder nowhere" in run(monkeypatch, "caption", "nowhere", "--student", folder)
+    said = run(monkeypatch, "caption", files, "--student", folder, "--frames", 3)
+    assert said == "gitdistill: 3 frames a clip, but this network reads at most 2"
+    said = run(monkeypatch, "caption", files, files, "--student", folder, "--live", 2)
+    assert "--live is for one video at a time, not 2" in said
+    assert run(monkeypatch, "caption", files, "--student", folder, "--batch", 0) == 2
+    assert "0 is not above 0" in capsys.readouterr().err
+    assert run(monkeypatch, "caption", files) == 2
+
+
+def test_a_sliding_window(files, folder, monkeypatch, capsys):
+    """10 frames a second, 2 seconds: a caption each half second, of the last half second alone."""
+    student = load_student(folder)
+    student.rule = FrameRule(2)
+    seen = []
+    monkeypatch.setattr(student, "caption", lambda clip, **_: seen.append(clip) or (["a"], [0.0]))
+    moments = [moment for moment, *_ in live(student, files / "clip.mp4", 0.5, 0.5)]
+    assert moments == pytest.approx([0.5, 1.0, 1.5])
+    for moment, clip in zip(moments, seen):
+        shown = (clip.float().mean((0, 2, 3, 4)) / 10).tolist()
+        assert 10 * moment - 5.5 < shown[0] < shown[1] < 10 * moment + 0.5
+    with pytest.raises(BrokenFile, match="broken.jpg"):
+        list(live(student, files / "broken.jpg", 1, 1))
+    code = run(monkeypatch, "caption", files / "clip.mp4", "--student", folder, "--live", 1, "--every", 0.5)
+    out, err = capsys.readouterr()
+    assert code == 0 and len(out.splitlines()) == 3 and "3 captions, " in err
+
+
+def test_the_check(monkeypatch, capsys):
+    assert run(monkeypatch, "check") == 0
+    said = capsys.readouterr().out
+    assert "OK   device cpu computes what the CPU does" in said and "all is well" in said
+    monkeypatch.setenv(device.VARIABLE, "cuda:99")
+    assert run(monkeypatch, "check") == 1
+    assert "FAIL there is no device cuda:99 here" in capsys.readouterr().out
+    assert device.choose_device("cpu") == torch.device("cpu")
+    with pytest.raises(ValueError, match="'tpu9' is no device"):
+        device.choose_device("tpu9")
+
+
+def test_the_self_test_sees_a_device_that_computes_something_else(monkeypatch):
+    samples = device.samples()
+    name, model, frames, tokens = samples[1]
+
+    class Elsewhere(type(model)):
+        def to(self, _):
+            self.norm.weight.data.mul_(1.5)
+            return self
+
+    model.__class__ = Elsewhere
+    monkeypatch.setattr(device, "samples", lambda: samples)
+    assert "the student's logits are off by" in device.self_test(torch.device("cpu"))

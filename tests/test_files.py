@@ -1,0 +1,242 @@
+"""Captioned files as people have them: every format, good and broken, and batches as the trainers take them."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import pytorch_lightning as pl
+import tiny
+import torch
+from pictures import photo, shades, video
+
+from gitdistill.cache import TeacherCache, Wants
+from gitdistill.data.files import FileData, read_items
+from gitdistill.data.module import glyph_tokenizer
+from gitdistill.data.video import BrokenFile
+from gitdistill.model.pixels import CLIP_MEAN, CLIP_STD, to_pixels
+from gitdistill.trainer import CaptionTrainer
+
+TEXTS = ["a red star", "a blue star moves", "a green wheel", "a red wheel grows", "a star"]
+
+
+def pictures(folder, names, side=64):
+    """A crop of the photograph in each file, no two alike."""
+    for number, name in enumerate(names):
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        photo(side + 8 * number, 48).save(path)
+    return folder
+
+
+def write(path, content):
+    path.write_text(json.dumps(content))
+    return path
+
+
+def coco(folder):
+    pictures(folder / "val2014", ["b.jpg", "a.jpg"])
+    images = [{"id": 7, "file_name": "b.jpg"}, {"id": 3, "file_name": "a.jpg"}]
+    captions = [(3, "a star"), (7, "a red star"), (3, " a wheel\n")]
+    rows = [{"image_id": image, "id": i, "caption": text} for i, (image, text) in enumerate(captions)]
+    return write(folder / "captions_val2014.json", {"info": {}, "images": images, "annotations": rows})
+
+
+def karpathy(folder):
+    pictures(folder / "val2014", ["a.jpg", "b.jpg", "c.jpg", "d.jpg"])
+    rows = [
+        {
+            "filepath": "val2014",
+            "filename": f"{name}.jpg",
+            "split": split,
+            "sentences": [{"raw": f"a {name}"}],
+        }
+        for name, split in (("a", "train"), ("b", "restval"), ("c", "val"), ("d", "test"))
+    ]
+    return write(folder / "dataset_coco.json", {"dataset": "coco", "images": rows})
+
+
+def msrvtt(folder):
+    for number in range(3):
+        video(folder / f"video{number}.mp4", shades(5 + number))
+    splits = ["train", "validate", "test"]
+    videos = [{"video_id": f"video{i}", "split": splits[i], "start time": 9.0} for i in range(3)]
+    rows = [{"caption": TEXTS[i], "video_id": f"video{i % 3}", "sen_id": i} for i in range(5)]
+    return write(folder / "videodatainfo.json", {"videos": videos, "sentences": rows})
+
+
+def vatex(folder):
+    video(folder / "x_1_000001_000011.mp4", shades(5))
+    rows = [
+        {"videoID": f"{name}_000001_000011", "enCap": TEXTS[:2], "chCap": ["x"]} for name in ("x_1", "gone")
+    ]
+    return write(folder / "vatex_validation_v1.0.json", rows)
+
+
+def names(items):
+    return [(item.path.rsplit("/", 1)[1], item.captions) for item in items]
+
+
+def test_coco(tmp_path):
+    items, missing = read_items(coco(tmp_path))
+    assert names(items) == [("b.jpg", ("a red star",)), ("a.jpg", ("a star", "a wheel"))] and not missing
+
+
+def test_karpathys_split(tmp_path):
+    source = karpathy(tmp_path)
+    for split, expected in (("train", ["a", "b"]), ("val", ["c"]), ("test", ["d"])):
+        items, _ = read_items(source, split=split)
+        assert names(items) == [(f"{name}.jpg", (f"a {name}",)) for name in expected]
+
+
+def test_msrvtt_and_vatex(tmp_path):
+    (tmp_path / "m").mkdir(), (tmp_path / "v").mkdir()
+    items, _ = read_items(msrvtt(tmp_path / "m"), split="val")
+    assert names(items) == [("video1.mp4", (TEXTS[1], TEXTS[4]))]
+    items, missing = read_items(vatex(tmp_path / "v"))
+    assert names(items) == [("x_1_000001_000011.mp4", tuple(TEXTS[:2]))]
+    assert missing == ["gone_000001_000011"]
+
+
+def test_folders(tmp_path):
+    pictures(tmp_path, ["b.png", "a.jpg", "deep/c.jpg"])
+    (tmp_path / "notes.txt").write_text("no picture")
+    assert names(read_items(tmp_path)[0]) == [("a.jpg", ()), ("b.png", ()), ("c.jpg", ())]
+    rows = [("b.png", "a star", "train"), ("c.jpg", "one, two", "val"), ("b.png", "a wheel", "train")]
+    with (tmp_path / "captions.csv").open("w", newline="", encoding="utf-8-sig") as file:
+        csv.writer(file).writerows([("file_name", "text", "split"), *rows])
+    assert names(read_items(tmp_path, split="train")[0]) == [("b.png", ("a star", "a wheel"))]
+    assert names(read_items(tmp_path, split="val")[0]) == [("c.jpg", ("one, two",))]
+    (tmp_path / "x.jsonl").write_text('{"file": "a.jpg", "captions": ["a", "b"]}\n\n{"file": "b.png"}\n')
+    assert names(read_items(tmp_path / "x.jsonl")[0]) == [("a.jpg", ("a", "b")), ("b.png", ())]
+
+
+def test_mistakes_in_one_line(tmp_path):
+    source = karpathy(tmp_path)
+    pictures(tmp_path / "twice", ["x/a.jpg", "y/a.jpg"])
+    cases = [
+        (("nowhere",), FileNotFoundError, "there is no nowhere"),
+        ((write(tmp_path / "a.json", {"x": 1}),), ValueError, r"none of COCO.*its keys are \['x'\]"),
+        (
+            (write(tmp_path / "b.json", [{"videoID": "q"}]),),
+            FileNotFoundError,
+            "none of the 1 files.*q first",
+        ),
+        ((write(tmp_path / "c.json", {"images": [{"split": "x"}]}),), ValueError, "not as it should be"),
+        ((source, tmp_path / "none"), FileNotFoundError, "no folder .*none"),
+    ]
+    for arguments, kind, message in cases:
+        with pytest.raises(kind, match=message):
+            read_items(*arguments)
+    (tmp_path / "twice" / "captions.csv").write_text("file,caption\na.jpg,a star\n")
+    with pytest.raises(ValueError, match="a.jpg could be .*x/a.jpg or .*y/a.jpg"):
+        read_items(tmp_path / "twice")
+    (tmp_path / "d.json").write_text("{")
+    with pytest.raises(ValueError, match="d.json is not valid JSON"):
+        read_items(tmp_path / "d.json")
+    with pytest.raises(ValueError, match="no split test: its splits are validate"):
+        row = {"filename": "a.jpg", "split": "validate", "sentences": []}
+        read_items(write(tmp_path / "e.json", {"images": [row]}), tmp_path / "val2014", "test")
+
+
+def folder_data(tmp_path, count=5, **options):
+    """Pictures with one caption, two captions, three ... in a folder."""
+    pictures(tmp_path, [f"{i}.png" for i in range(count)])
+    rows = [{"file": f"{i}.png", "captions": TEXTS[: i + 1]} for i in range(count)]
+    (tmp_path / "captions.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    options = {"train": str(tmp_path), "frames": 1, "image_size": tiny.SIDE, "batch_size": 2} | options
+    return FileData(tokenizer=glyph_tokenizer(), **options)
+
+
+def said(data, batch):
+    return data.tokenizer.batch_decode(batch["tokens"], skip_special_tokens=True)
+
+
+def test_training_batches(tmp_path):
+    data = folder_data(tmp_path, captions_per_clip=2, workers=0)
+    loader = data.train_dataloader()
+    epochs = [list(loader) for _ in range(8)]
+    heard = set()
+    for epoch in epochs:
+        assert [len(batch["frames"]) for batch in epoch] == [2, 2, 1]
+        assert sorted(torch.cat([batch["clip"] for batch in epoch]).tolist()) == list(range(5))
+        for batch in epoch:
+            assert batch["frames"].shape[1:] == (1, 3, 32, 32) and batch["frames"].dtype == torch.uint8
+            clips = [clip for clip in batch["clip"].tolist() for _ in range(2)]
+            for clip, number, text in zip(clips, batch["caption"].tolist(), said(data, batch)):
+                assert text == (TEXTS[number] if number >= 0 else "") and number <= clip
+                heard.add((clip, number))
+    assert heard == {(clip, number) for clip in range(5) for number in range(clip + 1)} | {(0, -1)}
+    again = list(folder_data(tmp_path, captions_per_clip=2).train_dataloader())
+    assert all(torch.equal(a["tokens"], b["tokens"]) for a, b in zip(epochs[0], again))
+
+
+def test_a_network_sees_what_it_would_make_of_the_picture_itself(tmp_path):
+    data = folder_data(tmp_path)
+    batch = next(iter(data.pool_dataloader()))
+    whole = torch.from_numpy(np.array(photo(64, 48))).permute(2, 0, 1)[None]
+    expected = to_pixels(whole, tiny.SIDE, CLIP_MEAN, CLIP_STD)
+    assert torch.equal(to_pixels(batch["frames"][:1], tiny.SIDE, CLIP_MEAN, CLIP_STD), expected)
+
+
+def test_broken_files_are_named_counted_and_left_out(tmp_path):
+    folder_data(tmp_path)
+    (tmp_path / "1.png").write_bytes(b"hello")
+    rows = (tmp_path / "captions.jsonl").read_text() + '\n{"file": "gone.png", "caption": "a star"}'
+    (tmp_path / "captions.jsonl").write_text(rows)
+    how = {"frames": 1, "image_size": 32, "batch_size": 2, "tokenizer": glyph_tokenizer()}
+    with pytest.warns(UserWarning, match="left out, 1 so far: gone.png, listed in .*is not there"):
+        data = FileData(train=str(tmp_path), **how)
+    with pytest.warns(UserWarning, match="left out, 2 so far: .*1.png is no readable picture"):
+        batches = list(data.train_dataloader())
+    assert [len(batch["frames"]) for batch in batches] == [2, 2, 1] and "broken" not in batches[0]
+    assert set(torch.cat([batch["clip"] for batch in batches]).tolist()) == {0, 2, 3, 4}
+    assert list(data.broken) == ["gone.png", str(tmp_path / "1.png")]
+    pool = list(data.pool_dataloader())
+    assert torch.cat([batch["clip"] for batch in pool]).tolist() == list(range(5))
+    assert (pool[0]["frames"][1] == 0).all() and not pool[0]["references"][1]
+    with pytest.raises(BrokenFile, match="gone.png"):
+        FileData(train=str(tmp_path), on_broken="error", **how)
+    (tmp_path / "captions.jsonl").unlink()
+    with pytest.raises(BrokenFile, match="1.png is no readable picture"):
+        list(FileData(train=str(tmp_path), on_broken="error", **how).train_dataloader())
+    for number in range(5):
+        (tmp_path / f"{number}.png").write_bytes(b"")
+    with pytest.raises(BrokenFile, match="none of 5 files can be read"):
+        list(FileData(train=str(tmp_path), **how).train_dataloader())
+
+
+def test_wrong_options(tmp_path):
+    with pytest.raises(ValueError, match="knows no splits: train and val would be the same"):
+        folder_data(tmp_path, val=str(tmp_path))
+    with pytest.raises(ValueError, match="there is no val data"):
+        folder_data(tmp_path).val_dataloader()
+    with pytest.raises(ValueError, match="has no caption to score against"):
+        FileData(val=str(pictures(tmp_path / "mute", ["a.png"])))
+    with pytest.raises(ValueError, match="the same frames in each epoch"):
+        folder_data(tmp_path, sampling="random").pool_size  # noqa: B018
+
+
+def test_the_teachers_answers_are_kept(tmp_path):
+    data = folder_data(tmp_path / "p", captions_per_clip=2)
+    teacher = tiny.teacher()
+    cache = TeacherCache.build(tmp_path / "cache", teacher, data, Wants(), say=lambda _: None)
+    for batch in data.train_dataloader():
+        answer = cache.read(batch["clip"], batch["caption"], batch["tokens"], Wants())
+        assert answer["logits"].words.shape == (*(batch["tokens"][:, 1:].shape), 8)
+    other = folder_data(tmp_path / "p", image_size=48)
+    with pytest.raises(ValueError, match="image_size is 48 here and 32 there"):
+        cache.check(teacher, other)
+
+
+def test_lightning_trains_and_scores_videos(tmp_path):
+    source = str(msrvtt(tmp_path))
+    data = FileData(source, source, source, tokenizer=glyph_tokenizer(), frames=2, image_size=tiny.SIDE)
+    module = CaptionTrainer(tiny.student())
+    trainer = pl.Trainer(
+        max_steps=1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False,
+    )  # fmt: skip
+    trainer.fit(module, data)
+    (scores,) = trainer.test(module, data, verbose=False)
+    assert scores.keys() >= {"test/cider", "test/cross_entropy"}

@@ -1,0 +1,134 @@
+"""Pictures and videos from files: which frames, which way up, and what becomes of broken ones."""
+
+import numpy as np
+import pytest
+import torch
+from pictures import grey, photo, shades, video
+from PIL import Image
+
+from gitdistill.data.video import BrokenFile, FrameRule, read_clip, read_image, read_video
+
+
+def numbers(clip) -> list[int]:
+    """Which of `shades` the frames are."""
+    return [round(frame.float().mean().item() / 10) for frame in clip]
+
+
+@pytest.mark.parametrize(
+    "rule, chosen",
+    [
+        (FrameRule(4), [2, 7, 12, 17]),
+        (FrameRule(20), list(range(20))),
+        (FrameRule(1), [10]),
+        (FrameRule(4, "every", 3), [0, 3, 6, 9]),
+        (FrameRule(4, "every", 8), [0, 8, 16, 19]),
+    ],
+)
+def test_which_frames(tmp_path, rule, chosen):
+    for name, codec in (
+        ("a.mp4", "libx264"),
+        ("b.webm", "libvpx-vp9"),
+        ("c.avi", "mpeg4"),
+        ("d.mkv", "libx264"),
+    ):
+        clip = read_video(video(tmp_path / name, shades(20), codec=codec), rule)
+        assert clip.dtype == torch.uint8 and clip.shape == (rule.frames, 3, 48, 64)
+        assert numbers(clip) == chosen, name
+
+
+def test_a_video_shorter_than_a_clip(tmp_path):
+    path = video(tmp_path / "a.mp4", shades(3))
+    assert numbers(read_video(path, FrameRule(6))) == [0, 0, 1, 1, 2, 2]
+    assert numbers(read_video(path, FrameRule(5, "every"))) == [0, 1, 2, 2, 2]
+    assert numbers(read_video(video(tmp_path / "b.mp4", shades(1)), FrameRule(2))) == [0, 0]
+
+
+def test_random_frames_come_from_their_own_parts(tmp_path):
+    path, rule = video(tmp_path / "a.mp4", shades(20)), FrameRule(4, "random")
+    seen = [numbers(read_video(path, rule, np.random.RandomState(seed))) for seed in range(30)]
+    assert len(set(map(tuple, seen))) > 20
+    for part in range(4):
+        assert {clip[part] for clip in seen} == set(range(5 * part, 5 * part + 5))
+    assert numbers(read_video(path, rule, np.random.RandomState(3))) == seen[3]
+
+
+def test_a_variable_frame_rate_is_read_by_time(tmp_path):
+    """Frames 0 to 9 within the first second, frames 10 and 11 in the second and third."""
+    times = [i / 10 for i in range(10)] + [1.0, 2.0]
+    path = video(tmp_path / "a.mkv", shades(12), times=times)
+    assert numbers(read_video(path, FrameRule(2))) == [5, 10]
+
+
+@pytest.mark.parametrize("rotation", [90, 180, 270])
+def test_a_turned_video_comes_upright(tmp_path, rotation):
+    picture = grey(0)
+    picture[:16, :16] = 255  # the upper left corner
+    turned = np.rot90(picture, -rotation // 90)
+    clip = read_video(video(tmp_path / "a.mp4", [turned] * 4, rotation=rotation), FrameRule(1))
+    assert clip.shape == (1, 3, 48, 64)
+    assert clip[0, :, :16, :16].float().mean() > 200 and clip[0, :, 16:].float().mean() < 20
+
+
+def test_a_photograph_as_it_is(tmp_path):
+    photo().save(tmp_path / "a.png")
+    assert np.array_equal(read_image(tmp_path / "a.png").permute(1, 2, 0), np.asarray(photo()))
+    clip = read_clip(tmp_path / "a.png", FrameRule(3))
+    assert clip.shape == (3, 3, 48, 64) and torch.equal(clip[0], clip[2])
+
+
+def test_pictures_of_other_kinds(tmp_path):
+    expected = np.asarray(photo().convert("L"))
+    photo().convert("L").save(tmp_path / "grey.png")
+    wide = Image.fromarray(expected.astype(np.uint16) * 257)
+    wide.save(tmp_path / "sixteen.png")
+    wide.save(tmp_path / "sixteen.tiff")
+    photo().convert("P", palette=Image.Palette.ADAPTIVE).save(tmp_path / "palette.png")
+    for name in ("grey.png", "sixteen.png", "sixteen.tiff"):
+        image = read_image(tmp_path / name)
+        assert image.dtype == torch.uint8 and all(np.array_equal(part, expected) for part in image), name
+    assert read_image(tmp_path / "palette.png").shape == (3, 48, 64)
+    clear = photo().convert("RGBA")
+    clear.putalpha(0)
+    clear.save(tmp_path / "clear.png")
+    assert (read_image(tmp_path / "clear.png") == 255).all()
+
+
+def test_exif_orientation(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned clockwise by a quarter
+    photo().save(tmp_path / "a.png", exif=exif)
+    turned = np.rot90(np.asarray(photo()), -1)
+    assert np.array_equal(read_image(tmp_path / "a.png").permute(1, 2, 0), turned)
+
+
+@pytest.mark.parametrize("keep", [0, 10, 400, 0.5, 0.85])
+def test_a_video_cut_off(tmp_path, keep):
+    noise = [np.random.RandomState(i).randint(0, 256, (48, 64, 3), dtype=np.uint8) for i in range(20)]
+    for name in ("a.mp4", "a.mkv"):
+        whole = video(tmp_path / name, noise).read_bytes()
+        (tmp_path / name).write_bytes(whole[: int(keep * len(whole)) if isinstance(keep, float) else keep])
+        with pytest.raises(BrokenFile, match=f"{name} is no readable video: .+"):
+            read_video(tmp_path / name, FrameRule(4))
+
+
+def test_no_video_at_all(tmp_path):
+    (tmp_path / "a.mp4").write_text("hello " * 100)
+    with pytest.raises(BrokenFile, match="a.mp4 is no readable video"):
+        read_clip(tmp_path / "a.mp4", FrameRule(4))
+    with pytest.raises(BrokenFile, match="b.mp4"):
+        read_clip(tmp_path / "b.mp4", FrameRule(4))
+
+
+@pytest.mark.parametrize("keep", [0, 20, 1000])
+def test_a_broken_picture(tmp_path, keep):
+    photo(200, 200).save(tmp_path / "a.jpg")
+    (tmp_path / "a.jpg").write_bytes((tmp_path / "a.jpg").read_bytes()[:keep])
+    with pytest.raises(BrokenFile, match="a.jpg is no readable picture: .+"):
+        read_image(tmp_path / "a.jpg")
+
+
+def test_wrong_rules():
+    with pytest.raises(ValueError, match="unknown sampling 'middle': use one of uniform, random, every"):
+        FrameRule(4, "middle")
+    with pytest.raises(ValueError, match="at least 1, not 0 and 1"):
+        FrameRule(0)
