@@ -9,6 +9,12 @@ from gitdistill.model import linear
 from gitdistill.model.linear import Linear
 
 
+@pytest.fixture(autouse=True)
+def small_is_large(monkeypatch):
+    """The other library's products also for the small matrices of these tests."""
+    monkeypatch.setattr(Linear, "LARGE", 1)
+
+
 def pair(inner, outer, bias=True):
     torch.manual_seed(0)
     mine, reference = Linear(inner, outer, bias), nn.Linear(inner, outer, bias)
@@ -65,3 +71,15 @@ def test_gradients_autocast_and_other_precisions_are_torchs(monkeypatch):
         assert_close(mine.bfloat16()(x.bfloat16()), reference.bfloat16()(x.bfloat16()))
         with pytest.raises(RuntimeError):
             mine(x)
+
+
+@pytest.mark.skipif(linear._ONEDNN is None, reason="torch was built without oneDNN")
+def test_small_products_stay_with_torch(monkeypatch):
+    calls, onednn = [], linear._ONEDNN
+    monkeypatch.setattr(linear, "_ONEDNN", lambda *given: calls.append(1) or onednn(*given))
+    mine, _ = pair(8, 16)
+    with torch.no_grad():
+        mine(torch.randn(8, 8))
+        monkeypatch.setattr(Linear, "LARGE", 8 * 8 * 16 + 1)
+        mine(torch.randn(8, 8))
+    assert len(calls) == 1

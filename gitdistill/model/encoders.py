@@ -12,9 +12,11 @@ import torch
 from timm.layers import Format
 from timm.models import tiny_vit
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from gitdistill.model import checkpoints, files
 from gitdistill.model.attention import has_listeners
+from gitdistill.model.linear import Linear
 from gitdistill.model.pixels import to_pixels
 
 # The stand-in that ships with the repository: TinyViT at about 0.4 M parameters for 96-pixel frames, whose
@@ -34,10 +36,10 @@ class WindowAttention(tiny_vit.Attention):
     """timm's TinyViT attention with a softmax that can be watched and position biases that are never stale.
 
     Hook the child `softmax` to see the weights, [B*F*windows, H, n, n] for windows of n cells; nobody
-    listening, timm's own fused path runs. Parameters and their names are timm's.
+    listening, the fused kernel runs. Parameters and their names are timm's.
 
     timm keeps the gathered biases from one call in eval mode to the next. They then outlive a change of
-    weights, and the graph or the inference mode they were made in; gathering them anew costs nothing.
+    weights, and the graph or the inference mode they were made in; here they are gathered anew, in one flat copy.
     """
 
     @classmethod
@@ -51,16 +53,18 @@ class WindowAttention(tiny_vit.Attention):
         return self
 
     def get_attention_biases(self, device) -> Tensor:
-        return self.attention_biases[:, self.attention_bias_idxs]
+        index = self.attention_bias_idxs
+        return self.attention_biases.index_select(1, index.flatten()).unflatten(1, index.shape)
 
     def forward(self, x: Tensor) -> Tensor:
         """Cells of each window [B*F*windows, n, C] -> the same shape."""
-        if not has_listeners(self.softmax):
-            return super().forward(x)
         qkv = self.qkv(self.norm(x)).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
         query, key, value = qkv.split([self.key_dim, self.key_dim, self.val_dim], dim=-1)
-        scores = (query * self.scale) @ key.transpose(-2, -1) + self.get_attention_biases(x.device)
-        mixed = self.softmax(scores) @ value
+        biases = self.get_attention_biases(x.device)
+        if has_listeners(self.softmax):
+            mixed = self.softmax((query * self.scale) @ key.transpose(-2, -1) + biases) @ value
+        else:  # a mask of four dimensions, or the kernel is not the fused one
+            mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=biases[None])
         return self.proj(mixed.transpose(1, 2).flatten(2))
 
 
@@ -85,6 +89,8 @@ class TinyVIT(nn.Module):
         for module in self.net.modules():
             if isinstance(module, tiny_vit.Attention):
                 WindowAttention.adopt(module)
+            if type(module) is nn.Linear:
+                module.__class__ = Linear
         self.image_size = image_size or self.net.pretrained_cfg["input_size"][-1]
         self.mean, self.std = (tuple(self.net.pretrained_cfg[key]) for key in ("mean", "std"))
         self.channels = list(self.net.feature_info.channels())

@@ -17,6 +17,9 @@ class Linear(nn.Linear):
     and a tenth for the many of an image (AMD Zen 4, MKL). Same numbers up to rounding.
     """
 
+    # Fewer multiplications than this are left to the BLAS: a call to oneDNN alone takes a hundredth of a millisecond.
+    LARGE = 2**21
+
     # This few rows times a matrix that is not wider than high: the BLAS is the faster one, with both swapped.
     FEW_ROWS = range(2, 5)
 
@@ -37,5 +40,5 @@ class Linear(nn.Linear):
             and not torch.is_grad_enabled()
             and not torch.is_autocast_enabled("cpu")
             and not torch.compiler.is_compiling()
-            and x.numel() > 0
+            and x.numel() * self.out_features >= self.LARGE
         )
