@@ -35,10 +35,10 @@ def environment():
     return yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))
 
 
-def requirements(pyproject):
+def requirements(pyproject, without=()):
     project = pyproject["project"]
-    lists = [project["dependencies"], *project["optional-dependencies"].values()]
-    return [Requirement(text) for texts in lists for text in texts]
+    lists = {"": project["dependencies"]} | project["optional-dependencies"]
+    return [Requirement(text) for extra, texts in lists.items() if extra not in without for text in texts]
 
 
 def test_conda_environment_agrees_with_pyproject(pyproject, environment):
@@ -53,7 +53,7 @@ def test_conda_environment_agrees_with_pyproject(pyproject, environment):
     offered = pyproject["project"]["optional-dependencies"]
     assert set(extras) <= set(offered)
     own = next(r for r in map(Requirement, offered["dev"]) if r.name == pyproject["project"]["name"])
-    assert own.extras | {"dev"} == set(offered)  # the tests use all of them
+    assert own.extras | {"dev", "browser"} == set(offered)  # these tests use all but the browser's
 
 
 def test_every_requirement_is_a_range_stated_once(pyproject):
@@ -69,7 +69,7 @@ def test_every_requirement_is_a_range_stated_once(pyproject):
 
 def test_this_environment_satisfies_pyproject(pyproject):
     """What the tests run with is what pyproject.toml asks for."""
-    for requirement in requirements(pyproject):
+    for requirement in requirements(pyproject, without=["browser"]):
         assert requirement.specifier.contains(version(requirement.name), prereleases=True), str(requirement)
 
 
@@ -83,9 +83,10 @@ def test_packages_that_the_code_imports_are_required(pyproject):
         "packaging": "pytest",
         "tomli": "pytest",
     }
-    for folder in ("gitdistill", "tests", "tools"):
+    scripts = ("tests", "tools", "experiments", "benchmarks")
+    beside = {path.stem for folder in scripts for path in (ROOT / folder).glob("*.py")}  # import one another
+    for folder in ("gitdistill", *scripts):
         for file in sorted((ROOT / folder).rglob("*.py")):
-            beside = {path.stem for path in file.parent.glob("*.py")}  # helpers of the tests
             for name in imported(file) - beside - {"gitdistill"} - set(sys.stdlib_module_names):
                 package = canonicalize_name(renamed.get(name, name))
                 assert package in required, f"{file.relative_to(ROOT)} imports {name}"

@@ -47,7 +47,8 @@ def clips(count=3):
 def test_public_names():
     assert gitdistill.GenerativeImageTextTeacher is gitdistill.model.GenerativeImageTextTeacher
     assert gitdistill.model.GenerativeImageTextModel is GenerativeImageTextModel
-    assert set(gitdistill.__all__) - set(gitdistill.model.__all__) == {"DistillationTrainer", "__version__"}
+    others = {"DistillationTrainer", "load_student", "__version__"}
+    assert set(gitdistill.__all__) - set(gitdistill.model.__all__) == others
     for package in (gitdistill, gitdistill.model):
         assert set(package.__all__) <= set(dir(package))
         with pytest.raises(AttributeError, match=f"module '{package.__name__}' has no attribute 'Nothing'"):
