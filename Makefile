@@ -16,7 +16,7 @@ help:
 	@echo "make format     rewrite the code as ruff formats it"
 	@echo "make teacher    train the embedded teacher from nothing into data/teacher (over an hour)"
 	@echo "make backbone   train the embedded backbone into data/backbone (ten minutes)"
-	@echo "make student    distil the shipped student into data/student (half an hour)"
+	@echo "make student    distil a student for longer than notebook 03 does, into data/student"
 	@echo "make notebooks  run the notebooks in place, outputs ready to commit"
 
 setup: $(STAMP)

@@ -49,7 +49,7 @@ def ask(teacher, frames: Tensor, tokens: Tensor, wants: Wants, dtype: torch.dtyp
 
     "logits" [B*K, T, V]; "cells/…" [B*F, h, w, D], class tokens left out; "rows/…" [B*K, T, D]; "attention"
     [B*K, T, F*h*w], the share of each cell in what goes to cells at all. `dtype` bfloat16 computes under
-    autocast, about twice as fast on a CPU that knows it.
+    autocast, faster on hardware that knows it.
     """
     paths = [*wants.cells, *wants.rows, *([ATTENTION] if wants.attention else [])]
     half = dtype != torch.float32

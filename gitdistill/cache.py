@@ -34,7 +34,7 @@ class TeacherCache:
     """A teacher's answers on a pool of clips, in a folder that `build` filled.
 
     Raises FileNotFoundError when there is none, ValueError when it is unfinished, of another format, or a file
-    is damaged (`verify` reads all of it once, about a second a gigabyte).
+    is damaged (`verify` reads all of it once).
     """
 
     def __init__(self, folder, verify: bool = True):

@@ -213,7 +213,7 @@ class DistillationTrainer(CaptionTrainer):
         caption_filter: which of these are left out; see `CaptionFilter`.
         cache: a `TeacherCache`, or a folder that has or will get one: then no training batch asks the teacher.
             A folder without a finished one is filled when the fit starts.
-        teacher_dtype: what the teacher computes in; "bfloat16" halves its time on hardware that knows it.
+        teacher_dtype: what the teacher computes in; "bfloat16" is faster on hardware that knows it.
         options: as for `CaptionTrainer`.
 
     Raises ValueError when the two vocabularies differ, when the cache is another teacher's or other data's, and

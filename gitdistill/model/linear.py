@@ -13,11 +13,11 @@ _ONEDNN = (
 class Linear(nn.Linear):
     """`nn.Linear` that multiplies through oneDNN on a CPU, in float32, where no gradient is recorded.
 
-    There torch calls its BLAS, which leaves a third of the time on the table for the few rows of a decoding step
-    and a tenth for the many of an image (AMD Zen 4, MKL). Same numbers up to rounding.
+    There torch calls its BLAS, which was the slower one for large matrices (AMD Zen 4, MKL). Same numbers up to
+    rounding.
     """
 
-    # Fewer multiplications than this are left to the BLAS: a call to oneDNN alone takes a hundredth of a millisecond.
+    # Fewer multiplications than this are left to the BLAS: a call to oneDNN has its own price.
     LARGE = 2**21
 
     # This few rows times a matrix that is not wider than high: the BLAS is the faster one, with both swapped.
