@@ -37,13 +37,13 @@ ROOT = Path(__file__).resolve().parents[1]
 WEIGHTS = {
     "cross_entropy": 1.0,
     "kl": 1.0,
-    "features": 30.0,
+    "features": 100.0,
     "hidden": 10.0,
     "attention": 10.0,
     "relations": 10.0,
     "sequence": 1.0,
 }
-"""Of each loss where it is on: at the start all pull about as hard as cross-entropy does, features five times."""
+"""Of each loss where it is on: at the start all pull about as hard as cross-entropy does, features far harder."""
 RECIPE = ("cross_entropy", "kl", "features")
 """The losses of the recipe. `visual` is in no variant: it compares the backbone, which is frozen."""
 
@@ -96,6 +96,8 @@ def labels(pool: int) -> Iterator[Variant]:
         short = f"{count:,} captioned: captions alone, a third of the steps"
         yield Variant(short, alone, weigh("cross_entropy"), **few, only=True, share=1 / 3)
         yield Variant(f"{count:,} captioned: recipe on these clips", alone, weigh(*RECIPE), **few, only=True)
+        if count == pool:
+            continue  # no clip is without
         for name, weights, options in (
             ("pseudo-captions of all clips", weigh("cross_entropy", "sequence"), {}),
             ("KL, also on pseudo-captions of all clips", weigh("cross_entropy", "kl"), own),
@@ -123,7 +125,7 @@ def temperature(_) -> Iterator[Variant]:
     yield Variant("recipe", "recipe", recipe)
     for value in (0.5, 2.0, 4.0):
         yield Variant(f"temperature {value:g}", "recipe", recipe, options={"temperature": value})
-    for name, values in {"kl": (0.3, 3.0, 10.0), "features": (3.0, 10.0, 100.0)}.items():
+    for name, values in {"kl": (0.3, 3.0, 10.0), "features": (3.0, 10.0, 30.0, 300.0)}.items():
         for value in values:
             yield Variant(f"{name} weighs {value:g}", "recipe", {**recipe, name: value})
 
@@ -277,8 +279,8 @@ def latency(bench: Bench, student: StudentCandidateV1, clips: int = 16) -> dict[
     return {name: statistics.median(values) for name, values in spent.items()}
 
 
-def run(bench: Bench, experiment: str, seeds: list[int], folder: Path, say=print) -> list[dict]:
-    """The runs of an experiment that its table in `folder` lacks; all its rows.
+def run(bench: Bench, experiment: str, seeds: list[int], folder: Path, only="", say=print) -> list[dict]:
+    """The runs of an experiment that its table in `folder` lacks, those with `only` in their name; all its rows.
 
     ValueError when the rows there come from another pool, number of steps or of scored clips.
     """
@@ -290,6 +292,7 @@ def run(bench: Bench, experiment: str, seeds: list[int], folder: Path, say=print
             raise ValueError(f"{path} has runs with {found}, not {facts}: delete it, or give another --out")
     done = {(row["name"], row["seed"]) for row in rows}
     todo = [(variant, seed) for seed in seeds for variant in EXPERIMENTS[experiment](bench.clips)]
+    todo = [(variant, seed) for variant, seed in todo if only in variant.name]
     todo = [(variant, seed) for variant, seed in todo if (variant.name, seed) not in done]
     if ("teacher", 0) not in done:
         rows.append(score_teacher(bench))
@@ -311,6 +314,7 @@ def main() -> int:
     )
     parser.add_argument("experiment", choices=EXPERIMENTS)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--only", default="", metavar="TEXT", help="variants with this in their name")
     parser.add_argument("--steps", type=int, default=Bench.steps)
     parser.add_argument("--clips", type=int, default=Bench.clips, help="in the pool")
     parser.add_argument("--scored", type=int, default=Bench.scored, help="clips of each test split")
@@ -326,7 +330,7 @@ def main() -> int:
             # the caches of another pool lie elsewhere
             folder = ROOT / "runs" / "experiments" / f"pool_{options.clips}"
             bench = Bench(folder, options.clips, options.steps, options.scored)
-            run(bench, options.experiment, options.seeds, options.out)
+            run(bench, options.experiment, options.seeds, options.out, options.only)
         print(table(options.out, options.experiment))
         draw(options.out, options.experiment)
     except (ValueError, OSError) as error:

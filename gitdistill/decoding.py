@@ -39,7 +39,6 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import (
     LogitsProcessorList,
-    MinLengthLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
@@ -81,7 +80,7 @@ def greedy(model, frames, max_length=20, prefix=None, trace=False, min_length=0,
     """
     with _inference(model):
         frames, start = _begin(model, frames, prefix, max_length)
-        edit = _processors(model, min_length, processors, frames.device)
+        edit = _processors(model, min_length, processors)
         return _follow(model, frames, start, max_length, edit, _likeliest, trace=trace)
 
 
@@ -110,7 +109,7 @@ def sample(model, frames, max_length=20, temperature=1.0, top_k=None, top_p=None
         raise ValueError(f"num_return must be at least 1, got {num_return}")
     with _inference(model):
         frames, start = _begin(model, frames, prefix, max_length)
-        edit = _processors(model, min_length, processors, frames.device)
+        edit = _processors(model, min_length, processors)
         edit += [TemperatureLogitsWarper(float(temperature))] if temperature != 1 else []
         edit += [TopKLogitsWarper(top_k)] if top_k else []
         edit += [TopPLogitsWarper(top_p)] if top_p is not None and top_p < 1 else []
@@ -163,7 +162,7 @@ def beam(model, frames, beams=4, max_length=20, length_penalty=1.0, penalty="tra
         raise ValueError(f"unknown stop {stop!r}: use one of {', '.join(STOPS)}")
     with _inference(model):
         frames, start = _begin(model, frames, prefix, max_length)
-        edit = _processors(model, min_length, processors, frames.device)
+        edit = _processors(model, min_length, processors)
         if beams == 1 and penalty == "transformers":
             return _follow(model, frames, start, max_length, edit, _likeliest, 1, length_penalty, trace)
         search = _Search(model, start, beams, max_length, length_penalty, penalty == "gnmt", stop, num_return)
@@ -195,7 +194,7 @@ def _follow(model, frames, start, max_length, edit, choose, rows=1, length_penal
         if edit:
             logits = _edited(edit, text, logits, step, live[:, 0], rows)
         word, forced = start.force(choose(logits), step, each)
-        free = live & ~forced
+        free = live if forced is None else live & ~forced
         log_prob = log_probs.gather(1, word)
         total, count = total + log_prob.masked_fill(~free, 0.0), count + free
         ended = (word == model.eos_token_id) & free
@@ -273,29 +272,37 @@ class _Search:
     def advance(self, log_probs, words, forced):
         """Extend all beams by one token.
 
-        log_probs: [B, K or 1, V]; clips where `forced` [B, 1] get `words` [B, 1] instead, free of charge.
+        log_probs: [B, K or 1, V]; clips where `forced` [B, 1] get `words` [B, 1] instead, free of charge. (None:
+        there is no such clip.)
         Returns the beam each new beam continues [B, K] and the trace's columns.
         """
-        if words is not None:
+        if forced is not None:
             given = torch.full_like(log_probs, FLOOR).scatter(
                 2, words[:, :, None].expand(-1, len(log_probs[0]), 1), 0
             )
             log_probs = given.where(forced[:, :, None], log_probs)
-        vocabulary, length, full = log_probs.shape[-1], self.length, self.length + 1 == self.max_length
-        total = (log_probs + self.scores[:, :, None]).flatten(1)  # [B, K*V]
-        score, index = total.topk(min(2 * self.beams, total.shape[1]))  # [B, C]: enough if all beams end
-        parent, token = index // vocabulary, index % vocabulary
-        closed = ((token == self.eos) | full) & ~forced
+        length, full = self.length, self.length + 1 == self.max_length
+        best, words = log_probs.topk(min(2 * self.beams, log_probs.shape[-1]))  # of each beam
+        total = best + self.scores[:, :, None]  # [B, K, W]
+        words = words.expand_as(total).flatten(1)
+        score, index = total.flatten(1).topk(
+            min(2 * self.beams, words.shape[1])
+        )  # [B, C]: enough if all beams end
+        parent, chosen = index // total.shape[2], words.gather(1, index)
+        token, closed, live = chosen, (chosen == self.eos) | full, self.open[:, None]
+        shown = live
+        if forced is not None:
+            closed, shown = closed & ~forced, live & ~forced
         if self.gnmt:
             self.judge(score[:, :1])
             finished = closed & ((~closed).cumsum(1) < self.beams)  # met before the beam is full again
             token = token.masked_fill(closed, self.eos)  # at the limit the end replaces the last word
         else:
             finished = closed & (torch.arange(closed.shape[1], device=closed.device) < self.beams)
-        live, final = self.open, score / self.divisor(length)
+        final = score / self.divisor(length)
         words = self.take(self.tokens, parent)  # [B, C, L]
         words[:, :, length] = token
-        self.collect(words, final, finished & live[:, None])
+        self.collect(words, final, finished & live)
         log_prob = score - self.scores.gather(1, parent)
         self.scores, order = (score + FLOOR * closed).topk(self.beams)
         self.tokens, self.length = self.take(words, order), length + 1
@@ -304,16 +311,7 @@ class _Search:
         self.open = self.open & (not full)
         place = torch.arange(self.beams, device=token.device).expand_as(order)
         place = torch.full_like(token, -1).scatter(1, order, place).masked_fill(closed, -1)
-        columns = (
-            live[:, None] & ~forced,
-            parent,
-            index % vocabulary,
-            log_prob,
-            score,
-            place,
-            finished,
-            final,
-        )
+        columns = (shown, parent, chosen, log_prob, score, place, finished, final)
         return parent.gather(1, order), columns
 
     def take(self, words, rows):
@@ -380,9 +378,9 @@ class _Start:
     lengths: Tensor
 
     def force(self, chosen, step, clips):
-        """Words [R, 1] for the next position of rows of `clips` [R], and where they are a prefix's own."""
+        """Words [R, 1] for the next position of rows of `clips` [R], and where they are a prefix's own, if anywhere."""
         if step >= self.rest.shape[1]:
-            return chosen, torch.zeros_like(clips[:, None], dtype=torch.bool)
+            return chosen, None
         words = self.rest[clips, step, None]
         forced = words >= 0
         return words.where(forced, words.clamp(min=0) if chosen is None else chosen), forced
@@ -433,10 +431,16 @@ def _as_tensor(prefix, padding):
     return torch.as_tensor(prefix)
 
 
-def _processors(model, min_length, processors, device):
+def _processors(model, min_length, processors):
     """What changes the scores of the next word, in the order of `generate`."""
-    edit = [MinLengthLogitsProcessor(min_length, model.eos_token_id, device)] if min_length > 0 else []
-    return LogitsProcessorList([*edit, *processors])
+
+    def go_on(tokens, scores):
+        if tokens.shape[1] < min_length:
+            scores = scores.clone()
+            scores[:, model.eos_token_id] = -torch.inf
+        return scores
+
+    return LogitsProcessorList([*([go_on] if min_length > 0 else []), *processors])
 
 
 def _edited(edit, text, scores, step, live, rows):
@@ -453,7 +457,7 @@ def _edited(edit, text, scores, step, live, rows):
 def _log_probs(logits, step, live, rows):
     """Log-probabilities of logits [R, V], `rows` a clip; rows that are not `live` [R] may hold anything."""
     log_probs = logits.log_softmax(-1)
-    bad = log_probs.amax(-1).isnan() & live  # one NaN, or infinity, makes its whole row NaN
+    bad = log_probs[:, 0].isnan() & live  # one NaN, or infinity, makes its whole row NaN
     if bad.any():
         clip = int(bad.nonzero()[0]) // rows
         raise ValueError(f"NaN among the logits of clip {clip} at step {step}: nothing to decode")

@@ -8,6 +8,7 @@ import timm
 import torch
 from torch import nn
 
+from gitdistill.hooks import record
 from gitdistill.model.encoders import EMBEDDED, TinyVIT, WindowAttention
 
 TINY = {
@@ -70,7 +71,7 @@ def test_other_frames_are_refused_in_one_line(backbone, frames):
 def test_the_embedded_configuration():
     backbone = TinyVIT(**EMBEDDED)
     assert backbone.grids == [(24, 24), (12, 12), (6, 6)]
-    assert 350_000 < sum(p.numel() for p in backbone.parameters()) < 450_000
+    assert 250_000 < sum(p.numel() for p in backbone.parameters()) < 450_000
     assert attentions(backbone)[-1].resolution == backbone.grids[-1]  # the last stage attends globally
 
 
@@ -129,6 +130,27 @@ def test_train_and_eval_agree_where_statistics_are_frozen(backbone):
         if isinstance(module, nn.BatchNorm2d):
             module.eval()
     torch.testing.assert_close(backbone(pixels)[-1], expected)
+
+
+def test_folded_norms_change_nothing_but_the_time(backbone, monkeypatch):
+    for module in backbone.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            for values in (module.weight, module.bias, module.running_mean, module.running_var):
+                nn.init.uniform_(values, 0.5, 1.5)
+    frames, norms = torch.rand(2, 3, 3, 32, 32), []
+    plain = nn.functional.batch_norm
+    monkeypatch.setattr(nn.functional, "batch_norm", lambda *a, **k: norms.append(1) or plain(*a, **k))
+    apart = backbone(frames)
+    count = len(norms)
+    with torch.no_grad():
+        folded = backbone(frames)
+        assert count and len(norms) == count
+        with record(backbone, "net.patch_embed.conv1.bn") as seen:
+            hooked = backbone(frames)
+    assert len(seen["net.patch_embed.conv1.bn"]) == 1 and len(norms) == count + 1
+    for one, two, three in zip(apart, folded, hooked, strict=True):
+        torch.testing.assert_close(one, two, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(one, three, atol=1e-5, rtol=1e-5)
 
 
 def test_saved_and_loaded_again(backbone, tmp_path):

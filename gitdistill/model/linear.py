@@ -24,8 +24,8 @@ class Linear(nn.Linear):
     FEW_ROWS = range(2, 5)
 
     def forward(self, x: Tensor) -> Tensor:
-        if _ONEDNN is None or not self._only_read(x):
-            return super().forward(x)
+        if x.numel() * self.out_features < self.LARGE or not self._only_read(x):
+            return F.linear(x, self.weight, self.bias)
         rows = x.numel() // self.in_features
         if rows in self.FEW_ROWS and self.in_features <= self.out_features:
             y = F.linear(self.weight, x.reshape(rows, -1)).t().contiguous()
@@ -35,10 +35,10 @@ class Linear(nn.Linear):
 
     def _only_read(self, x: Tensor) -> bool:
         return (
-            x.device.type == "cpu"
+            _ONEDNN is not None
+            and x.device.type == "cpu"
             and x.dtype == self.weight.dtype == torch.float32
             and not torch.is_grad_enabled()
             and not torch.is_autocast_enabled("cpu")
             and not torch.compiler.is_compiling()
-            and x.numel() * self.out_features >= self.LARGE
         )

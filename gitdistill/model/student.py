@@ -93,7 +93,7 @@ class StudentLayer(nn.Module):
         self.feed_forward = FeedForward(width, expand)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, state: DecodingState, grown: list, rows: int, mask: Tensor) -> Tensor:
+    def forward(self, x: Tensor, state: DecodingState, grown: list, rows: int, mask: Tensor | None) -> Tensor:
         """x [B, K*t, D], new tokens of `rows` captions a clip -> the same shape.
 
         `grown` holds the text's keys and values in the layers below; this one appends its own.
@@ -342,7 +342,8 @@ class StudentCandidateV1(nn.Module):
         x = self.positions(self.words(own) * math.sqrt(self.width), state.length)
         shape, hidden, grown = x.shape, [x], []
         x = x.reshape(state.clips, -1, self.width)  # (B, K*t, D)
-        mask = packed_causal_mask(rows, tokens.shape[1], total, 0, x.device)
+        one = rows == tokens.shape[1] == 1  # a last word sees everything
+        mask = None if one else packed_causal_mask(rows, tokens.shape[1], total, 0, x.device)
         for layer in self.layers:
             x = layer(x, state, grown, rows, mask)
             hidden.append(x.reshape(shape))
