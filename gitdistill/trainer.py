@@ -185,7 +185,7 @@ class DistillationTrainer(CaptionTrainer):
     """Trains `student` on captions and on what `teacher` makes of the same clips and captions.
 
     The loss is a weighted sum; a term of weight 0 is not computed. `weights` is read in every step, so a callback
-    can change the weight of a term that was on from the start. A clip without captions (rows of a start
+    (`Anneal`) can change the weight of a term that was on from the start. A clip without captions (rows of a start
     token and padding, see `GlyphData`) counts as one that costs nothing; what the teacher says of it counts.
 
     Args:
@@ -495,6 +495,33 @@ class DistillationTrainer(CaptionTrainer):
         for a, b in combinations(flat, 2):
             found[f"cosine/{a}/{b}"] = F.cosine_similarity(flat[a], flat[b], dim=0).item()
         return found
+
+
+class Anneal(pl.Callback):
+    """Moves weights of a `DistillationTrainer` on a straight line to other ones, over a part of the fit.
+
+    to: loss -> its weight at the end. start, end: the part, as shares of the fit's steps.
+
+    ValueError for a loss that is off: its teacher's side would be missing.
+    """
+
+    def __init__(self, to: dict[str, float], start: float = 0.0, end: float = 1.0):
+        if not 0 <= start < end <= 1:
+            raise ValueError(f"start and end are shares of the fit, 0 <= start < end <= 1, not {start} and {end}")
+        self.to, self.start, self.end = dict(to), start, end
+
+    def on_fit_start(self, trainer, module) -> None:
+        off = [name for name in self.to if not module.weights.get(name)]
+        if off:
+            on = ", ".join(name for name, weight in module.weights.items() if weight)
+            raise ValueError(f"no loss to anneal: {', '.join(off)}; on are {on}")
+        self._first = {name: module.weights[name] for name in self.to}
+
+    def on_train_batch_start(self, trainer, module, batch, index) -> None:
+        gone = trainer.global_step / trainer.estimated_stepping_batches
+        share = min(1.0, max(0.0, (gone - self.start) / (self.end - self.start)))
+        for name, last in self.to.items():
+            module.weights[name] = self._first[name] + share * (last - self._first[name])
 
 
 def reach(value: Tensor, parameters) -> list[Tensor | None]:

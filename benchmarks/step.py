@@ -1,0 +1,123 @@
+"""What a step of distillation costs beside one of cross-entropy, the teacher's answers being in a cache.
+
+    python benchmarks/step.py               writes benchmarks/step.json and prints the table
+    python benchmarks/step.py --out runs    writes elsewhere
+
+The embedded teacher and a new student with the embedded backbone, batches as in notebook 03; each combination of
+losses takes its step on the same batches in turn, forward, backward and optimiser. Ratios are of medians. All of the
+student learns; with the backbone frozen a step of either kind is shorter and the ratio larger.
+"""
+
+import argparse
+import copy
+import json
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from gitdistill import DistillationTrainer, GenerativeImageTextTeacher, StudentCandidateV1
+from gitdistill.answers import Wants
+from gitdistill.cache import TeacherCache
+from gitdistill.data import GlyphData
+from gitdistill.model.files import write_whole
+from gitdistill.optim import MuonAdamW
+from gitdistill.trainer import CaptionTrainer
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.append(str(ROOT / "benchmarks"))
+from decoding import machine  # noqa: E402
+
+TERMS = ("kl", "features", "hidden", "visual", "attention", "relations", "sequence")
+OFF = dict.fromkeys(TERMS, 0.0)
+CASES = {
+    "cross-entropy": None,
+    "+ KL": ("kl",),
+    "+ KL + features (the recipe)": ("kl", "features"),
+    **{f"+ {name}": (name,) for name in TERMS[2:]},
+    "all eight": TERMS,
+}
+
+
+def everything(teacher, student) -> Wants:
+    """What all losses together ask of a teacher."""
+    return DistillationTrainer(teacher, student, **dict.fromkeys(TERMS, 1.0)).wants
+
+
+def step(module, optimizer, batch: dict) -> None:
+    optimizer.zero_grad()
+    sum(module.losses(batch).values()).backward()
+    torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
+    optimizer.step()
+
+
+def measure(teacher, student, data: GlyphData, folder: Path, batches: int, frozen: bool) -> list[dict]:
+    """A row for each combination of losses: median seconds of a step, and times that of cross-entropy alone."""
+    cache = TeacherCache.build(folder, teacher, data, everything(teacher, student), say=lambda _: None)
+    modules = {}
+    for name, terms in CASES.items():
+        own = copy.deepcopy(student)
+        if terms is None:
+            module = CaptionTrainer(own, teacher.tokenizer)
+        else:
+            module = DistillationTrainer(teacher, own, **OFF | dict.fromkeys(terms, 1.0), cache=cache)
+        module.log_dict = lambda values: None  # there is no Trainer to log to
+        if frozen:
+            module.eyes.requires_grad_(False).eval()
+        modules[name] = module, MuonAdamW(module, 1e-3, 0.01)
+    spent = {name: [] for name in modules}
+    for number, batch in zip(range(1 + batches), data.train_dataloader()):
+        for name, (module, optimizer) in modules.items():
+            start = time.perf_counter()
+            step(module, optimizer, batch)
+            if number:  # the first one warms up
+                spent[name].append(time.perf_counter() - start)
+    seconds = {name: statistics.median(values) for name, values in spent.items()}
+    alone = seconds["cross-entropy"]
+    return [{"losses": name, "seconds": value, "times": value / alone} for name, value in seconds.items()]
+
+
+def run(teacher, student, data: GlyphData, batches: int) -> dict:
+    """What goes into the JSON file."""
+    with tempfile.TemporaryDirectory() as folder:
+        rows = {
+            name: measure(teacher, student, data, Path(folder) / "cache", batches, name == "frozen")
+            for name in ("trained", "frozen")
+        }
+    return {"machine": machine(), "batch": data.batch_size, "batches": batches, "backbone": rows}
+
+
+def table(result: dict) -> str:
+    """Side by side, as lines of Markdown."""
+    trained, frozen = (result["backbone"][name] for name in ("trained", "frozen"))
+    lines = ["| a step with a warm cache | all of the student learns | backbone frozen |", "|---|---|---|"]
+    for one, other in zip(trained, frozen):
+        cells = (f"{row['times']:.2f}× ({1000 * row['seconds']:.0f} ms)" for row in (one, other))
+        lines.append(f"| {one['losses']} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--batches", type=int, default=20, help="steps of each, of which the median counts")
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks")
+    options = parser.parse_args()
+    teacher = GenerativeImageTextTeacher.from_pretrained("glyphs")
+    torch.manual_seed(0)
+    student = StudentCandidateV1.like(teacher, backbone="glyphs").train()
+    pool = 32 * (1 + options.batches)
+    data = GlyphData(train_clips=pool, fresh_captions=False, batch_size=32, captions_per_clip=2)
+    result = run(teacher, student, data, options.batches)
+    text = json.dumps(result, indent=1) + "\n"
+    write_whole(options.out, {"step.json": lambda path: path.write_text(text)})
+    print(table(result))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
