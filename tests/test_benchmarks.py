@@ -1,17 +1,27 @@
-"""The benchmark of decoding, on a GIT of a few thousand parameters."""
+"""The benchmarks, on networks of a few thousand parameters."""
 
 import importlib.util
 import json
 from pathlib import Path
 
 import pytest
+import tiny
 import torch
 from tiny_git import git_config
 
-PATH = Path(__file__).parents[1] / "benchmarks" / "decoding.py"
-spec = importlib.util.spec_from_file_location("benchmark", PATH)
-benchmark = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(benchmark)
+from gitdistill.data import GlyphData
+
+FOLDER = Path(__file__).parents[1] / "benchmarks"
+
+
+def load(name):
+    spec = importlib.util.spec_from_file_location(f"benchmark_{name}", FOLDER / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+benchmark, step = load("decoding"), load("step")
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +90,19 @@ def test_files_and_table(result, tmp_path):
 
 
 def test_the_readme_says_what_was_measured():
-    result = json.loads((PATH.parent / "decoding.json").read_text())
-    readme = (PATH.parents[1] / "README.md").read_text(encoding="utf-8")
+    result = json.loads((FOLDER / "decoding.json").read_text())
+    readme = (FOLDER.parent / "README.md").read_text(encoding="utf-8")
     assert benchmark.filled(readme, benchmark.tables(result)) == readme
+
+
+def test_a_step_of_every_combination_of_losses_is_timed():
+    sizes = {"train_clips": 6, "batch_size": 2, "frames": tiny.FRAMES, "image_size": tiny.SIDE}
+    data = GlyphData(**sizes, fresh_captions=False, captions_per_clip=2)
+    result = step.run(tiny.teacher(), tiny.student(), data, batches=2)
+    for rows in result["backbone"].values():
+        assert [row["losses"] for row in rows] == list(step.CASES)
+        assert rows[0]["times"] == 1 and min(row["seconds"] for row in rows) > 0
+        for row in rows:
+            assert row["times"] == pytest.approx(row["seconds"] / rows[0]["seconds"])
+    assert len(step.table(result).splitlines()) == 2 + len(step.CASES)
+    json.dumps(result)

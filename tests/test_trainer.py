@@ -14,7 +14,7 @@ from gitdistill.data.module import GlyphData
 from gitdistill.decoding import beam
 from gitdistill.export import as_stored, export_run, training_log
 from gitdistill.model.student import StudentCandidateV1
-from gitdistill.trainer import CaptionTrainer, DistillationTrainer, as_cells
+from gitdistill.trainer import Anneal, CaptionTrainer, DistillationTrainer, as_cells
 
 TERMS = ("cross_entropy", "kl", "features", "hidden", "visual", "attention", "relations", "sequence")
 ALL = dict.fromkeys(TERMS, 1.0)
@@ -248,6 +248,29 @@ def test_a_student_of_fewer_words_learns_and_speaks_in_the_tokenizers_numbers(ba
     module.check_gradients(batch)
     del module.log, module.log_dict  # the class's own again
     fit(module, data, tmp_path, max_steps=1)
+
+
+def test_weights_are_annealed_in_a_straight_line(data, tmp_path):
+    module, seen = (
+        DistillationTrainer(tiny.teacher(), tiny.student(), **NONE | {"kl": 2.0, "features": 8.0}),
+        [],
+    )
+    module.training_step = lambda *_: seen.append(dict(module.weights))  # and learns nothing
+    trainer = pl.Trainer(max_steps=8, max_epochs=4, accelerator="cpu", logger=False, enable_checkpointing=False,
+                         enable_progress_bar=False, limit_val_batches=0,
+                         callbacks=[Anneal({"features": 0.0}, start=0.25, end=0.75)])  # fmt: skip
+    trainer.fit(module, data)
+    assert [weights["features"] for weights in seen] == [8, 8, 8, 6, 4, 2, 0, 0]
+    assert {weights["kl"] for weights in seen} == {2.0}
+
+
+def test_annealing_a_loss_that_is_off_is_refused(data):
+    module = DistillationTrainer(tiny.teacher(), tiny.student(), **NONE | {"kl": 1.0})
+    trainer = pl.Trainer(accelerator="cpu", logger=False, callbacks=[Anneal({"hidden": 1.0})])
+    with pytest.raises(ValueError, match="no loss to anneal: hidden; on are kl"):
+        trainer.fit(module, data)
+    with pytest.raises(ValueError, match="shares of the fit"):
+        Anneal({"kl": 0.0}, start=0.5, end=0.5)
 
 
 def test_sequence_needs_captions_of_the_teacher():
