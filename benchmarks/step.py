@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 
 import torch
+from decoding import machine
 
 from gitdistill import DistillationTrainer, GenerativeImageTextTeacher, StudentCandidateV1
 from gitdistill.answers import Wants
@@ -28,8 +29,6 @@ from gitdistill.optim import MuonAdamW
 from gitdistill.trainer import CaptionTrainer
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.append(str(ROOT / "benchmarks"))
-from decoding import machine  # noqa: E402
 
 TERMS = ("kl", "features", "hidden", "visual", "attention", "relations", "sequence")
 OFF = dict.fromkeys(TERMS, 0.0)

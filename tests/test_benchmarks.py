@@ -1,7 +1,7 @@
 """The benchmarks, on networks of a few thousand parameters."""
 
-import importlib.util
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,24 +11,18 @@ from tiny_git import git_config
 
 from gitdistill.data import GlyphData
 
-FOLDER = Path(__file__).parents[1] / "benchmarks"
-
-
-def load(name):
-    spec = importlib.util.spec_from_file_location(f"benchmark_{name}", FOLDER / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-benchmark, step = load("decoding"), load("step")
+ROOT = Path(__file__).parents[1]
+sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT / "tools")]
+import decoding as benchmark  # noqa: E402
+import readme  # noqa: E402
+import step  # noqa: E402
 
 
 @pytest.fixture(scope="module")
 def result():
     config = git_config(frames=6, max_position_embeddings=24)
     result = benchmark.run(config, batches=[1, 2], repeats=2, progress=lambda line: None)
-    return result | {"precision": benchmark.precision(clips=6)}
+    return result | {"precision": benchmark.precision(clips=6), "compiled": []}
 
 
 def test_every_case_is_measured(result):
@@ -66,6 +60,16 @@ def test_precision_is_measured_against_float32(result):
     assert 0 < half["drift"] < 0.1 * half["spread"] and half["same_1"] >= 0.5
 
 
+def test_compiling_moves_no_feature(result):
+    lines = []
+    rows = benchmark.compiled(git_config(), [2], 1, progress=lines.append)
+    assert len(rows) + len(lines) == 1  # there is a compiler, or it says that there is none
+    for row in rows:
+        assert (
+            row["drift"] < 1e-5 * row["spread"] and min(row["eager"], row["compiled"], row["compiling"]) > 0
+        )
+
+
 def test_different_tokens_are_no_result():
     port, model = benchmark.twins(git_config(max_position_embeddings=24))
     with torch.no_grad():
@@ -78,21 +82,17 @@ def test_files_and_table(result, tmp_path):
     benchmark.write(result, tmp_path)
     assert json.loads((tmp_path / "decoding.json").read_text()) == result
     assert (tmp_path / "decoding.png").read_bytes().startswith(b"\x89PNG")
-    blocks = [f"<!-- {name} -->\nold\n<!-- end of {name} -->\n" for name in ("precision", "decoding")]
-    text = "before\n" + "".join(blocks) + "after\n"
-    lines = benchmark.filled(text, benchmark.tables(result)).splitlines()
-    assert lines[4].startswith("| bfloat16 | ")
-    lines = [lines[0], *lines[6:]]
-    assert lines[0] == "before" and lines[-1] == "after" and "old" not in lines
-    assert len(lines) == 4 + 2 + len(result["rows"]) and lines[4].startswith("| image, greedy, batch 1 |")
+    tables = benchmark.tables(result)
+    text = "".join(f"before {name}\n<!-- {name} -->\nold\n<!-- end of {name} -->\n" for name in tables)
+    found = readme.filled(text, tables)
+    for name, lines in tables.items():
+        inside = "".join(line + "\n" for line in lines)
+        assert f"before {name}\n<!-- {name} -->\n{inside}<!-- end of {name} -->\n" in found
+    assert tables["precision"][2].startswith("| bfloat16 | ") and "old" not in found
+    assert len(tables["decoding"]) == 2 + len(result["rows"])
+    assert tables["decoding"][2].startswith("| image, greedy, batch 1 |")
     with pytest.raises(ValueError, match="one pair of markers"):
-        benchmark.filled("", benchmark.tables(result))
-
-
-def test_the_readme_says_what_was_measured():
-    result = json.loads((FOLDER / "decoding.json").read_text())
-    readme = (FOLDER.parent / "README.md").read_text(encoding="utf-8")
-    assert benchmark.filled(readme, benchmark.tables(result)) == readme
+        readme.filled("", tables)
 
 
 def test_a_step_of_every_combination_of_losses_is_timed():

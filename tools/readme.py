@@ -1,10 +1,12 @@
-"""Fill the README's tables from measured files, and keep what `make run` measured in data/.
+"""Fill the tables of README.md and experiments/README.md from measured files; keep what `make run` measured in data/.
 
     python tools/readme.py           after `make run`: runs/results.csv, minutes.csv and overview.png go to data/,
-                                     and the README is written anew
-    python tools/readme.py --check   exit code 1 if the README does not say what the files say
+                                     and the pages are written anew
+    python tools/readme.py --keep    the pages alone, from what is in data/
+    python tools/readme.py --check   exit code 1 if a page does not say what the files say
 
-The scores of the embedded networks come from data/*/scores.json, which their training wrote.
+The scores of the embedded networks come from data/*/scores.json, which their training wrote; what the experiments
+and benchmarks found, from data/experiments and benchmarks/*.json.
 """
 
 import argparse
@@ -16,7 +18,14 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-README = ROOT / "README.md"
+sys.path[:0] = [str(ROOT / "experiments"), str(ROOT / "benchmarks")]
+import decoding  # noqa: E402
+import real_size  # noqa: E402
+import report  # noqa: E402
+import step  # noqa: E402
+
+EXPERIMENTS = ("labels", "losses", "sizes", "temperature")
+MEASURES = ROOT / "data" / "experiments"
 MEASURED = ("results.csv", "minutes.csv", "overview.png")
 SCORES = {
     "cider": "CIDEr",
@@ -62,19 +71,40 @@ def notebooks() -> list[str]:
 
 
 def scores() -> list[str]:
-    """The embedded teacher's scores on both test splits."""
-    measured = json.loads((ROOT / "data" / "teacher" / "scores.json").read_text())
-    lines = ["| embedded teacher, 500 clips each | test | unseen colour and object pairs |", "|---|---|---|"]
+    """Scores of the networks that ship, on both test splits."""
+    names = [name for name in ("teacher", "student") if (ROOT / "data" / name / "scores.json").is_file()]
+    measured = {name: json.loads((ROOT / "data" / name / "scores.json").read_text()) for name in names}
+    columns = [(name, split) for name in names for split in ("test", "unseen")]
+    titles = {"test": "test clips", "unseen": "unseen pairs"}
+    lines = [
+        f"| 500 clips each | {' | '.join(f'{name}, {titles[split]}' for name, split in columns)} |",
+        "|---|" + "---|" * len(columns),
+    ]
     for name, title in SCORES.items():
         shown = "{:.2f}" if name == "cider" else "{:.3f}"
-        cells = [shown.format(measured[f"{split}/{name}"]) for split in ("test", "unseen")]
+        cells = [shown.format(measured[network][f"{split}/{name}"]) for network, split in columns]
         lines.append("| " + " | ".join([title, *cells]) + " |")
     return lines
 
 
-def blocks() -> dict[str, list[str]]:
-    """The lines of each table, by the name in its markers."""
-    return {"results": results(), "notebooks": notebooks(), "scores": scores()}
+def experiments() -> dict[str, list[str]]:
+    """The table of each experiment that has been run."""
+    names = [name for name in EXPERIMENTS if (MEASURES / f"{name}.csv").is_file()]
+    found = {name: report.table(MEASURES, name).splitlines() for name in names}
+    for name, path, make in (
+        ("real_size", MEASURES / "real_size.json", real_size.table),
+        ("step", ROOT / "benchmarks" / "step.json", step.table),
+    ):
+        if path.is_file():
+            found[name] = make(json.loads(path.read_text())).splitlines()
+    return found
+
+
+def pages() -> dict[Path, dict[str, list[str]]]:
+    """The lines of each page's tables, by the name in their markers."""
+    own = {"results": results(), "notebooks": notebooks(), "scores": scores()}
+    own |= decoding.tables(json.loads((ROOT / "benchmarks" / "decoding.json").read_text()))
+    return {ROOT / "README.md": own, ROOT / "experiments" / "README.md": experiments()}
 
 
 def filled(text: str, tables: dict[str, list[str]]) -> str:
@@ -84,28 +114,38 @@ def filled(text: str, tables: dict[str, list[str]]) -> str:
         body = "\n".join(lines) + "\n"
         text, found = block.subn(lambda match, body=body: match[1] + body + match[2], text)
         if found != 1:
-            raise ValueError(f"README.md needs one pair of markers <!-- {name} --> … <!-- end of {name} -->")
+            raise ValueError(f"the page needs one pair of markers <!-- {name} --> … <!-- end of {name} -->")
     return text
+
+
+def fill(check: bool = False) -> bool:
+    """Write the pages anew, or only check them; whether something was (or is) to be changed."""
+    changed = False
+    for page, tables in pages().items():
+        text = page.read_text(encoding="utf-8")
+        new = filled(text, tables)
+        changed = changed or new != text
+        if not check:
+            page.write_text(new, encoding="utf-8")
+    return changed
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--check", action="store_true", help="change nothing, only compare")
-    check = parser.parse_args().check
-    if not check:
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--check", action="store_true", help="change nothing, only compare")
+    which.add_argument("--keep", action="store_true", help="take nothing from runs/")
+    options = parser.parse_args()
+    if not options.check and not options.keep:
         missing = [name for name in MEASURED if not (ROOT / "runs" / name).is_file()]
         if missing:
             print(f"no {', '.join(missing)} in runs/: run `make run` first", file=sys.stderr)
             return 1
         for name in MEASURED:
             shutil.copy(ROOT / "runs" / name, ROOT / "data" / name)
-    text = README.read_text(encoding="utf-8")
-    if check:
-        return int(filled(text, blocks()) != text)
-    README.write_text(filled(text, blocks()), encoding="utf-8")
-    return 0
+    return int(fill(options.check) and options.check)
 
 
 if __name__ == "__main__":
