@@ -77,6 +77,11 @@ class CaptionTrainer(pl.LightningModule):
         schedule = warmup_cosine(optimizer, self.warmup, int(self.trainer.estimated_stepping_batches))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
+    def setup(self, stage: str) -> None:
+        """Tell DistributedDataParallel that some parameters get no gradient: frozen ones, and those that no loss
+        reaches. Otherwise it waits for them in vain."""
+        getattr(self.trainer.strategy, "_ddp_kwargs", {}).setdefault("find_unused_parameters", True)
+
     def losses(self, batch: dict) -> dict[str, Tensor]:
         """The terms of the training loss by name; their sum is minimised."""
         output = self.model(batch["frames"], batch["tokens"])
@@ -308,6 +313,7 @@ class DistillationTrainer(CaptionTrainer):
 
     def setup(self, stage: str) -> None:
         """Open the cache, or fill it, before training."""
+        super().setup(stage)
         if stage != "fit" or self._cache is None:
             return
         data = self.trainer.datamodule
