@@ -10,38 +10,17 @@ import re
 import sys
 from importlib import import_module
 
-import torch
-from pytorch_lightning import Callback, LightningDataModule, LightningModule
+from pytorch_lightning import LightningDataModule, LightningModule
 from pytorch_lightning.cli import LightningCLI
 
 from gitdistill.export import as_stored, export_run
+from gitdistill.resume import KeepRandomNumbers, read_checkpoint
 
 COMMANDS = {  # the others are Lightning's
     "caption": "gitdistill.caption",
     "check": "gitdistill.check",
     "pack": "gitdistill.data.shards",
 }
-
-
-class KeepRandomNumbers(Callback):
-    """Keeps torch's random numbers in checkpoints, so that a continued fit ends with the weights of one that was
-    never interrupted. (Of several processes, the first one's.)"""
-
-    _kept = None
-
-    def state_dict(self) -> dict:
-        return {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()}
-
-    def load_state_dict(self, state: dict) -> None:
-        self._kept = state
-
-    def on_train_start(self, trainer, module) -> None:
-        if self._kept is None:
-            return
-        torch.set_rng_state(self._kept["cpu"].cpu())
-        if len(self._kept["cuda"]) == torch.cuda.device_count():
-            torch.cuda.set_rng_state_all([state.cpu() for state in self._kept["cuda"]])
-        self._kept = None
 
 
 class GitdistillCLI(LightningCLI):
@@ -51,7 +30,7 @@ class GitdistillCLI(LightningCLI):
     def after_fit(self):
         best = self.trainer.checkpoint_callback.best_model_path
         if best:
-            saved = torch.load(best, map_location=self.model.device, weights_only=True)
+            saved = read_checkpoint(best, self.model.device, weights_only=True)
             self.model.load_state_dict(saved["state_dict"])
         if not self.config.fit.export:
             self.trainer.test(self.model, self.datamodule)
@@ -60,7 +39,8 @@ class GitdistillCLI(LightningCLI):
         scores = {}
         for result in self.trainer.test(self.model, self.datamodule):
             scores |= result
-        export_run(self.model, self.trainer, scores, self.config.fit.export)
+        if self.trainer.is_global_zero:
+            export_run(self.model, self.trainer, scores, self.config.fit.export)
 
 
 def main() -> None:
@@ -73,7 +53,10 @@ def main() -> None:
             subclass_mode_model=True,
             subclass_mode_data=True,
             save_config_kwargs={"overwrite": True},
-            trainer_defaults={"callbacks": KeepRandomNumbers()},
+            trainer_defaults={
+                "callbacks": KeepRandomNumbers(),
+                "plugins": {"class_path": "gitdistill.resume.WholeCheckpoints"},
+            },
         )
     except (ValueError, KeyError, OSError) as error:
         sys.exit(f"gitdistill: {reason(error)}")

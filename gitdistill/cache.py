@@ -12,8 +12,11 @@ mass of the rest, activations as int8 with one scale a token. TinyViT stores its
 import hashlib
 import json
 import math
+import os
 import shutil
 import time
+import zlib
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -25,9 +28,12 @@ from gitdistill import losses
 from gitdistill.answers import CaptionFilter, Wants, ask, beside, speak
 from gitdistill.model.files import write_whole
 from gitdistill.model.pixels import CLIP_MEAN, CLIP_STD
+from gitdistill.processes import rank_and_world, wait_for_all
 
 FORMAT = 1
-SAVE_EVERY = 10.0  # seconds of work that a kill can cost
+TELL_EVERY = 10.0  # seconds
+DONE = "done.npy"  # a checksum of each clip's numbers, 0 for one that is still to do
+CHUNK = 256  # clips that are read at once
 
 
 class TeacherCache:
@@ -41,8 +47,9 @@ class TeacherCache:
         self.folder = Path(folder)
         self.facts = read_facts(self.folder)
         if not self.facts["finished"]:
+            done = open_files(self.folder, {DONE: self.facts["layout"][DONE]}, "r")[DONE]
             raise ValueError(
-                f"the cache in {folder} holds {self.facts['done']} of {self.facts['clips']} clips: "
+                f"the cache in {folder} holds {np.count_nonzero(done)} of {self.facts['clips']} clips: "
                 "build it again with the same settings to finish it"
             )
         for name, known in self.facts["checksums"].items() if verify else ():
@@ -82,17 +89,20 @@ class TeacherCache:
     ) -> "TeacherCache":
         """Ask `teacher` about every clip of `data` with all its captions; goes on where a killed run stopped.
 
+        Several processes (all call this, with one folder that all can write to) share the batches, and leave the
+        same bytes as one would; another number of them may go on after a kill.
+
         Args:
             folder: where to; a cache that is finished and fits is opened as it is.
             teacher: a `GenerativeImageTextTeacher`.
-            data: has `pool_size`, `pool_dataloader(start)`, `max_tokens` and `fingerprint()`, as `GlyphData`
-                with a number of `train_clips`. Every caption takes the room of `max_tokens` tokens.
+            data: has `pool_size`, `batch_size`, `pool_dataloader(start, stop)`, `max_tokens` and `fingerprint()`,
+                as `GlyphData` with a number of `train_clips`. Every caption takes the room of `max_tokens` tokens.
             wants: what to keep.
             k: likeliest words kept a token.
             dtype: of their log-probabilities, float16 or float32.
             feature_dtype: of activations, int8 (with a scale for each token), float16 or float32.
             teacher_dtype: what the teacher computes in, float32 or bfloat16.
-            say: is told the size before anything is written, and how the work goes on.
+            say: is told the size before anything is written, and how the work goes on (by the first process).
 
         Raises ValueError naming what differs when the folder holds something else, OSError when the disk is too
         small.
@@ -101,17 +111,15 @@ class TeacherCache:
         settings = {"names": wants.names(), "k": k, "dtype": dtype, "feature_dtype": feature_dtype}
         settings |= {"teacher_dtype": teacher_dtype, "said": wants.captions, "max_tokens": data.max_tokens}
         found = fingerprint(teacher, data)
+        facts = {"format": FORMAT, "fingerprint": found, **settings, "clips": data.pool_size}
+        facts |= {"own": 0, "captions": 0, "layout": {}, "mass": [0.0, 0], "finished": False}
         if (folder / "cache.json").is_file():
             facts = read_facts(folder)
             refuse(folder, facts["fingerprint"], found)
             refuse(folder, {key: facts[key] for key in settings}, settings)
             if facts["finished"]:
                 return cls(folder)
-            say(f"going on at clip {facts['done'] + 1:,} of {facts['clips']:,} in {folder}")
-        else:
-            facts = {"format": FORMAT, "fingerprint": found, **settings, "clips": data.pool_size}
-            facts |= {"own": 0, "captions": 0, "layout": {}, "done": 0, "mass": [0.0, 0], "finished": False}
-        _Builder(folder, facts, teacher, wants, data.max_tokens, say).fill(data)
+        _Builder(folder, facts, teacher, wants, data, say).build()
         return cls(folder, verify=False)
 
     def check(self, teacher, data=None) -> None:
@@ -198,29 +206,90 @@ class TeacherCache:
 
 
 class _Builder:
-    """Fills a cache's files, batch by batch, and keeps account in `facts`."""
+    """Fills a cache's files. The first process makes them and closes the account, all fill their share."""
 
-    def __init__(self, folder: Path, facts: dict, teacher, wants: Wants, longest: int, say):
-        self.folder, self.facts, self.teacher = folder, facts, teacher
-        self.wants, self.longest, self.say = wants, longest, say
-        self.files = open_files(folder, facts["layout"], "r+")
+    def __init__(self, folder: Path, facts: dict, teacher, wants: Wants, data, say):
+        self.folder, self.facts, self.teacher, self.wants = folder, facts, teacher, wants
+        self.data, self.longest, self.say = data, data.max_tokens, say
+        self.rank, self.world = rank_and_world()
 
-    def fill(self, data) -> None:
-        facts, started, first = self.facts, time.monotonic(), self.facts["done"]
-        saved = started
-        for batch in data.pool_dataloader(first):
-            parts = self.arrays(batch)
-            if not facts["layout"]:
-                self.allocate(parts)
-            end = facts["done"] + len(batch["frames"])
-            for name, value in parts.items():
-                self.files[name][facts["done"] : end] = value
-            facts["done"] = end
-            if time.monotonic() - saved > SAVE_EVERY:
-                self.save()
-                saved = time.monotonic()
-                rate = (end - first) / (saved - started)
-                self.say(f"{end:,} of {facts['clips']:,} clips, {rate:.1f} a second")
+    def build(self) -> None:
+        if self.rank == 0:
+            self.check() if self.facts["layout"] else self.start()
+        wait_for_all()
+        self.facts = read_facts(self.folder)
+        todo = np.flatnonzero(self.files("r")[DONE] == 0)
+        wait_for_all()  # nobody fills in anything before all know what there is to do
+        self.fill(todo)
+        wait_for_all()
+        if self.rank == 0:
+            self.finish()
+        wait_for_all()
+
+    def files(self, mode: str) -> dict[str, np.memmap]:
+        return open_files(self.folder, self.facts["layout"], mode)
+
+    def start(self) -> None:
+        """Make the files, empty; one batch shows what shapes they have."""
+        self.allocate(self.arrays(next(iter(self.data.pool_dataloader(0, self.data.batch_size)))))
+        self.save()
+
+    def check(self) -> None:
+        """After a kill: what is done and damaged is to be done again."""
+        files, damaged = self.files("r+"), 0
+        done = files.pop(DONE)
+        for first in range(0, len(done), CHUNK):
+            known = done[first : first + CHUNK]
+            found = clip_checksums({name: array[first : first + CHUNK] for name, array in files.items()})
+            wrong = (known != 0) & (known != found)
+            known[wrong] = 0
+            damaged += int(wrong.sum())
+        done.flush()
+        damage = f", {damaged:,} of them damaged" if damaged else ""
+        self.say(
+            f"going on in {self.folder}: {np.count_nonzero(done == 0):,} of {len(done):,} clips to do{damage}"
+        )
+
+    def fill(self, todo: np.ndarray) -> None:
+        """Ask about this process's share of the clips to do, in the batches of a cache made at one go.
+
+        By plain writes, which several machines can do beside each other in a file on a network's disk.
+        """
+        size, started, count = self.data.batch_size, time.monotonic(), 0
+        told, of = started, f" of the first of {self.world} processes" if self.world > 1 else ""
+        mine = np.array_split(np.unique(todo // size), self.world)[self.rank]
+        starts = {name: array.offset for name, array in self.files("r").items()}
+        with ExitStack() as stack:
+            streams = {
+                name: stack.enter_context((self.folder / name).open("r+b", buffering=0)) for name in starts
+            }
+            for first, batch in self.batches(mine):
+                parts = self.arrays(batch)
+                parts[DONE] = clip_checksums(parts)
+                for name, value in parts.items():
+                    streams[name].seek(starts[name] + first * value[0].nbytes)
+                    streams[name].write(value.tobytes())
+                count += len(batch["frames"])
+                if self.rank == 0 and time.monotonic() - told > TELL_EVERY:
+                    told = time.monotonic()
+                    share, rate = np.isin(todo // size, mine).sum(), count / (told - started)
+                    self.say(f"{count:,} of {share:,} clips{of}, {rate:.1f} a second")
+            for stream in streams.values():
+                os.fsync(stream.fileno())
+
+    def batches(self, numbers: np.ndarray):
+        """(its first clip, batch) of each of these batches of the pool."""
+        size = self.data.batch_size
+        for run in np.split(numbers, np.flatnonzero(np.diff(numbers) > 1) + 1) if len(numbers) else ():
+            first = int(run[0]) * size
+            for batch in self.data.pool_dataloader(first, (int(run[-1]) + 1) * size):
+                yield first, batch
+                first += len(batch["frames"])
+
+    def finish(self) -> None:
+        facts, files = self.facts, self.files("r")
+        if "top_log_rest.npy" in files:
+            facts["mass"] = mass_kept(files["top_log_rest.npy"], files["tokens.npy"], facts["pad"])
         facts["checksums"] = {name: checksum(self.folder / name) for name in facts["layout"]}
         facts["finished"] = True
         self.save()
@@ -245,7 +314,6 @@ class _Builder:
         parts["tokens"] = as_words(lengthen(tokens, missing, teacher.pad_token_id), vocabulary)
         if "logits" in answer:
             top = losses.top_k(answer.pop("logits"), facts["k"])
-            self.weigh(top, tokens[:, 1:] != teacher.pad_token_id)
             parts["top_words"] = as_words(lengthen(top.words, missing), vocabulary)
             parts["top_log_p"] = as_floats(lengthen(top.log_p, missing), facts["dtype"])
             parts["top_log_rest"] = as_floats(lengthen(top.log_rest, missing), facts["dtype"])
@@ -265,19 +333,17 @@ class _Builder:
             for name, value in parts.items()
         }
 
-    def weigh(self, top: losses.TopK, real: Tensor) -> None:
-        kept = 1 - top.log_rest[real].cpu().double().exp()
-        self.facts["mass"][0] += kept.sum().item()
-        self.facts["mass"][1] += int(real.sum())
-
     def allocate(self, parts: dict[str, np.ndarray]) -> None:
         """Make the files, empty, after telling their size and finding that the disk has room."""
         facts = self.facts
         facts["layout"] = {
             name: [[facts["clips"], *value.shape[1:]], str(value.dtype)] for name, value in parts.items()
         }
+        facts["layout"][DONE] = [[facts["clips"]], "uint32"]
         sizes = {name: array_bytes(spec) for name, spec in facts["layout"].items()}
-        text = sum(size for name, size in sizes.items() if name.startswith(("tokens", "top_", "judged")))
+        text = sum(
+            size for name, size in sizes.items() if name.startswith(("tokens", "top_", "judged", DONE))
+        )
         features = (sum(sizes.values()) - text) / facts["clips"]
         self.say(
             f"{facts['clips']:,} clips take {sum(sizes.values()) / 1e6:,.1f} MB in {self.folder}: "
@@ -290,12 +356,8 @@ class _Builder:
             raise OSError(f"that is more than the {free / 1e6:,.0f} MB free on the disk of {self.folder}")
         for name, (shape, kind) in facts["layout"].items():
             np.lib.format.open_memmap(self.folder / name, "w+", np.dtype(kind), tuple(shape))
-        self.files = open_files(self.folder, facts["layout"], "r+")
 
     def save(self) -> None:
-        """First the numbers, then the note of how far they reach: a kill in between costs only work."""
-        for array in self.files.values():
-            array.flush()
         text = json.dumps(self.facts, indent=1) + "\n"
         write_whole(self.folder, {"cache.json": lambda path: path.write_text(text)})
 
@@ -357,6 +419,27 @@ def open_files(folder: Path, layout: dict, mode: str) -> dict[str, np.memmap]:
         if list(files[name].shape) != shape or str(files[name].dtype) != kind:
             raise ValueError(f"{folder / name} has another shape: delete the folder and build again")
     return files
+
+
+def clip_checksums(parts: dict[str, np.ndarray]) -> np.ndarray:
+    """A checksum [B] over all of each clip's numbers, never 0."""
+    found = []
+    for i in range(len(next(iter(parts.values())))):
+        value = 0
+        for name in sorted(parts):
+            value = zlib.crc32(np.ascontiguousarray(parts[name][i]), value)
+        found.append(max(1, value))
+    return np.array(found, dtype=np.uint32)
+
+
+def mass_kept(log_rest: np.ndarray, tokens: np.ndarray, pad: int) -> list:
+    """[probability of the kept words, summed over the tokens that are predicted; how many these are]"""
+    mass, count = 0.0, 0
+    for first in range(0, len(tokens), CHUNK):
+        real = tokens[first : first + CHUNK, :, 1:] != pad
+        mass += (1 - np.exp(log_rest[first : first + CHUNK][real].astype(np.float64))).sum()
+        count += int(real.sum())
+    return [float(mass), count]
 
 
 def checksum(path: Path) -> str:

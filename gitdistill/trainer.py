@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytorch_lightning as pl
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gitdistill import losses, metrics
@@ -24,6 +24,7 @@ from gitdistill.hooks import record
 from gitdistill.model.teacher import GenerativeImageTextTeacher
 from gitdistill.model.text import to_text
 from gitdistill.optim import MuonAdamW, warmup_cosine
+from gitdistill.processes import gather
 
 ATTENTION = "layers.*.cross_attention.softmax"  # the student's; the teacher's is in `gitdistill.answers`
 
@@ -75,6 +76,11 @@ class CaptionTrainer(pl.LightningModule):
             optimizer = torch.optim.AdamW(trainable, self.lr, weight_decay=self.weight_decay)
         schedule = warmup_cosine(optimizer, self.warmup, int(self.trainer.estimated_stepping_batches))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def setup(self, stage: str) -> None:
+        """Tell DistributedDataParallel that some parameters get no gradient: frozen ones, and those that no loss
+        reaches. Otherwise it waits for them in vain."""
+        getattr(self.trainer.strategy, "_ddp_kwargs", {}).setdefault("find_unused_parameters", True)
 
     def losses(self, batch: dict) -> dict[str, Tensor]:
         """The terms of the training loss by name; their sum is minimised."""
@@ -174,10 +180,7 @@ class CaptionTrainer(pl.LightningModule):
 
 def everywhere(heard: dict) -> list:
     """What all processes know by clip, in the order of the clips; a clip that several have counts once."""
-    if distributed.is_available() and distributed.is_initialized():
-        parts = [None] * distributed.get_world_size()
-        distributed.all_gather_object(parts, heard)
-        heard = {clip: row for part in reversed(parts) for clip, row in part.items()}
+    heard = {clip: row for part in reversed(gather(heard)) for clip, row in part.items()}
     return [heard[clip] for clip in sorted(heard)]
 
 
@@ -310,6 +313,7 @@ class DistillationTrainer(CaptionTrainer):
 
     def setup(self, stage: str) -> None:
         """Open the cache, or fill it, before training."""
+        super().setup(stage)
         if stage != "fit" or self._cache is None:
             return
         data = self.trainer.datamodule
@@ -322,12 +326,8 @@ class DistillationTrainer(CaptionTrainer):
     def _open_cache(self, folder: Path, data) -> TeacherCache:
         if data is None or is_finished(folder):
             return TeacherCache(folder)
-        if not self.trainer.is_global_zero:  # the first process fills it
-            self.trainer.strategy.barrier("cache")
-            return TeacherCache(folder)
-        cache = TeacherCache.build(folder, self.teacher, data, self.wants, teacher_dtype=self.teacher_dtype)
-        self.trainer.strategy.barrier("cache")
-        return cache
+        teacher = self.teacher.to(self.trainer.strategy.root_device)  # Lightning moves this module only later
+        return TeacherCache.build(folder, teacher, data, self.wants, teacher_dtype=self.teacher_dtype)
 
     def on_train_start(self) -> None:
         super().on_train_start()

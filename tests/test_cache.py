@@ -1,11 +1,17 @@
 """The teacher's answers on disk: the same as its own, refused when they are another's, finished after a kill."""
 
 import json
+import multiprocessing
+import os
+import signal
+import socket
+import time
 
 import pytest
 import pytorch_lightning as pl
 import tiny
 import torch
+from torch import distributed
 
 from gitdistill import answers, losses
 from gitdistill import cache as caches
@@ -193,14 +199,13 @@ class Killed(Exception):
     pass
 
 
-def test_a_killed_build_goes_on_where_it_stopped(tmp_path, monkeypatch, exact):
-    monkeypatch.setattr(caches, "SAVE_EVERY", 0.0)
+def test_a_killed_build_goes_on_where_it_stopped(tmp_path, exact):
     teacher, asked = tiny.teacher(), []
     forward = teacher.forward
 
     def stop_at_third(frames, tokens):
         asked.append(len(frames))
-        if len(asked) == 3:
+        if len(asked) == 4:  # the first time for the shapes
             raise Killed
         return forward(frames, tokens)
 
@@ -209,12 +214,91 @@ def test_a_killed_build_goes_on_where_it_stopped(tmp_path, monkeypatch, exact):
         build(tmp_path, teacher=teacher, **EXACT)
     with pytest.raises(ValueError, match="holds 8 of 13 clips: build it again"):
         TeacherCache(tmp_path)
-    (tmp_path / "tokens.npy").touch()
-    cache = build(tmp_path, teacher=teacher, **EXACT)
-    assert sum(asked[3:]) == 5
-    assert cache.facts["checksums"] == exact.facts["checksums"] and cache.mass_kept == exact.mass_kept
+    flip(tmp_path / "tokens.npy", -1 - 10 * 6 * 20)  # in clip 3's last caption, no longer what was written
+    said = []
+    build(tmp_path, teacher=teacher, say=said.append, **EXACT)
+    assert said == [f"going on in {tmp_path}: 6 of 13 clips to do, 1 of them damaged"]
+    assert sum(asked[4:]) == 9
+    assert contents(tmp_path) == contents(exact.folder)
     build(tmp_path, teacher=teacher, **EXACT)  # finished: nothing is asked again
-    assert sum(asked[3:]) == 5
+    assert sum(asked[4:]) == 9
+
+
+def flip(path, place):
+    """Change one bit of a file."""
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def build_together(rank, world, folder, kill, port):
+    """One of several processes that build the exact cache; with `kill` the last one kills them all, in its second
+    batch."""
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
+    teacher, forward, asked = tiny.teacher(), caches.ask, []
+
+    def noted(*arguments):
+        asked.append(rank)
+        if kill and rank == world - 1 and len(asked) == 2:
+            time.sleep(1)  # the other one gets on
+            os.killpg(0, signal.SIGKILL)
+        return forward(*arguments)
+
+    caches.ask = noted
+    build(folder, teacher=teacher, **EXACT)
+    (folder.parent / f"asked-{rank}").write_text(str(len(asked)))
+
+
+def start_together(folder, world=2, kill=False):
+    """Exit code of a process that starts `world` others, in a group of its own."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["gitdistill.trainer", "gitdistill.pretrain", "pytest"])
+    ready = context.Process(target=lead, args=(folder, world, kill, port))
+    ready.start()
+    ready.join()
+    return ready.exitcode
+
+
+def lead(folder, world, kill, port):
+    os.setpgid(0, 0)
+    children = [
+        multiprocessing.get_context("fork").Process(
+            target=build_together, args=(r, world, folder, kill, port)
+        )
+        for r in range(world)
+    ]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join()
+    assert not any(child.exitcode for child in children)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+def test_two_processes_build_what_one_does(tmp_path):
+    assert start_together(tmp_path / "one", world=1) == 0
+    assert start_together(tmp_path / "two") == 0
+    assert [(tmp_path / f"asked-{rank}").read_text() for rank in (0, 1)] == ["3", "2"]
+    assert contents(tmp_path / "two") == contents(tmp_path / "one")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+@pytest.mark.parametrize("then", [1, 3])
+def test_two_killed_processes_are_continued_by_any_number(tmp_path, exact, then):
+    folder = tmp_path / "cache"
+    assert start_together(folder, kill=True) == -signal.SIGKILL
+    with pytest.raises(ValueError, match=r"holds \d+ of 13 clips: build it again"):
+        TeacherCache(folder)
+    assert start_together(folder, world=then) == 0
+    assert contents(folder) == contents(exact.folder)
 
 
 @pytest.mark.parametrize(
@@ -307,9 +391,7 @@ def test_the_command_line_takes_a_folder_and_a_filter(tmp_path, monkeypatch):
 def test_a_damaged_file_is_noticed(tmp_path):
     build(tmp_path, Wants())
     path = tmp_path / "top_words.npy"
-    content = bytearray(path.read_bytes())
-    content[-1] ^= 1
-    path.write_bytes(content)
+    flip(path, -1)
     with pytest.raises(ValueError, match="top_words.npy is damaged or missing"):
         TeacherCache(tmp_path)
     path.unlink()

@@ -1,6 +1,9 @@
-"""A fit that was interrupted ends as one that was not; several processes score as one; the configs are valid."""
+"""A fit that was interrupted ends as one that was not; several processes fit and score; the configs are valid."""
 
+import csv
+import multiprocessing
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -15,10 +18,11 @@ import yaml
 from jsonargparse import ArgumentParser
 from pytorch_lightning.callbacks import ModelCheckpoint
 
-from gitdistill.__main__ import KeepRandomNumbers
+from gitdistill import __main__
 from gitdistill.data import FileData
-from gitdistill.data.module import ClipLoader, GlyphData, glyph_tokenizer
-from gitdistill.trainer import CaptionTrainer
+from gitdistill.data.module import ClipLoader, GlyphData
+from gitdistill.resume import KeepRandomNumbers, WholeCheckpoints, read_checkpoint
+from gitdistill.trainer import CaptionTrainer, DistillationTrainer
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 SMALL = {"val_clips": 5, "test_clips": 5, "unseen_clips": 3, "batch_size": 2, "frames": 2, "image_size": 32}
@@ -47,8 +51,8 @@ def fit(folder, data, kill=None, resume=False, steps=9, **options):
     module = CaptionTrainer(tiny.student(dropout=0.2), warmup=2)
     watch, keep = Watch(kill), ModelCheckpoint(folder, every_n_train_steps=1, save_last=True, save_top_k=0)
     trainer = pl.Trainer(
-        max_steps=steps, callbacks=[keep, watch, KeepRandomNumbers()], limit_val_batches=1, num_sanity_val_steps=0,
-        **QUIET, **options,
+        max_steps=steps, callbacks=[keep, watch, KeepRandomNumbers()], plugins=[WholeCheckpoints()],
+        limit_val_batches=1, num_sanity_val_steps=0, **QUIET, **options,
     )  # fmt: skip
     try:
         trainer.fit(module, data, ckpt_path=str(folder / "last.ckpt") if resume else None)
@@ -149,71 +153,214 @@ def test_the_configs_of_real_data_fit_their_teachers():
         assert files.keys() <= set(FileData.__init__.__code__.co_varnames)
 
 
-CONFIG = {
-    "seed_everything": 3,
-    "trainer": {
-        **QUIET,
-        "max_steps": 40,
-        "limit_val_batches": 1,
-        "num_sanity_val_steps": 0,
-        "logger": {"class_path": "pytorch_lightning.loggers.CSVLogger", "init_args": {"save_dir": "runs"}},
-        "callbacks": [
-            {
-                "class_path": "pytorch_lightning.callbacks.ModelCheckpoint",
-                "init_args": {
-                    "dirpath": "kept",
-                    "every_n_train_steps": 1,
-                    "save_top_k": 0,
-                    "save_last": True,
-                },
-            }
-        ],
-    },
-    "model": {
-        "class_path": "gitdistill.trainer.CaptionTrainer",
-        "init_args": {
-            "warmup": 2,
-            "model": {
-                "class_path": "gitdistill.StudentCandidateV1",
-                "init_args": {"vocab_size": len(glyph_tokenizer()), "width": 32, "heads": 2, "dropout": 0.2},
+def test_a_damaged_checkpoint_is_named(tmp_path):
+    keep = WholeCheckpoints()
+    path = tmp_path / "new" / "last.ckpt"
+    keep.save_checkpoint({"state_dict": {"weight": torch.arange(5000.0)}}, path)
+    assert read_checkpoint(path)["state_dict"]["weight"][-1] == 4999
+    assert os.listdir(tmp_path / "new") == ["last.ckpt"]
+    whole, damaged = path.read_bytes(), 0
+    for cut in (0, 100, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:cut])
+        with pytest.raises(
+            ValueError, match=f"the checkpoint {path} is damaged, continue from another one: .+"
+        ):
+            keep.load_checkpoint(path)
+    places = random.Random(0).sample(range(len(whole)), 60)
+    for place in places:
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        try:
+            assert torch.equal(read_checkpoint(path)["state_dict"]["weight"], torch.arange(5000.0))
+        except ValueError as error:
+            assert "last.ckpt is damaged" in str(error)
+            damaged += 1
+    assert damaged > 50  # the others fell into what nobody reads
+    with pytest.raises(FileNotFoundError, match="there is no checkpoint .*gone.ckpt"):
+        keep.load_checkpoint(tmp_path / "gone.ckpt")
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one(tmp_path):
+    keep, path = WholeCheckpoints(), tmp_path / "last.ckpt"
+    keep.save_checkpoint({"step": 1}, path)
+    with pytest.raises(Exception, match="(?i)pickle"):
+        keep.save_checkpoint({"weights": torch.zeros(10_000), "step": lambda: 2}, path)
+    assert read_checkpoint(path) == {"step": 1}
+
+
+class Freeze(pl.Callback):
+    """Notes the student's eyes and whether all processes have the same weights, after each step."""
+
+    def __init__(self):
+        self.eyes, self.same = [], []
+
+    def on_train_batch_end(self, trainer, module, *_):
+        weights = torch.cat([p.detach().flatten() for p in module.parameters()])
+        everywhere = trainer.strategy.all_gather(weights).view(-1, len(weights))
+        self.same.append(bool((everywhere == weights).all()))
+        self.eyes.append(torch.cat([p.detach().flatten() for p in module.eyes.parameters()]))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+@pytest.mark.parametrize("kept", [False, True])
+def test_two_processes_distil(tmp_path, kept):
+    """Seven clips in batches of two; no loss reaches the student's own head, and its eyes stay for two steps."""
+    torch.manual_seed(0)
+    options = {"cross_entropy": 0.0, "kl": 0.0, "hidden": 1.0, "freeze": 2, "max_length": 8}
+    module = DistillationTrainer(
+        tiny.teacher(), tiny.student(), **options, cache=tmp_path / "cache" if kept else None
+    )
+    watch = Freeze()
+    trainer = pl.Trainer(
+        devices=2, strategy="ddp_fork", max_epochs=3, callbacks=[watch, Report(tmp_path, watch)],
+        enable_checkpointing=False, limit_val_batches=1, num_sanity_val_steps=0, **QUIET,
+    )  # fmt: skip
+    trainer.fit(module, GlyphData(train_clips=7, fresh_captions=False, **SMALL))
+    for rank in (0, 1):
+        found = torch.load(tmp_path / f"rank-{rank}")
+        assert found == {"steps": 6, "same": True, "frozen": True, "moved": True}, rank
+
+
+class Report(pl.Callback):
+    """What a forked process found, in a file."""
+
+    def __init__(self, folder, watch):
+        self.folder, self.watch = folder, watch
+
+    def on_train_end(self, trainer, module):
+        eyes = self.watch.eyes
+        found = {"steps": trainer.global_step, "same": all(self.watch.same)}
+        found |= {"frozen": torch.equal(eyes[0], eyes[1]), "moved": not torch.equal(eyes[1], eyes[-1])}
+        torch.save(found, self.folder / f"rank-{trainer.global_rank}")
+
+
+def config(folder, kind, steps=12):
+    """A config file of a short fit in `folder`, with dropout: "plain", or a distillation with "cache" or "none"."""
+    tiny.git().save_pretrained(folder / "teacher")
+    tiny.teacher().tokenizer.save_pretrained(folder / "teacher")
+    tiny.student(dropout=0.2).save_pretrained(folder / "student")
+    student = {
+        "class_path": "gitdistill.StudentCandidateV1.from_pretrained",
+        "init_args": {"folder": "../student"},
+    }
+    model = {"class_path": "gitdistill.trainer.CaptionTrainer", "init_args": {"model": student}}
+    if kind != "plain":
+        options = {"teacher": "../teacher", "student": student, "freeze": 4}
+        model = {"class_path": "gitdistill.DistillationTrainer", "init_args": options}
+    if kind == "cache":
+        options["cache"] = "cache"
+    keep = {"dirpath": "kept", "every_n_train_steps": 1, "save_top_k": 0, "save_last": True}
+    content = {
+        "seed_everything": 3,
+        "trainer": QUIET
+        | {
+            "max_steps": steps,
+            "limit_val_batches": 1,
+            "num_sanity_val_steps": 0,
+            "logger": {
+                "class_path": "pytorch_lightning.loggers.CSVLogger",
+                "init_args": {"save_dir": "runs"},
             },
+            "callbacks": [{"class_path": "pytorch_lightning.callbacks.ModelCheckpoint", "init_args": keep}],
         },
-    },
-    "data": {
-        "class_path": "gitdistill.data.GlyphData",
-        "init_args": {"train_clips": 12, **SMALL, "image_size": 96},
-    },
-}
+        "model": model | {"init_args": model["init_args"] | {"warmup": 2, "max_length": 8}},
+        "data": {
+            "class_path": "gitdistill.data.GlyphData",
+            "init_args": {"train_clips": 7, "fresh_captions": False, **SMALL},
+        },
+    }
+    (folder / "config.yaml").write_text(yaml.safe_dump(content))
+
+
+def run(folder):
+    """`python -m gitdistill fit`, in a process that has everything imported already."""
+    torch.set_num_threads(1)
+    os.chdir(folder)
+    with open("said", "a") as said:
+        os.dup2(said.fileno(), 1), os.dup2(said.fileno(), 2)
+    sys.argv = ["gitdistill", "fit", "--config", "../config.yaml", "--ckpt_path", "last"]
+    __main__.main()
+
+
+def start(folder):
+    folder.mkdir(exist_ok=True)
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["gitdistill.__main__", "gitdistill.pretrain", "pytest"])
+    process = context.Process(target=run, args=(folder,))
+    process.start()
+    return process
+
+
+def finish(process, folder):
+    process.join()
+    assert process.exitcode == 0, (folder / "said").read_text()[-2000:]
+    kept = torch.load(folder / "kept" / "last.ckpt", weights_only=True)
+    assert kept["global_step"] == 12
+    return kept["state_dict"]
+
+
+def changed(path):
+    return path.stat().st_mtime_ns if path.exists() else 0
 
 
 @pytest.mark.slow
-def test_a_killed_run_ends_with_the_same_weights(tmp_path):
-    """SIGKILL at random moments, until the run gets through."""
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(CONFIG))
-    command = [sys.executable, "-m", "gitdistill", "fit", "--config", "../config.yaml", "--ckpt_path", "last"]
-    here = os.environ | {"PYTHONPATH": str(CONFIGS.parent)}
-    kept, kills = {}, 0
-    for name in ("whole", "killed"):
-        folder = tmp_path / name
-        folder.mkdir()
-        while True:
-            process = subprocess.Popen(
-                command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=here
-            )
+@pytest.mark.parametrize("kind", ["plain", "cache"])
+def test_ten_kills(tmp_path, kind):
+    """SIGKILL at ten random moments: of the whole run and, every other time, of the steps in it."""
+    config(tmp_path, kind)
+    (tmp_path / "whole").mkdir()
+    finish(start(tmp_path / "whole"), tmp_path / "whole")  # brings the server of processes up
+    begun, process = time.monotonic(), start(tmp_path / "again")
+    last = tmp_path / "again" / "kept" / "last.ckpt"
+    while not changed(last):
+        time.sleep(0.002)
+    steps, whole = time.monotonic() - begun, finish(process, tmp_path / "again")
+    lasts, kills, draw, runs = time.monotonic() - begun, [], random.Random(0), 0
+    while len(kills) < 10:
+        runs += 1
+        folder = tmp_path / f"killed-{runs}"
+        while len(kills) < 10:
             last = folder / "kept" / "last.ckpt"
-            if name == "killed" and kills < 4:
-                before = last.stat().st_mtime if last.exists() else 0
-                while process.poll() is None and (not last.exists() or last.stat().st_mtime == before):
-                    time.sleep(0.01)
-                time.sleep(0.3 * kills)
-                process.send_signal(signal.SIGKILL)
-                process.wait()
-                kills += 1
-                continue
-            _, error = process.communicate()
-            assert process.returncode == 0, error.decode()[-2000:]
-            break
-        kept[name] = torch.load(last, weights_only=True)
-    assert kept["whole"]["global_step"] == kept["killed"]["global_step"] == 40
-    for name, value in kept["whole"]["state_dict"].items():
-        assert torch.equal(kept["killed"]["state_dict"][name], value), name
+            before, process = changed(last), start(folder)
+            if len(kills) % 2:
+                while process.exitcode is None and changed(last) == before:
+                    time.sleep(0.002)
+                process.join(draw.uniform(0, (lasts - steps) / 3))
+            else:
+                process.join(draw.uniform(0, lasts))
+            if process.exitcode is not None:
+                break
+            process.kill()
+            process.join()
+            kills.append(changed(last) != before)
+        if process.exitcode == -signal.SIGKILL:
+            process = start(folder)
+        weights = finish(process, folder)
+        assert all(torch.equal(weights[name], value) for name, value in whole.items()), runs
+    assert sum(kills) >= 3  # so many in the midst of training
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["none", "cache"])
+def test_the_command_line_with_two_processes(tmp_path, kind):
+    """Seven clips on two processes; their test scores are those that one finds of the same checkpoint."""
+    config(tmp_path, kind, steps=4)
+    folder = tmp_path / "run"
+    folder.mkdir()
+
+    def call(command, *arguments):
+        line = [sys.executable, "-m", "gitdistill", command, "--config", "../config.yaml", *arguments]
+        here = os.environ | {"PYTHONPATH": str(CONFIGS.parent), "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(line, cwd=folder, env=here, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-3000:]
+        with max(folder.glob("runs/*/version_*/metrics.csv"), key=changed).open() as file:
+            return [row for row in csv.DictReader(file) if row.get("test/cider")][-1]
+
+    two = ["--trainer.devices=2", "--trainer.strategy=ddp", "--trainer.accelerator=cpu"]
+    fitted = call("fit", *two, "--export=exported")
+    assert (folder / "exported" / "scores.json").is_file()
+    ends = [call("test", "--ckpt_path=kept/last.ckpt", *options) for options in (two, [])]
+    for name, value in ends[1].items():
+        if name.startswith(("test/", "unseen/")):
+            tolerance = 1e-5 if "cross_entropy" in name else 1e-9
+            assert float(ends[0][name]) == pytest.approx(float(value), rel=tolerance, nan_ok=True), name
+    assert fitted.keys() >= {"test/cider", "unseen/cider"}

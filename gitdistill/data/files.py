@@ -254,16 +254,16 @@ class _TrainClips(_Clips):
 
 
 class _PoolClips(_Clips):
-    """All clips from number `start` on, each with `most` captions: its own, then missing ones.
+    """All clips from number `start` to `stop`, each with `most` captions: its own, then missing ones.
 
     An unreadable file keeps its place as black frames without captions, which training never meets."""
 
-    def __init__(self, *args, start, most, **options):
+    def __init__(self, *args, start, stop, most, **options):
         super().__init__(*args, **options)
-        self.start, self.most = start, most
+        self.start, self.stop, self.most = start, stop, most
 
     def __len__(self):
-        return len(self.items) - self.start
+        return self.stop - self.start
 
     def __getitem__(self, place):
         number, broken = self.start + place, []
@@ -433,18 +433,19 @@ class FileData(pl.LightningDataModule):
             raise ValueError('a cache needs the same frames in each epoch: use sampling="uniform"')
         return len(self._of("train"))
 
-    def pool_dataloader(self, start: int = 0):
-        """Batches of all training clips in order from clip `start` on, each with all its captions.
+    def pool_dataloader(self, start: int = 0, stop: int | None = None):
+        """Batches of the training clips in order from clip `start` to `stop`, each with all its captions.
 
         K is the most that any clip has."""
         items = self._of("train")[: self.pool_size]
         most = max(1, *(len(item.captions) for item in items), 1)
-        return self._loader(_PoolClips(items, *self._how(self.rule), start=start, most=most))
+        stop = min(stop or len(items), len(items))
+        return self._loader(_PoolClips(items, *self._how(self.rule), start=start, stop=stop, most=most))
 
     def fingerprint(self) -> dict:
         """What the pool's clips and captions depend on, and a checksum of some of the frames ("content")."""
         items, content, told = self._of("train")[: self.pool_size], hashlib.sha256(), hashlib.sha256()
-        pool = _PoolClips(items, *self._how(self.rule), start=0, most=0)
+        pool = _PoolClips(items, *self._how(self.rule), start=0, stop=len(items), most=0)
         for number in np.linspace(0, len(items) - 1, SAMPLE, dtype=int).tolist():
             content.update(pool[number][0].numpy().tobytes())
         for item in items:

@@ -11,13 +11,13 @@ from functools import partial
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from torch import distributed
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.distributed import DistributedSampler
 from transformers import BertTokenizerFast
 
 from gitdistill.data.glyphs import WORLD, GlyphClips
 from gitdistill.data.grammar import words
+from gitdistill.processes import rank_and_world
 
 __all__ = ["GlyphData", "glyph_tokenizer"]
 
@@ -68,8 +68,7 @@ class _EpochSampler(DistributedSampler):
 
     def __init__(self, size, seed, repeat):
         self.size, self.seed, self.repeat, self.epoch, self.skip = size, seed, repeat, 0, 0
-        spread = distributed.is_available() and distributed.is_initialized()
-        self.rank, self.world = (distributed.get_rank(), distributed.get_world_size()) if spread else (0, 1)
+        self.rank, self.world = rank_and_world()
 
     def __len__(self):
         return math.ceil(self.size / self.world)
@@ -172,13 +171,13 @@ class _TrainClips(Dataset):
 
 
 class _PoolClips(Dataset):
-    """Every clip of the pool with all captions of its own, in order from clip `start` to the last."""
+    """Every clip of the pool with all captions of its own, in order from clip `start` to the one before `stop`."""
 
-    def __init__(self, pool, start, size):
-        self.pool, self.start, self.size = pool, start, size
+    def __init__(self, pool, start, stop):
+        self.pool, self.start, self.stop = pool, start, stop
 
     def __len__(self):
-        return self.size - self.start
+        return self.stop - self.start
 
     def __getitem__(self, place):
         number = self.start + place
@@ -321,9 +320,9 @@ class GlyphData(pl.LightningDataModule):
             raise ValueError("a stream of clips has no end: give train_clips a number")
         return self.train_clips + self.singles
 
-    def pool_dataloader(self, start: int = 0):
-        """Batches of the whole pool in order from clip `start` on, each clip with all captions of its own."""
-        return self._loader(_PoolClips(self.pool, start, self.pool_size))
+    def pool_dataloader(self, start: int = 0, stop: int | None = None):
+        """Batches of the pool in order from clip `start` to `stop`, each clip with all captions of its own."""
+        return self._loader(_PoolClips(self.pool, start, min(stop or self.pool_size, self.pool_size)))
 
     def fingerprint(self) -> dict:
         """What the pool's clips and captions depend on, and a checksum of some of them ("content")."""

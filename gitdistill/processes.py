@@ -1,0 +1,24 @@
+"""Several processes that work on one thing, started by Lightning, torchrun or SLURM: who am I, and are all here?"""
+
+from torch import distributed
+
+
+def rank_and_world() -> tuple[int, int]:
+    """(this process's number, how many there are); (0, 1) for one that is alone."""
+    if distributed.is_available() and distributed.is_initialized():
+        return distributed.get_rank(), distributed.get_world_size()
+    return 0, 1
+
+
+def wait_for_all() -> None:
+    """Return when all processes have come here."""
+    if rank_and_world()[1] > 1:
+        distributed.barrier()
+
+
+def gather(value) -> list:
+    """What each process gives, in the order of their numbers; all have to call it."""
+    parts = [value] * rank_and_world()[1]
+    if len(parts) > 1:
+        distributed.all_gather_object(parts, value)
+    return parts
