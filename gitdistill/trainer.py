@@ -507,7 +507,9 @@ class Anneal(pl.Callback):
 
     def __init__(self, to: dict[str, float], start: float = 0.0, end: float = 1.0):
         if not 0 <= start < end <= 1:
-            raise ValueError(f"start and end are shares of the fit, 0 <= start < end <= 1, not {start} and {end}")
+            raise ValueError(
+                f"start and end are shares of the fit, 0 <= start < end <= 1, not {start} and {end}"
+            )
         self.to, self.start, self.end = dict(to), start, end
 
     def on_fit_start(self, trainer, module) -> None:

@@ -11,9 +11,10 @@ import torch
 from pictures import photo, shades, video
 
 from gitdistill.cache import TeacherCache, Wants
-from gitdistill.data.files import FileData, read_items
+from gitdistill.data.files import FileData, cropped, read_items
 from gitdistill.data.module import glyph_tokenizer
 from gitdistill.data.video import BrokenFile
+from gitdistill.losses import top_k
 from gitdistill.model.pixels import CLIP_MEAN, CLIP_STD, to_pixels
 from gitdistill.trainer import CaptionTrainer
 
@@ -227,6 +228,39 @@ def test_the_teachers_answers_are_kept(tmp_path):
     other = folder_data(tmp_path / "p", image_size=48)
     with pytest.raises(ValueError, match="image_size is 48 here and 32 there"):
         cache.check(teacher, other)
+
+
+def test_random_crops_come_again_and_the_teacher_is_asked_about_each(tmp_path):
+    data = folder_data(tmp_path / "p", captions_per_clip=1, views=2)
+    teacher, loader = tiny.teacher(), data.train_dataloader()
+    cache = TeacherCache.build(tmp_path / "cache", teacher, data, Wants(), say=lambda _: None)
+    epochs = [{int(clip): frames for batch in loader for clip, frames in zip(batch["clip"], batch["frames"])}
+              for _ in range(3)]  # fmt: skip
+    count = len(data.items["train"])
+    assert [sorted(epoch) for epoch in epochs] == [[2 * n + v for n in range(count)] for v in (0, 1, 0)]
+    assert all(torch.equal(epochs[0][clip], epochs[2][clip]) for clip in epochs[0])
+    assert not any(torch.equal(epochs[0][clip], epochs[1][clip + 1]) for clip in epochs[0])
+    for batch in loader:
+        kept = cache.read(batch["clip"], batch["caption"], batch["tokens"], Wants())["logits"]
+        with torch.no_grad():
+            logits = teacher(batch["frames"], batch["tokens"]).logits
+        torch.testing.assert_close(kept.log_p, top_k(logits, 8).log_p, atol=2e-2, rtol=2e-2)
+    with pytest.raises(ValueError, match="views is 3 from seed 0 here and 2 from seed 0 there"):
+        cache.check(teacher, folder_data(tmp_path / "p", captions_per_clip=1, views=3))
+    with pytest.raises(ValueError, match="views must be 0"):
+        folder_data(tmp_path / "p", views=-1)
+
+
+def test_a_crop_is_the_same_in_all_frames_and_large():
+    ramp = torch.arange(60, dtype=torch.uint8).expand(2, 3, 40, 60)
+    lefts = set()
+    for seed in range(50):
+        crop = cropped(ramp, 30, np.random.RandomState(seed))
+        assert crop.shape == (2, 3, 30, 30) and torch.equal(crop[0], crop[1])
+        left, right = int(crop[0, 0, 0, 0]), int(crop[0, 0, 0, -1])
+        assert right - left > 25  # columns that are left of 60
+        lefts.add(left)
+    assert len(lefts) > 10
 
 
 def test_lightning_trains_and_scores_videos(tmp_path):

@@ -39,7 +39,7 @@ TABLES = ("captions.csv", "captions.jsonl", "metadata.csv", "metadata.jsonl")
 FILE_COLUMNS = ("file", "file_name", "path", "image", "video")
 CAPTION_COLUMNS = ("captions", "caption", "text")
 SAMPLE = 16  # clips whose frames stand for all of a pool's in its fingerprint
-_FRAMES = 15_485_863  # keeps the random numbers of frame sampling apart from others
+_FRAMES, _CROP = 15_485_863, 32_452_843  # keep the random numbers of frames and crops apart from others
 
 
 @dataclass(frozen=True)
@@ -205,8 +205,9 @@ class _Clips(Dataset):
     An unreadable file gives the next readable one's row in its place (with that one's number), so that batches
     stay whole and metrics, which count each number once, leave it out."""
 
-    def __init__(self, items, rule, size, on_broken, seed=0):
+    def __init__(self, items, rule, size, on_broken, seed=0, views=0):
         self.items, self.rule, self.size, self.on_broken, self.seed = items, rule, size, on_broken, seed
+        self.views = views
 
     def __len__(self):
         return len(self.items)
@@ -214,17 +215,21 @@ class _Clips(Dataset):
     def draw(self, epoch, number, purpose):
         return np.random.RandomState([self.seed, epoch, number, purpose])
 
-    def frames(self, number, epoch=0) -> Tensor:
-        clip = read_clip(self.items[number].path, self.rule, self.draw(epoch, number, _FRAMES))
-        return squared(clip, self.size)
+    def frames(self, number, view=0) -> Tensor:
+        clip = read_clip(self.items[number].path, self.rule, self.draw(view, number, _FRAMES))
+        return (
+            cropped(clip, self.size, self.draw(view, number, _CROP))
+            if self.views
+            else squared(clip, self.size)
+        )
 
-    def readable(self, number, epoch=0):
+    def readable(self, number, view=0):
         """(frames, number) of the first readable item from `number` on, and what is wrong with those before."""
         broken = []
         for step in range(len(self.items)):
             here = (number + step) % len(self.items)
             try:
-                return self.frames(here, epoch), here, broken
+                return self.frames(here, view), here, broken
             except BrokenFile as error:
                 if self.on_broken == "error":
                     raise
@@ -246,15 +251,17 @@ class _TrainClips(_Clips):
 
     def __getitem__(self, key):
         epoch, _, number = key
-        frames, number, broken = self.readable(number, epoch)
+        view = epoch % self.views if self.views else epoch
+        frames, number, broken = self.readable(number, view)
         own = list(self.items[number].captions)
         chosen = self.draw(epoch, number, _CHOICE).permutation(len(own))[: self.count].tolist()
         chosen += [-1] * (self.count - len(chosen))
-        return frames, [None if c < 0 else own[c] for c in chosen], own, number, chosen, broken
+        place = number * self.views + view if self.views else number
+        return frames, [None if c < 0 else own[c] for c in chosen], own, place, chosen, broken
 
 
 class _PoolClips(_Clips):
-    """All clips from number `start` to `stop`, each with `most` captions: its own, then missing ones.
+    """All views of all clips, from number `start` to `stop`, each with `most` captions: its own, then missing ones.
 
     An unreadable file keeps its place as black frames without captions, which training never meets."""
 
@@ -266,10 +273,11 @@ class _PoolClips(_Clips):
         return self.stop - self.start
 
     def __getitem__(self, place):
-        number, broken = self.start + place, []
+        place, broken = self.start + place, []
+        number, view = divmod(place, max(1, self.views))
         own = list(self.items[number].captions)
         try:
-            frames = self.frames(number)
+            frames = self.frames(number, view)
         except BrokenFile as error:
             if self.on_broken == "error":
                 raise
@@ -277,7 +285,21 @@ class _PoolClips(_Clips):
             own, broken = [], [(self.items[number].path, str(error))]
         captions = own + [None] * (self.most - len(own))
         numbers = [*range(len(own)), *[-1] * (self.most - len(own))]
-        return frames, captions, own, number, numbers, broken
+        return frames, captions, own, place, numbers, broken
+
+
+def cropped(frames: Tensor, size: int, draw: np.random.RandomState) -> Tensor:
+    """A random rectangle of frames [F, 3, H, W], the same in all, as [F, 3, size, size].
+
+    At least half of the area, sides 3 : 4 to 4 : 3 (Szegedy et al. 2015, https://arxiv.org/abs/1409.4842, whose
+    crops may be far smaller: these are still to show what the captions tell). Never mirrored, since captions say
+    left and right.
+    """
+    height, width = frames.shape[-2:]
+    area, stretch = draw.uniform(0.5, 1) * height * width, (4 / 3) ** draw.uniform(-0.5, 0.5)
+    tall, wide = min(height, round(area**0.5 / stretch)), min(width, round(area**0.5 * stretch))
+    top, left = draw.randint(height - tall + 1), draw.randint(width - wide + 1)
+    return tv.resized_crop(frames, top, left, tall, wide, [size, size], tv.InterpolationMode.BICUBIC, True)
 
 
 def squared(frames: Tensor, size: int) -> Tensor:
@@ -326,8 +348,11 @@ class FileData(pl.LightningDataModule):
         image_size: side of the frames; the teacher's own makes them as it would itself.
         batch_size: of each process, where there are several.
         captions_per_clip: K in training, drawn anew for each epoch.
+        views: how many random crops of each training clip there are (see `cropped`), of which each epoch shows
+            another; they and their random frames come again after so many epochs, so a cache can know them.
+            0: none, the centre of the frames.
         limit: only the first so many clips of each source.
-        seed: of shuffling, captions and random frames.
+        seed: of shuffling, captions, random frames and crops.
         workers: loader processes.
         max_tokens: longest caption in tokens; default the tokenizer's `model_max_length`, 40 at most (as GIT's).
         on_broken: "skip" or "error". A file that is missing or cannot be read is named in a warning, kept in
@@ -349,6 +374,7 @@ class FileData(pl.LightningDataModule):
         image_size: int = 224,
         batch_size: int = 16,
         captions_per_clip: int = 1,
+        views: int = 0,
         limit: int | None = None,
         seed: int = 0,
         workers: int = 0,
@@ -358,6 +384,8 @@ class FileData(pl.LightningDataModule):
         super().__init__()
         if min(batch_size, captions_per_clip, image_size) < 1 or (limit is not None and limit < 1):
             raise ValueError("batch_size, captions_per_clip, image_size and limit must be at least 1")
+        if views < 0:
+            raise ValueError(f"views must be 0 (no random crops) or more, not {views}")
         if on_broken not in ("skip", "error"):
             raise ValueError(f'on_broken is "skip" or "error", not {on_broken!r}')
         if isinstance(tokenizer, str | os.PathLike):
@@ -367,6 +395,7 @@ class FileData(pl.LightningDataModule):
         self.rule = FrameRule(frames, sampling, step)
         self.image_size, self.batch_size, self.captions_per_clip = image_size, batch_size, captions_per_clip
         self.seed, self.workers, self.on_broken, self.limit = seed, workers, on_broken, limit
+        self.views = views
         self.broken: dict[str, str] = {}
         self._read_sources({"train": train, "val": val, "test": test}, media)
 
@@ -407,7 +436,7 @@ class FileData(pl.LightningDataModule):
     def train_dataloader(self):
         """Batches of the training clips, shuffled anew in each epoch; the last one may be smaller."""
         items = self._of("train")
-        clips = _TrainClips(items, *self._how(self.rule), seed=self.seed, count=self.captions_per_clip)
+        clips = _TrainClips(items, *self._how(self.rule), self.seed, self.views, count=self.captions_per_clip)
         return self._loader(clips, _EpochSampler(len(items), self.seed, repeat=True))
 
     def val_dataloader(self):
@@ -428,25 +457,27 @@ class FileData(pl.LightningDataModule):
 
     @property
     def pool_size(self) -> int:
-        """Clips that training can meet. ValueError when they look different in each epoch."""
-        if self.rule.sampling == "random":
-            raise ValueError('a cache needs the same frames in each epoch: use sampling="uniform"')
-        return len(self._of("train"))
+        """Clips that training can meet, each view one. ValueError when they look different in each epoch."""
+        if self.rule.sampling == "random" and not self.views:
+            raise ValueError('a cache needs frames that come again: use sampling="uniform", or some views')
+        return len(self._of("train")) * max(1, self.views)
+
+    def _pool(self, start: int, stop: int, most: int) -> _PoolClips:
+        how = *self._how(self.rule), self.seed, self.views
+        return _PoolClips(self._of("train"), *how, start=start, stop=stop, most=most)
 
     def pool_dataloader(self, start: int = 0, stop: int | None = None):
         """Batches of the training clips in order from clip `start` to `stop`, each with all its captions.
 
         K is the most that any clip has."""
-        items = self._of("train")[: self.pool_size]
-        most = max(1, *(len(item.captions) for item in items), 1)
-        stop = min(stop or len(items), len(items))
-        return self._loader(_PoolClips(items, *self._how(self.rule), start=start, stop=stop, most=most))
+        most = max(1, *(len(item.captions) for item in self._of("train")), 1)
+        return self._loader(self._pool(start, min(stop or self.pool_size, self.pool_size), most))
 
     def fingerprint(self) -> dict:
         """What the pool's clips and captions depend on, and a checksum of some of the frames ("content")."""
-        items, content, told = self._of("train")[: self.pool_size], hashlib.sha256(), hashlib.sha256()
-        pool = _PoolClips(items, *self._how(self.rule), start=0, stop=len(items), most=0)
-        for number in np.linspace(0, len(items) - 1, SAMPLE, dtype=int).tolist():
+        items, content, told = self._of("train"), hashlib.sha256(), hashlib.sha256()
+        pool = self._pool(0, self.pool_size, most=0)
+        for number in np.linspace(0, len(pool) - 1, SAMPLE, dtype=int).tolist():
             content.update(pool[number][0].numpy().tobytes())
         for item in items:
             told.update(repr((Path(item.path).name, item.captions)).encode())
@@ -456,6 +487,7 @@ class FileData(pl.LightningDataModule):
             "clips": len(items),
             "files and captions": told.hexdigest()[:16],
             "frames": f"{self.rule.frames} {self.rule.sampling} {self.rule.step}",
+            "views": f"{self.views} from seed {self.seed}" if self.views else "0",
             "image_size": self.image_size,
             "vocabulary": hashlib.sha256(repr(vocabulary).encode()).hexdigest()[:16],
             "content": content.hexdigest()[:16],
