@@ -24,13 +24,13 @@ from pathlib import Path
 
 import pytorch_lightning as pl
 import torch
-from report import draw, read_rows, table, write_rows
 from seen import SeenBackbone, SeenClips, SeenData, SeenDistillation
 
 from gitdistill import GenerativeImageTextTeacher, StudentCandidateV1, TinyVIT
 from gitdistill.answers import Wants
 from gitdistill.cache import TeacherCache
 from gitdistill.data import GlyphData
+from gitdistill.report import draw, read_rows, table, write_rows
 from gitdistill.trainer import CaptionTrainer, pairs_of
 
 ROOT = Path(__file__).resolve().parents[1]

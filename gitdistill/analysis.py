@@ -1,7 +1,7 @@
 """What goes on inside a captioner, as numbers: where it looks, why, and how like another one it is.
 
-Tensors in, tensors out; `gitdistill.plots` draws them. `look`, `gradient_attention`, `occlusion` and `ground` take
-either network, teacher or student, and one clip; the other functions know no model.
+Tensors in, tensors out; `gitdistill.plots` draws them. `look`, `gradient_attention`, `occlusion`, `ground` and
+`features` take either network, teacher or student; the other functions know no model.
 
 Letters: F frames, h x w cells, L layers, H heads, T tokens, S all tokens of a network (image, then text), D width.
 Where a map belongs to a word, it is that of the row that *predicts* the word: T tokens have T - 1 maps.
@@ -323,6 +323,23 @@ def scoreboard(rows: list[dict], score: str = "hit") -> dict[str, tuple[float, f
 
 
 # -- how alike are two networks? ---------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def features(model, names: str | list[str], frames: Tensor, pooled: bool = False, batch: int = 64) -> dict:
+    """What modules make of images: module path -> [n * F, h, w, D], class tokens left out.
+
+    names: paths or patterns as for `record`. frames: [n, F, 3, H, W]. pooled: each image's mean over its cells,
+    [n * F, D], as `cka_map` takes them. batch: clips that are computed at a time.
+    """
+    parts = []
+    for some in frames.split(batch):
+        start = torch.full((len(some), 1), model.bos_token_id, device=some.device)
+        with record(model, names) as seen:
+            model(some, start)
+        found = {path: as_cells(calls[0], len(some) * some.shape[1]) for path, calls in seen.items()}
+        parts.append({path: x.mean((1, 2)) if pooled else x for path, x in found.items()})
+    return {path: torch.cat([part[path] for part in parts]) for path in parts[0]}
 
 
 def cka(x: Tensor, y: Tensor) -> float:

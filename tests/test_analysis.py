@@ -266,6 +266,22 @@ def test_scoreboard_averages_by_kind():
 # -- how alike are two networks?
 
 
+@BOTH
+def test_features_are_what_hooks_catch_clip_by_clip(model):
+    clips = torch.stack([FRAMES, FRAMES.flip(-1), FRAMES.flip(0)])
+    name = "model.image_encoder.layers.1" if model is TEACHER else "memory_norm"
+    found = analysis.features(model, name, clips, batch=2)[name]
+    assert found.shape[:3] == (3 * tiny.FRAMES, 2, 2)
+    with record(model, name) as seen, torch.no_grad():
+        model(clips[1:2], TOKENS[None])
+    (caught,) = seen[name]
+    lead = 1 if model is TEACHER else 0
+    caught = caught.reshape(tiny.FRAMES, 4 + lead, -1)[:, lead:].unflatten(1, (2, 2))
+    torch.testing.assert_close(found[tiny.FRAMES : 2 * tiny.FRAMES], caught, atol=1e-4, rtol=1e-4)
+    pooled = analysis.features(model, name, clips, pooled=True)[name]
+    torch.testing.assert_close(pooled, found.mean((1, 2)), atol=1e-4, rtol=1e-4)
+
+
 def by_loops(x, y):
     """The unbiased HSIC of Song et al. 2012, equation 5, normalised."""
 

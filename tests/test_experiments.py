@@ -12,11 +12,10 @@ from tiny_git import git_config
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))
 import real_size
-import report
 import run
 from seen import SeenBackbone, SeenClips, SeenData
 
-from gitdistill import StudentCandidateV1, plots
+from gitdistill import StudentCandidateV1, plots, report
 from gitdistill.data import GlyphData
 
 LOOK = {"frames": tiny.FRAMES, "image_size": tiny.SIDE}
@@ -195,6 +194,7 @@ def test_runs_without_a_score_are_left_out_of_the_picture():
     figure = report.figure(rows, "losses")
     panels = [axes.get_title() for axes in figure.axes]
     assert panels == ["CIDEr", "motions right", "CIDEr gained"]
+    assert figure.alt == "Runs: Losses: b gains most CIDEr over a, +0.00 (3 runs)"
 
 
 def test_dots_stand_where_the_runs_are():

@@ -1,4 +1,4 @@
-"""From an experiment's table of runs to means, differences with their intervals, and a picture."""
+"""From the table of runs of an experiment (`experiments/`) to means, differences with intervals, and a picture."""
 
 import csv
 import math
@@ -133,4 +133,15 @@ def figure(rows: list[dict], experiment: str):
             seen[name][gain] = values
             ends[name] = {gain: interval(values)}
     levels[gain] = {"": 0.0}
-    return plots.dots(seen, ends, levels, title=f"{experiment.capitalize()}: {len(rows)} runs")
+    return plots.dots(seen, ends, levels, title=f"{experiment.capitalize()}: {finding(rows)}")
+
+
+def finding(rows: list[dict]) -> str:
+    """Which variant gained most, as a sentence, and how many runs this rests on."""
+    gained = {name: mean(values) for name, values in differences(rows).items() if values}
+    runs = f"({sum(row['name'] != 'teacher' for row in rows)} runs)"
+    if not gained:
+        return f"nothing to compare yet {runs}"
+    best = max(gained, key=gained.get)
+    against = next(row["against"] for row in rows if row["name"] == best)
+    return f"{best} gains most CIDEr over {against}, {gained[best]:+.2f} {runs}"
