@@ -21,8 +21,9 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "experiments"), str(ROOT / "benchmarks")]
 import decoding  # noqa: E402
 import real_size  # noqa: E402
-import report  # noqa: E402
 import step  # noqa: E402
+
+from gitdistill import report  # noqa: E402
 
 EXPERIMENTS = ("labels", "losses", "sizes", "temperature")
 MEASURES = ROOT / "data" / "experiments"
