@@ -317,6 +317,10 @@ class DistillationTrainer(CaptionTrainer):
         if stage != "fit" or self._cache is None:
             return
         data = self.trainer.datamodule
+        if data is not None and not hasattr(data, "pool_dataloader"):
+            raise ValueError(
+                f"a cache needs clips with numbers: use GlyphData or FileData, not {type(data).__name__}"
+            )
         if not isinstance(self._cache, TeacherCache):
             self._cache = self._open_cache(Path(self._cache), data)
         self._cache.check(self.teacher, data)

@@ -236,7 +236,7 @@ def test_random_crops_come_again_and_the_teacher_is_asked_about_each(tmp_path):
     cache = TeacherCache.build(tmp_path / "cache", teacher, data, Wants(), say=lambda _: None)
     epochs = [{int(clip): frames for batch in loader for clip, frames in zip(batch["clip"], batch["frames"])}
               for _ in range(3)]  # fmt: skip
-    count = len(data.items["train"])
+    count = len(data.sources["train"])
     assert [sorted(epoch) for epoch in epochs] == [[2 * n + v for n in range(count)] for v in (0, 1, 0)]
     assert all(torch.equal(epochs[0][clip], epochs[2][clip]) for clip in epochs[0])
     assert not any(torch.equal(epochs[0][clip], epochs[1][clip + 1]) for clip in epochs[0])

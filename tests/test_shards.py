@@ -1,12 +1,18 @@
 """Shards: packed whole and once, read as they were, and never when damaged."""
 
+import functools
+import http.server
 import json
 import sys
+import threading
+from importlib.util import find_spec
 
 import pytest
 import pytorch_lightning as pl
+import test_resume
 import tiny
 import torch
+import webdataset
 from pictures import photo, shades, video
 
 from gitdistill import __main__
@@ -14,7 +20,7 @@ from gitdistill.data import FileData, ShardData
 from gitdistill.data.files import read_items
 from gitdistill.data.module import glyph_tokenizer
 from gitdistill.data.shards import pack, read_index
-from gitdistill.trainer import CaptionTrainer
+from gitdistill.trainer import CaptionTrainer, DistillationTrainer
 
 HOW = {"frames": 2, "image_size": tiny.SIDE, "batch_size": 3, "tokenizer": glyph_tokenizer()}
 
@@ -105,8 +111,94 @@ def test_a_damaged_shard_is_named(source, tmp_path, damage):
     shard.write_bytes(content if damage == "flip" else content[:3000])
     if damage == "gone":
         shard.unlink()
-    with pytest.raises(ValueError, match="the shard .*shard-000001.tar is damaged"):
+    with pytest.raises(ValueError, match="the shard .*shard-000001.tar is (damaged or missing|not what)"):
         list(ShardData(test=str(tmp_path), **HOW).test_dataloader())
+
+
+def test_a_damaged_index_is_named(shards, tmp_path):
+    text = (shards / "shards.json").read_text()
+    (tmp_path / "shards.json").write_text(text[:90])
+    with pytest.raises(ValueError, match="shards.json is not valid JSON"):
+        ShardData(test=str(tmp_path), **HOW)
+    (tmp_path / "shards.json").write_text(text.replace('"count": 3', '"count": 2', 1))
+    (tmp_path / "shard-000000.tar").write_bytes((shards / "shard-000000.tar").read_bytes())
+    with pytest.raises(ValueError, match="shard-000000.tar is not what shards.json says of it"):
+        list(ShardData(test=str(tmp_path), **HOW).test_dataloader())
+
+
+def test_webdataset_reads_them(shards):
+    found = list(webdataset.WebDataset(str(shards / "shard-000003.tar"), shardshuffle=False))
+    assert [row["__key__"] for row in found] == ["000000009"]
+    assert json.loads(found[0]["json"])["captions"] == ["a red star", "a blue wheel"] and found[0]["mp4"]
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def address(shards):
+    """The shards by HTTP."""
+    handler = functools.partial(Quiet, directory=shards.parent)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}/{shards.name}"
+        server.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_shards_by_http(shards, address, workers):
+    for near, far in zip(
+        ShardData(train=str(shards), **HOW, workers=workers).train_dataloader(),
+        ShardData(train=address, **HOW, workers=workers).train_dataloader(),
+        strict=True,
+    ):
+        assert torch.equal(near["frames"], far["frames"]) and torch.equal(near["tokens"], far["tokens"])
+
+
+def test_addresses_without_shards(address):
+    with pytest.raises(FileNotFoundError, match="there is no http.*/nowhere/shards.json: pack the data"):
+        ShardData(train=f"{address}/nowhere", **HOW)
+    with pytest.raises(ValueError, match="http://127.0.0.1:1/shards.json cannot be read: .*refused"):
+        ShardData(train="http://127.0.0.1:1", **HOW)
+    for protocol, library in (("s3", "s3fs"), ("gs", "gcsfs")):
+        if not find_spec(library):
+            with pytest.raises(
+                ValueError, match=f"{protocol}://bucket/shards.json cannot be read: .*{library}"
+            ):
+                ShardData(train=f"{protocol}://bucket", **HOW)
+
+
+@pytest.mark.filterwarnings("error:You're resuming")
+@pytest.mark.parametrize("workers, kills", [(0, (1, 2, 4, 6)), (2, (3,))])
+def test_a_fit_continues_within_an_epoch(shards, tmp_path, workers, kills):
+    """Epochs of four steps; the clips not seen yet come next, and the end is that of an uninterrupted fit."""
+    how = HOW | {"captions_per_clip": 1, "buffer": 4, "workers": workers}
+    data = functools.partial(ShardData, str(shards), str(shards), **how)
+    whole, clips = test_resume.fit(tmp_path / "whole", data(), steps=7)
+    assert len(clips) == 7 and sorted(sum(clips[:4], [])) == list(range(10)) or workers
+    for kill in kills:
+        folder = tmp_path / f"{kill}"
+        _, before = test_resume.fit(folder, data(), kill=kill, steps=7)
+        weights, after = test_resume.fit(folder, data(), resume=True, steps=7)
+        assert before + after == clips, kill
+        assert all(torch.equal(weights[name], value) for name, value in whole.items()), kill
+
+
+def test_an_epoch_is_not_continued_with_other_workers(shards):
+    loader = ShardData(train=str(shards), **HOW).train_dataloader()
+    next(iter(loader))
+    with pytest.raises(ValueError, match="workers was 0 and is 2"):
+        ShardData(train=str(shards), workers=2, **HOW).train_dataloader().load_state_dict(loader.state_dict())
+
+
+def test_no_cache_of_a_stream(shards, tmp_path):
+    module = DistillationTrainer(tiny.teacher(), tiny.student(), cache=tmp_path / "cache")
+    with pytest.raises(ValueError, match="use GlyphData or FileData, not ShardData"):
+        pl.Trainer(**test_resume.QUIET, max_steps=1).fit(module, ShardData(train=str(shards), **HOW))
 
 
 def test_mistakes_in_one_line(shards, tmp_path):

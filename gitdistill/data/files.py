@@ -330,7 +330,70 @@ def _collate(rows, tokenizer, max_length):
     }
 
 
-class FileData(pl.LightningDataModule):
+class CaptionedData(pl.LightningDataModule):
+    """What `FileData` and `ShardData` share.
+
+    Args:
+        tokenizer: the teacher's, or where the teacher is loaded from ("glyphs", a folder, a hub id).
+        frames, sampling, step: which frames of a training video make a clip, see `FrameRule`; validation and test
+            take "random" as "uniform". With 1 frame of pictures [B, 1, 3, H, W] is what comes.
+        image_size: side of the frames; the teacher's own makes them as it would itself.
+        batch_size: of each process, where there are several.
+        captions_per_clip: K in training, drawn anew for each epoch.
+        seed: of shuffling, captions, random frames and crops.
+        workers: loader processes.
+        max_tokens: longest caption in tokens; default the tokenizer's `model_max_length`, 40 at most (as GIT's).
+    """
+
+    def __init__(
+        self,
+        tokenizer="glyphs",
+        frames: int = 6,
+        sampling: str = "uniform",
+        step: int = 1,
+        image_size: int = 224,
+        batch_size: int = 16,
+        captions_per_clip: int = 1,
+        seed: int = 0,
+        workers: int = 0,
+        max_tokens: int | None = None,
+    ):
+        super().__init__()
+        if min(batch_size, captions_per_clip, image_size) < 1:
+            raise ValueError("batch_size, captions_per_clip and image_size must be at least 1")
+        if isinstance(tokenizer, str | os.PathLike):
+            tokenizer = text.load_tokenizer(checkpoints.resolve(tokenizer))
+        self.tokenizer, self.max_tokens = tokenizer, max_tokens or min(40, tokenizer.model_max_length)
+        self.rule = FrameRule(frames, sampling, step)
+        self.fixed_rule = FrameRule(frames, "uniform" if sampling == "random" else sampling, step)
+        self.image_size, self.batch_size, self.captions_per_clip = image_size, batch_size, captions_per_clip
+        self.seed, self.workers = seed, workers
+        self.sources = {}  # by role: train, val, test
+
+    def val_dataloader(self):
+        """Batches of the validation clips in order, each with its first caption for the loss."""
+        return self._fixed(self._of("val"))
+
+    def test_dataloader(self):
+        """Batches of the test clips in order, each with its first caption for the loss."""
+        return self._fixed(self._of("test"))
+
+    def _of(self, role: str):
+        if role not in self.sources:
+            raise ValueError(f"there is no {role} data: give {type(self).__name__}({role}=...)")
+        return self.sources[role]
+
+    def _options(self) -> dict:
+        """Of every loader."""
+        return {
+            "batch_size": self.batch_size,
+            "num_workers": self.workers,
+            "collate_fn": partial(_collate, tokenizer=self.tokenizer, max_length=self.max_tokens),
+            "generator": torch.Generator(),  # the global random numbers stay as they are
+        }
+
+
+class FileData(CaptionedData):
     """Batches of pictures and videos from files.
 
     A batch is a dict: "frames" uint8 [B, F, 3, image_size, image_size]; "tokens" long [B*K, T], rows grouped by
@@ -342,21 +405,13 @@ class FileData(pl.LightningDataModule):
         train, val, test: sources, see `read_items`; several may be the same one if it knows splits. Training
             needs no captions, the others do.
         media: the folder of the files, if it is not the sources' own.
-        tokenizer: the teacher's, or where the teacher is loaded from ("glyphs", a folder, a hub id).
-        frames, sampling, step: which frames of a training video make a clip, see `FrameRule`; validation and test
-            take "random" as "uniform". With 1 frame of pictures [B, 1, 3, H, W] is what comes.
-        image_size: side of the frames; the teacher's own makes them as it would itself.
-        batch_size: of each process, where there are several.
-        captions_per_clip: K in training, drawn anew for each epoch.
         views: how many random crops of each training clip there are (see `cropped`), of which each epoch shows
             another; they and their random frames come again after so many epochs, so a cache can know them.
             0: none, the centre of the frames.
         limit: only the first so many clips of each source.
-        seed: of shuffling, captions, random frames and crops.
-        workers: loader processes.
-        max_tokens: longest caption in tokens; default the tokenizer's `model_max_length`, 40 at most (as GIT's).
         on_broken: "skip" or "error". A file that is missing or cannot be read is named in a warning, kept in
             `broken` (path -> reason), and left out; or else a `BrokenFile` stops everything.
+        options: as for `CaptionedData`.
 
     Raises FileNotFoundError and ValueError in one line.
     """
@@ -367,40 +422,24 @@ class FileData(pl.LightningDataModule):
         val: str | None = None,
         test: str | None = None,
         media: str | None = None,
-        tokenizer="glyphs",
-        frames: int = 6,
-        sampling: str = "uniform",
-        step: int = 1,
-        image_size: int = 224,
-        batch_size: int = 16,
-        captions_per_clip: int = 1,
         views: int = 0,
         limit: int | None = None,
-        seed: int = 0,
-        workers: int = 0,
-        max_tokens: int | None = None,
         on_broken: str = "skip",
+        **options,
     ):
-        super().__init__()
-        if min(batch_size, captions_per_clip, image_size) < 1 or (limit is not None and limit < 1):
-            raise ValueError("batch_size, captions_per_clip, image_size and limit must be at least 1")
+        super().__init__(**options)
+        if limit is not None and limit < 1:
+            raise ValueError(f"limit must be at least 1, not {limit}")
         if views < 0:
             raise ValueError(f"views must be 0 (no random crops) or more, not {views}")
         if on_broken not in ("skip", "error"):
             raise ValueError(f'on_broken is "skip" or "error", not {on_broken!r}')
-        if isinstance(tokenizer, str | os.PathLike):
-            tokenizer = text.load_tokenizer(checkpoints.resolve(tokenizer))
-        self.tokenizer = tokenizer
-        self.max_tokens = max_tokens or min(40, tokenizer.model_max_length)
-        self.rule = FrameRule(frames, sampling, step)
-        self.image_size, self.batch_size, self.captions_per_clip = image_size, batch_size, captions_per_clip
-        self.seed, self.workers, self.on_broken, self.limit = seed, workers, on_broken, limit
-        self.views = views
+        self.on_broken, self.limit, self.views = on_broken, limit, views
         self.broken: dict[str, str] = {}
         self._read_sources({"train": train, "val": val, "test": test}, media)
 
     def _read_sources(self, sources: dict, media) -> None:
-        self.items, whole = {}, {}
+        whole = {}
         for role, source in sources.items():
             if source is None:
                 continue
@@ -417,7 +456,7 @@ class FileData(pl.LightningDataModule):
                 raise ValueError(
                     f"{mute[0]}, one of {role}'s {len(items)} clips, has no caption to score against"
                 )
-            self.items[role] = items[: self.limit]
+            self.sources[role] = items[: self.limit]
 
     def _report(self, entries) -> None:
         """Keep account of files that cannot be used, and name each once."""
@@ -428,29 +467,14 @@ class FileData(pl.LightningDataModule):
                 self.broken[path] = reason
                 warnings.warn(f"left out, {len(self.broken)} so far: {reason}", stacklevel=2)
 
-    def _of(self, role: str) -> list[Item]:
-        if role not in self.items:
-            raise ValueError(f"there is no {role} data: give FileData({role}=...)")
-        return self.items[role]
-
     def train_dataloader(self):
         """Batches of the training clips, shuffled anew in each epoch; the last one may be smaller."""
         items = self._of("train")
         clips = _TrainClips(items, *self._how(self.rule), self.seed, self.views, count=self.captions_per_clip)
         return self._loader(clips, _EpochSampler(len(items), self.seed, repeat=True))
 
-    def val_dataloader(self):
-        """Batches of the validation clips, each with its first caption for the loss."""
-        return self._fixed("val")
-
-    def test_dataloader(self):
-        """Batches of the test clips, each with its first caption for the loss."""
-        return self._fixed("test")
-
-    def _fixed(self, role: str):
-        sampling = "uniform" if self.rule.sampling == "random" else self.rule.sampling
-        rule = FrameRule(self.rule.frames, sampling, self.rule.step)
-        return self._loader(_Clips(self._of(role), *self._how(rule)))
+    def _fixed(self, items: list[Item]):
+        return self._loader(_Clips(items, *self._how(self.fixed_rule)))
 
     def _how(self, rule: FrameRule) -> tuple:
         return rule, self.image_size, self.on_broken
@@ -494,14 +518,5 @@ class FileData(pl.LightningDataModule):
         }
 
     def _loader(self, clips, sampler=None):
-        loader = ClipLoader(
-            clips,
-            self.batch_size,
-            sampler=sampler,
-            num_workers=self.workers,
-            collate_fn=partial(_collate, tokenizer=self.tokenizer, max_length=self.max_tokens),
-            persistent_workers=self.workers > 0,
-            generator=torch.Generator(),  # the global random numbers stay as they are
-        )
         clips.report = self._report
-        return loader
+        return ClipLoader(clips, sampler=sampler, persistent_workers=self.workers > 0, **self._options())

@@ -94,6 +94,11 @@ class ClipLoader(DataLoader):
 
     _passed = None  # (epoch, batches handed out in it)
 
+    @property
+    def order(self):
+        """What decides which clips come next: has `set_epoch` and `skip`, clips that the next pass leaves out."""
+        return self.sampler
+
     def __iter__(self):
         skipped = getattr(self.sampler, "skip", 0) // self.batch_size
         for number, batch in enumerate(super().__iter__(), skipped + 1):
@@ -105,19 +110,22 @@ class ClipLoader(DataLoader):
     def state_dict(self) -> dict:
         """How far the pass over the data is."""
         epoch, batches = self._passed or (0, 0)
-        return {"epoch": epoch, "batches": batches, "of": len(self), "batch_size": self.batch_size}
+        return {"epoch": epoch, "batches": batches} | self._kind()
+
+    def _kind(self) -> dict:
+        return {"of": len(self), "batch_size": self.batch_size}
 
     def load_state_dict(self, state: dict) -> None:
         """The next pass goes on where `state` was taken. ValueError when batches are not what they were then."""
-        now = {"of": len(self), "batch_size": self.batch_size}
-        if differ := [name for name in now if state[name] != now[name]]:
-            what = ", ".join(f"{name} was {state[name]} and is {now[name]}" for name in differ)
+        now = self._kind()
+        if differ := [name for name in now if state.get(name) != now[name]]:
+            what = ", ".join(f"{name} was {state.get(name)} and is {now[name]}" for name in differ)
             raise ValueError(
                 f"an epoch cannot be continued with other batches ({what}): use the same settings"
             )
         over = state["batches"] == len(self)
-        self.sampler.set_epoch(state["epoch"] + over)
-        self.sampler.skip = 0 if over else state["batches"] * self.batch_size
+        self.order.set_epoch(state["epoch"] + over)
+        self.order.skip = 0 if over else state["batches"] * self.batch_size
         self._passed = (state["epoch"] + over, 0 if over else state["batches"])
 
 

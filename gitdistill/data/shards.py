@@ -11,25 +11,25 @@ import argparse
 import hashlib
 import io
 import json
-import os
+import math
 import random
 import sys
 import tarfile
+import urllib.error
+import urllib.request
 from functools import partial
 from itertools import chain, islice, repeat
 from pathlib import Path
 
+import fsspec
 import numpy as np
-import pytorch_lightning as pl
-import torch
-from torch import distributed
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from gitdistill.data.files import SPLITS, Item, _collate, read_items, squared
-from gitdistill.data.module import _CHOICE
+from gitdistill.data.files import SPLITS, CaptionedData, Item, read_items, squared
+from gitdistill.data.module import _CHOICE, ClipLoader
 from gitdistill.data.video import BrokenFile, FrameRule, read_clip
-from gitdistill.model import checkpoints, text
-from gitdistill.model.files import write_whole
+from gitdistill.model.files import first_line, write_whole
+from gitdistill.processes import rank_and_world
 
 INDEX = "shards.json"
 FORMAT = 1
@@ -75,6 +75,8 @@ def pack(items: list[Item], folder, per_shard: int = 1000, say=print) -> dict:
         index = known
         say(f"going on after {len(index['shards'])} shards in {folder}")
     folder.mkdir(parents=True, exist_ok=True)
+    for left in folder.glob(".*.tmp"):  # of a killed run
+        left.unlink()
     for number in range(len(index["shards"]), -(-len(items) // per_shard)):
         first, stream = number * per_shard, io.BytesIO()
         count = 0
@@ -98,7 +100,7 @@ def as_sample(place: int, item: Item, say) -> dict | None:
     """An item as WebDataset writes it; None, and a word, when it cannot be read."""
     content = Path(item.path).read_bytes()
     try:
-        read_clip(item.path, FrameRule(1), content=content)
+        read_clip(item.path, FrameRule(), content=content)
     except BrokenFile as error:
         say(f"left out: {error}")
         return None
@@ -115,13 +117,17 @@ def read_index(source, finished: bool = True) -> dict:
     where = f"{str(source).rstrip('/')}/{INDEX}"
     try:
         with _open(where) as file:
-            index = json.loads(file.read())
-    except (OSError, ValueError) as error:
-        if isinstance(error, ValueError) and Path(where).is_file():
-            raise ValueError(f"{where} is not valid JSON: {error}") from None
+            content = file.read()
+    except FileNotFoundError:
         raise FileNotFoundError(
             f"there is no {where}: pack the data with `python -m gitdistill pack`"
         ) from None
+    except Exception as error:  # of the network, or of a storage's own library
+        raise ValueError(f"{where} cannot be read: {first_line(error)}") from None
+    try:
+        index = json.loads(content)
+    except ValueError as error:
+        raise ValueError(f"{where} is not valid JSON: {error}") from None
     if index.get("format") != FORMAT:
         raise ValueError(
             f"{where} is of format {index.get('format')}, this is format {FORMAT}: pack it again"
@@ -132,10 +138,15 @@ def read_index(source, finished: bool = True) -> dict:
 
 
 def _open(where: str):
-    """A file, or what an address (http, s3, gs, pipe) gives, to be read from start to end."""
-    import webdataset
-
-    return webdataset.gopen(where, "rb")
+    """A file, or what an address gives, to be read from start to end."""
+    if not where.startswith(("http://", "https://")):
+        return fsspec.open(where, "rb").open()
+    try:
+        return urllib.request.urlopen(where, timeout=60)
+    except urllib.error.HTTPError as error:
+        if error.code == 404:
+            raise FileNotFoundError(f"there is no {where}") from None
+        raise
 
 
 class _Hashed:
@@ -156,11 +167,11 @@ def read_shard(source, entry: dict):
     ValueError naming the shard as soon as it cannot be read on, or at its end when the checksum differs.
     """
     where = f"{str(source).rstrip('/')}/{entry['name']}"
-    parts, held = {}, None  # the last clip is held back until the checksum is known
+    parts, held, count = {}, None, 0  # the last clip is held back until the checksum is known
     try:
         with _open(where) as opened:
             stream = _Hashed(opened)
-            with tarfile.open(fileobj=stream, mode="r|") as archive:
+            with tarfile.open(fileobj=stream, mode="r|", bufsize=1 << 20) as archive:
                 for member in archive:
                     key, suffix = member.name.split(".", 1)
                     parts[suffix] = archive.extractfile(member).read()
@@ -168,17 +179,18 @@ def read_shard(source, entry: dict):
                         continue
                     if held:
                         yield held
+                    count += 1
                     about = json.loads(parts.pop("json"))
                     ((_, content),) = parts.items()
                     parts, held = {}, (int(key), about["name"], content, about)
             while stream.read(1 << 20):
                 pass
-    except (OSError, tarfile.TarError, ValueError, KeyError) as error:
+    except Exception as error:  # of the network and of what is in there
         raise ValueError(
-            f"the shard {where} is damaged or missing ({error}): pack or fetch it again"
+            f"the shard {where} is damaged or missing ({first_line(error)}): pack or fetch it again"
         ) from None
-    if stream.digest.hexdigest() != entry["sha256"]:
-        raise ValueError(f"the shard {where} is damaged, its checksum differs: pack or fetch it again")
+    if stream.digest.hexdigest() != entry["sha256"] or count != entry["count"]:
+        raise ValueError(f"the shard {where} is not what {INDEX} says of it: pack or fetch it again")
     if held:
         yield held
 
@@ -187,38 +199,50 @@ class _Stream(IterableDataset):
     """Rows for `_collate`, the same number of batches from each process and worker.
 
     Shards go round among them; who has fewer clips than its share begins again. Training: an order of shards for
-    each epoch, and clips drawn from a buffer of `buffer`."""
+    each epoch, and clips drawn from a buffer of `buffer`. `skip`: clips that the next pass leaves out."""
 
     def __init__(self, source, index, rule, size, batch_size, seed=0, count=None, buffer=0):
         self.source, self.shards = source, [shard for shard in index["shards"] if shard["count"]]
         self.rule, self.size, self.batch_size = rule, size, batch_size
-        self.seed, self.count, self.buffer, self.epoch = seed, count, buffer, 0
+        self.seed, self.count, self.buffer, self.epoch, self.skip = seed, count, buffer, 0, 0
+        self.rank, self.world = rank_and_world()  # a worker may not know
 
-    def __iter__(self):
-        epoch, self.epoch = self.epoch, self.epoch + 1
-        info = get_worker_info()
-        worker, workers = (info.id, info.num_workers) if info else (0, 1)
-        spread = distributed.is_available() and distributed.is_initialized()
-        rank, world = (distributed.get_rank(), distributed.get_world_size()) if spread else (0, 1)
-        parts = world * workers
+    def set_epoch(self, epoch):
+        """The epoch of the next pass."""
+        self.epoch = epoch
+
+    def shares(self, workers: int) -> list[list[dict]]:
+        """The shards of each worker of each process."""
+        parts = self.world * max(1, workers)
         if len(self.shards) < parts:
             raise ValueError(
-                f"{len(self.shards)} shards are too few for {world} processes of {workers} workers"
+                f"{len(self.shards)} shards are too few for {self.world} processes of {workers} workers"
             )
         order = np.arange(len(self.shards))
         if self.count is not None:
-            order = np.random.RandomState([self.seed, epoch, _SHARDS]).permutation(order)
-        shares = [[self.shards[i] for i in order[part::parts]] for part in range(parts)]
-        sizes = [sum(shard["count"] for shard in share) for share in shares]
-        # Training: as many as there are, evenly; otherwise as many as the longest share has, all heard.
-        need = -(-sum(sizes) // parts) if self.count is not None else max(sizes)
-        mine = shares[rank * workers + worker]
-        draw = random.Random(f"{self.seed} {epoch} {rank} {worker}")
+            order = np.random.RandomState([self.seed, self.epoch, _SHARDS]).permutation(order)
+        return [[self.shards[i] for i in order[part::parts]] for part in range(parts)]
+
+    def need(self, workers: int) -> int:
+        """Clips of each worker. Training: as many as there are, evenly; otherwise as many as the longest share
+        has, so that all are heard."""
+        sizes = [sum(shard["count"] for shard in share) for share in self.shares(workers)]
+        return math.ceil(sum(sizes) / len(sizes)) if self.count is not None else max(sizes)
+
+    def __iter__(self):
+        info = get_worker_info()
+        worker, workers = (info.id, info.num_workers) if info else (0, 1)
+        # Workers hand out batches by turns: the first one now takes the place of the one whose turn it was.
+        before, epoch = self.skip // self.batch_size, self.epoch
+        part = (worker + before) % workers
+        skip = (before // workers + (part < before % workers)) * self.batch_size
+        mine = self.shares(workers)[self.rank * workers + part]
+        draw = random.Random(f"{self.seed} {epoch} {self.rank} {part}")
         passes = (
             chain.from_iterable(read_shard(self.source, shard) for shard in share) for share in repeat(mine)
         )
         rows = chain.from_iterable(shuffled(rows, self.buffer, draw) for rows in passes)
-        return (self.row(epoch, *row) for row in islice(rows, need))
+        return (self.row(epoch, *row) for row in islice(rows, skip, self.need(workers)))
 
     def row(self, epoch, number, name, content, about):
         draw = np.random.RandomState([self.seed, epoch, number, _CHOICE])
@@ -248,14 +272,38 @@ def shuffled(rows, size: int, draw: random.Random):
     yield from kept
 
 
-class ShardData(pl.LightningDataModule):
+class StreamLoader(ClipLoader):
+    """A `ClipLoader` of a stream. A continued pass reads what it leaves out, but does not decode it."""
+
+    @property
+    def order(self):
+        return self.dataset
+
+    def __len__(self):
+        return max(1, self.num_workers) * math.ceil(self.dataset.need(self.num_workers) / self.batch_size)
+
+    def __iter__(self):
+        stream, batches = self.dataset, DataLoader.__iter__(self)  # now the workers have their copies
+        epoch, skipped = stream.epoch, stream.skip // self.batch_size
+        stream.epoch, stream.skip = epoch + 1, 0
+        for number, batch in enumerate(batches, skipped + 1):
+            self._passed = (epoch, number)
+            batch.pop("broken")
+            yield batch
+
+    def _kind(self) -> dict:
+        return super()._kind() | {"workers": self.num_workers}
+
+
+class ShardData(CaptionedData):
     """Batches as `FileData` gives them, streamed from shards.
 
     Args:
-        train, val, test: folders or addresses (https, s3, gs: whatever webdataset opens) that hold shards.json.
+        train, val, test: folders or addresses that hold shards.json: http, https, and whatever fsspec opens
+            (s3 with s3fs installed, gs with gcsfs).
         buffer: training clips among which the next one is drawn.
-        Others as for `FileData`. Every process and worker needs a shard of its own. A fit that was interrupted
-        within an epoch begins that epoch again.
+        options: as for `CaptionedData`. Every process and worker needs a shard of its own, and a continued fit
+            as many of them as before.
 
     Raises FileNotFoundError and ValueError in one line, naming a shard that is damaged.
     """
@@ -265,27 +313,13 @@ class ShardData(pl.LightningDataModule):
         train: str | None = None,
         val: str | None = None,
         test: str | None = None,
-        tokenizer="glyphs",
-        frames: int = 6,
-        sampling: str = "uniform",
-        step: int = 1,
-        image_size: int = 224,
-        batch_size: int = 16,
-        captions_per_clip: int = 1,
         buffer: int = 200,
-        seed: int = 0,
-        workers: int = 0,
-        max_tokens: int | None = None,
+        **options,
     ):
-        super().__init__()
-        if min(batch_size, captions_per_clip, image_size, buffer) < 1:
-            raise ValueError("batch_size, captions_per_clip, image_size and buffer must be at least 1")
-        if isinstance(tokenizer, str | os.PathLike):
-            tokenizer = text.load_tokenizer(checkpoints.resolve(tokenizer))
-        self.tokenizer, self.max_tokens = tokenizer, max_tokens or min(40, tokenizer.model_max_length)
-        self.rule = FrameRule(frames, sampling, step)
-        self.image_size, self.batch_size, self.captions_per_clip = image_size, batch_size, captions_per_clip
-        self.buffer, self.seed, self.workers = buffer, seed, workers
+        super().__init__(**options)
+        if buffer < 1:
+            raise ValueError(f"buffer must be at least 1, not {buffer}")
+        self.buffer = buffer
         sources = {"train": train, "val": val, "test": test}
         self.sources = {role: (source, read_index(source)) for role, source in sources.items() if source}
 
@@ -293,33 +327,10 @@ class ShardData(pl.LightningDataModule):
         """Batches of the training shards, in another order in each epoch."""
         options = {"seed": self.seed, "count": self.captions_per_clip, "buffer": self.buffer}
         stream = _Stream(*self._of("train"), self.rule, self.image_size, self.batch_size, **options)
-        stream.epoch = self.trainer.current_epoch if self.trainer else 0
-        return self._loader(stream)
+        stream.set_epoch(self.trainer.current_epoch if self.trainer else 0)
+        return StreamLoader(stream, **self._options())
 
-    def val_dataloader(self):
-        """Batches of the validation shards, in order."""
-        return self._fixed("val")
-
-    def test_dataloader(self):
-        """Batches of the test shards, in order."""
-        return self._fixed("test")
-
-    def _of(self, role: str):
-        if role not in self.sources:
-            raise ValueError(f"there is no {role} data: give ShardData({role}=...)")
-        return self.sources[role]
-
-    def _fixed(self, role: str):
-        sampling = "uniform" if self.rule.sampling == "random" else self.rule.sampling
-        rule = FrameRule(self.rule.frames, sampling, self.rule.step)
-        return self._loader(_Stream(*self._of(role), rule, self.image_size, self.batch_size))
-
-    def _loader(self, stream):
-        return DataLoader(
-            stream,
-            self.batch_size,
-            num_workers=self.workers,
-            collate_fn=partial(_collate, tokenizer=self.tokenizer, max_length=self.max_tokens),
-            persistent_workers=self.workers > 0,
-            generator=torch.Generator(),  # the global random numbers stay as they are
+    def _fixed(self, source):
+        return StreamLoader(
+            _Stream(*source, self.fixed_rule, self.image_size, self.batch_size), **self._options()
         )
