@@ -102,6 +102,8 @@ class Student(Captioner, ModelHubMixin, tags=["image-to-text", "gitdistill"]):
 
     def save(self, folder, dtype: torch.dtype | None = None) -> None:
         """Write everything to `folder`, weights stored as `dtype`; each file is whole or not there."""
+        if isinstance(self.model, OnnxStudent):
+            raise ValueError("a student that was read as ONNX has no weights to save: copy its folder")
         folder = Path(folder)
         self.model.save_pretrained(folder, dtype)
         self.tokenizer.save_pretrained(folder)

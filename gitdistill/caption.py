@@ -126,17 +126,23 @@ def caption_files(captioner, paths, batch: int, decoding: dict):
     """Yields what was `Said` of each file, in order. Never more than `batch` clips are in memory."""
     paths = iter(paths)
     while chunk := list(islice(paths, batch)):
-        clips, wrong = {}, {}
-        for number, path in enumerate(chunk):
-            try:
-                clips[number] = captioner.read(path)
-            except BrokenFile as error:
-                wrong[number] = Said(path, wrong=str(error))
-        if clips:
-            found = captioner.decode(torch.stack([*clips.values()]), **decoding)
-            told = zip(clips, *captioner.told(found), clips.values(), found.tokens[:, 0])
-            wrong |= {number: Said(chunk[number], *rest) for number, *rest in told}
-        yield from (wrong[number] for number in range(len(chunk)))
+        yield from caption_chunk(captioner, chunk, decoding)
+
+
+def caption_chunk(captioner, paths: list, decoding: dict) -> list[Said]:
+    """What is `Said` of files that are captioned together."""
+    said = [Said(path) for path in paths]
+    for entry in said:
+        try:
+            entry.clip = captioner.read(entry.path)
+        except BrokenFile as error:
+            entry.wrong = str(error)
+    fine = [entry for entry in said if entry.clip is not None]
+    if fine:
+        found = captioner.decode(torch.stack([entry.clip for entry in fine]), **decoding)
+        for entry, caption, score, tokens in zip(fine, *captioner.told(found), found.tokens[:, 0]):
+            entry.caption, entry.score, entry.tokens = caption, score, tokens
+    return said
 
 
 def check_watchable(captioner) -> None:

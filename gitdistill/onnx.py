@@ -19,7 +19,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.export import Dim
 
 from gitdistill.model import files
 from gitdistill.model.attention import DecodingState, check_tokens
@@ -109,6 +108,8 @@ def programs(student: StudentCandidateV1) -> dict:
     So does the number of frames for a student of more than two. (torch.export tells no range from 2 to 2 from a
     number.)
     """
+    from torch.export import Dim  # takes a while, and captions do without
+
     if student.max_positions < 9:
         raise ValueError(f"a student of {student.max_positions} positions is too short to export: 9 at least")
     student = plain(student)

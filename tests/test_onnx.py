@@ -87,6 +87,14 @@ def test_the_folder_captions_like_the_student(student, folder):
     assert again.caption(raw[:1])[0] == student.caption(raw[:1])[0]
 
 
+def stopped_with(monkeypatch, *arguments):
+    """What the command line says in the end."""
+    monkeypatch.setattr(sys, "argv", ["gitdistill", *map(str, arguments)])
+    with pytest.raises(SystemExit) as stopped:
+        __main__.main()
+    return stopped.value.code
+
+
 def test_mistakes(student, folder, tmp_path, monkeypatch):
     there = onnx.OnnxStudent(folder)
     with pytest.raises(ValueError, match="4 frames a clip, but this student reads at most 3"):
@@ -108,13 +116,17 @@ def test_mistakes(student, folder, tmp_path, monkeypatch):
     (broken / onnx.ENCODER).write_bytes((folder / onnx.ENCODER).read_bytes()[:1000])
     with pytest.raises(ValueError, match="encoder.onnx is not readable as ONNX"):
         load_student(broken)
+    with pytest.raises(ValueError, match="has no weights to save"):
+        load_student(folder).save(tmp_path / "again")
     with pytest.raises(ValueError, match="only a StudentCandidateV1 becomes ONNX"):
         onnx.export_student(load_student(folder), tmp_path / "again")
+    said = stopped_with(
+        monkeypatch, "caption", folder, "--student", folder, "--watch-words", tmp_path / "words"
+    )
+    assert said.startswith("gitdistill: --watch-words needs PyTorch: give the student that was exported")
     monkeypatch.setattr(onnx, "find_spec", lambda name: None)
-    monkeypatch.setattr(sys, "argv", ["gitdistill", "onnx", str(tmp_path / "weights"), str(tmp_path / "out")])
-    with pytest.raises(SystemExit) as stopped:
-        __main__.main()
-    assert stopped.value.code == "gitdistill: onnx and onnxscript missing: pip install 'gitdistill[onnx]'"
+    said = stopped_with(monkeypatch, "onnx", tmp_path / "weights", tmp_path / "out")
+    assert said == "gitdistill: onnx and onnxscript missing: pip install 'gitdistill[onnx]'"
     assert not (tmp_path / "out").exists()
 
 
