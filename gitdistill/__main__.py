@@ -1,5 +1,6 @@
 """Command line: `python -m gitdistill fit|validate|test --config configs/….yaml` (Lightning's own CLI),
-`python -m gitdistill caption PATH... --student FOLDER`, `pack SOURCE FOLDER` and `check`.
+`python -m gitdistill caption PATH... --student FOLDER`, `pack SOURCE FOLDER`, `onnx STUDENT FOLDER`,
+`plan --config configs/….yaml` and `check`.
 
 A fit ends with a test of the checkpoint that validation chose, or of the last one. With `--export FOLDER` the
 network goes there, with its training log (log.csv) and its scores (scores.json). Weights are stored as float16,
@@ -19,7 +20,9 @@ from gitdistill.resume import KeepRandomNumbers, read_checkpoint
 COMMANDS = {  # the others are Lightning's
     "caption": "gitdistill.caption",
     "check": "gitdistill.check",
+    "onnx": "gitdistill.onnx",
     "pack": "gitdistill.data.shards",
+    "plan": "gitdistill.plan",
 }
 
 

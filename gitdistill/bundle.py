@@ -16,12 +16,12 @@ from torch import Tensor
 from gitdistill.data.files import squared
 from gitdistill.data.module import glyph_tokenizer
 from gitdistill.data.video import FrameRule, read_clip
-from gitdistill.decoding import beam, greedy
+from gitdistill.decoding import Decoded, beam, greedy
 from gitdistill.model import checkpoints, files, text
 from gitdistill.model.student import StudentCandidateV1
 from gitdistill.model.teacher import GenerativeImageTextTeacher
+from gitdistill.onnx import ENCODER, OnnxStudent
 
-FILE = "gitdistill.json"
 DECODING = {"max_length": 20}
 
 
@@ -29,7 +29,7 @@ class Captioner:
     """A network that captions files.
 
     Args:
-        model: a student, or a `GenerativeImageTextTeacher`.
+        model: a student, also one as ONNX, or a `GenerativeImageTextTeacher`.
         tokenizer: turns its token ids into text; ValueError unless the two share a vocabulary.
         rule: which frames of a video it looks at; pictures are still videos. Default: as many as the model reads.
         decoding: options of `greedy`, or with "beams" of `beam`.
@@ -42,7 +42,7 @@ class Captioner:
         if isinstance(model, GenerativeImageTextTeacher):
             self.size, self.most = config.vision_config.image_size, config.num_image_with_embedding or 1
         else:
-            self.size, self.most = model.backbone.image_size, model.frames
+            self.size, self.most = getattr(model, "backbone", model).image_size, model.frames
         self.look(rule or FrameRule(self.most))
         self.decoding = DECODING | (decoding or {})
         self.decoding["max_length"] = min(self.decoding["max_length"], model.max_positions)
@@ -55,7 +55,7 @@ class Captioner:
 
     @property
     def device(self) -> torch.device:
-        return next(self.model.parameters()).device
+        return next((p.device for p in getattr(self.model, "parameters", tuple)()), torch.device("cpu"))
 
     def read(self, path) -> Tensor:
         """A picture or video as the network's frames, uint8 [F, 3, H, W]; `BrokenFile` when it cannot be read."""
@@ -65,11 +65,18 @@ class Captioner:
         """Captions of clips [B, F, 3, H, W] and their scores, the mean log-probability of a token.
 
         (With beams and a length penalty: what the search went by.)"""
+        return self.told(self.decode(frames, **decoding))
+
+    def decode(self, frames: Tensor, **decoding) -> Decoded:
+        """What the search finds: greedy, or by beams when there are several."""
         options = self.decoding | decoding
         search = beam if options.get("beams", 1) > 1 else greedy
         if search is greedy:
             options = {name: value for name, value in options.items() if name != "beams"}
-        found = search(self.model, frames.to(self.device), **options)
+        return search(self.model, frames.to(self.device), **options)
+
+    def told(self, found: Decoded) -> tuple[list[str], list[float]]:
+        """The best captions as text, and their scores."""
         return text.to_text(found.tokens[:, 0], self.tokenizer), found.scores[:, 0].tolist()
 
     def caption_files(self, paths, **decoding) -> list[str]:
@@ -87,25 +94,33 @@ class Student(Captioner, ModelHubMixin, tags=["image-to-text", "gitdistill"]):
     Args: as for `Captioner`; scores: what was measured of it, by name.
     """
 
+    FILE = "gitdistill.json"
+
     def __init__(self, model: StudentCandidateV1, tokenizer, rule=None, decoding=None, scores=None):
         super().__init__(model, tokenizer, rule, decoding)
         self.scores = dict(scores or {})
 
     def save(self, folder, dtype: torch.dtype | None = None) -> None:
         """Write everything to `folder`, weights stored as `dtype`; each file is whole or not there."""
+        if isinstance(self.model, OnnxStudent):
+            raise ValueError("a student that was read as ONNX has no weights to save: copy its folder")
         folder = Path(folder)
         self.model.save_pretrained(folder, dtype)
         self.tokenizer.save_pretrained(folder)
-        facts = {"frames": asdict(self.rule), "decoding": self.decoding, "scores": self.scores}
         files.write_whole(
             folder,
             {
-                FILE: lambda path: path.write_text(json.dumps(facts, indent=1) + "\n"),
+                self.FILE: self.write_facts,
                 "README.md": lambda path: path.write_text(self.card(), encoding="utf-8"),
             },
         )
 
     _save_pretrained = save
+
+    def write_facts(self, path: Path) -> None:
+        """What the folder says of itself beside the network and the tokenizer."""
+        facts = {"frames": asdict(self.rule), "decoding": self.decoding, "scores": self.scores}
+        path.write_text(json.dumps(facts, indent=1) + "\n")
 
     def card(self) -> str:
         """The model card."""
@@ -158,20 +173,23 @@ load_student("this folder or repository").caption_files(["picture.jpg"])
 def load_student(source) -> Student:
     """The student of a folder or of a repository of the hub, in eval mode.
 
-    A folder that only `StudentCandidateV1.save_pretrained` wrote will do: it reads as many frames as it can.
+    A folder that only `StudentCandidateV1.save_pretrained` wrote will do: it reads as many frames as it can. So will
+    one that `python -m gitdistill onnx` wrote, for captions alone.
     Raises FileNotFoundError or ValueError in one line.
     """
     folder = Path(source).expanduser()
     if not folder.is_dir():
         if not checkpoints.is_repository(str(source)):
             raise FileNotFoundError(f"no folder {source}")
-        folder = checkpoints.download(str(source), ["*.json", "*.txt", "*.safetensors"])
+        folder = checkpoints.download(str(source), ["*.json", "*.txt", "*.safetensors", "*.onnx"])
     return read_student(folder)
 
 
 def read_student(folder: Path) -> Student:
     """See `load_student`."""
-    model, path = StudentCandidateV1.from_pretrained(folder), folder / FILE
+    as_onnx = (folder / ENCODER).is_file()
+    model = OnnxStudent(folder) if as_onnx else StudentCandidateV1.from_pretrained(folder)
+    path = folder / Student.FILE
     known = any((folder / name).is_file() for name in ("tokenizer.json", "vocab.txt"))
     embedded = not known and model.vocab_size == len(glyph_tokenizer())
     tokenizer = glyph_tokenizer() if embedded else text.load_tokenizer(folder)

@@ -5,19 +5,21 @@ import json
 import os
 import sys
 import time
-from collections import deque
-from dataclasses import replace
+from collections import Counter, deque
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from gitdistill.bundle import load_captioner
 from gitdistill.data.files import squared
 from gitdistill.data.video import IMAGES, VIDEOS, BrokenFile, upright, video_stream
 from gitdistill.device import VARIABLE, choose_device
+from gitdistill.model.files import write_whole
 
 
 def main(arguments: list[str]) -> int:
@@ -30,18 +32,26 @@ def main(arguments: list[str]) -> int:
     decoding = {name: value for name, value in decoding.items() if value is not None}
     if options.live:
         return watch(captioner, options, decoding)
-    paths = list(find_files(options.paths))
+    if options.watch_words:
+        check_watchable(captioner)
+    paths, drawn = list(find_files(options.paths)), Counter()
     failed = 0
     progress = tqdm(total=len(paths), unit="file", disable=None if not options.quiet else True)
-    for path, caption, score, wrong in caption_files(captioner, paths, options.batch, decoding):
+    for said in caption_files(captioner, paths, options.batch, decoding):
         progress.update()
-        if wrong:
+        if said.wrong:
             failed += 1
-            tqdm.write(f"left out: {wrong}", file=sys.stderr)
-        else:
-            with progress.external_write_mode():
-                print(as_json(file=path, caption=caption, score=round(score, 4)) if options.json
-                      else f"{path}\t{caption}\t{score:.3f}", flush=True)  # fmt: skip
+            tqdm.write(f"left out: {said.wrong}", file=sys.stderr)
+            continue
+        facts = {"file": said.path, "caption": said.caption, "score": round(said.score, 4)}
+        if options.watch_words:
+            name = Path(said.path).name
+            drawn[name] += 1
+            name += ".png" if drawn[name] == 1 else f"-{drawn[name]}.png"
+            facts["picture"] = draw_words(captioner, said, Path(options.watch_words), name)
+        with progress.external_write_mode():
+            print(as_json(**facts) if options.json else f"{said.path}\t{said.caption}\t{said.score:.3f}",
+                  flush=True)  # fmt: skip
     progress.close()
     if failed:
         print(f"{failed} of {len(paths)} files could not be read", file=sys.stderr)
@@ -59,6 +69,8 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--max-length", type=positive(int), help="tokens at most, the start token included")
     parser.add_argument("--frames", type=positive(int), help="frames of a video to look at")
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
+    parser.add_argument("--watch-words", metavar="FOLDER",
+                        help="a picture for each file: where the network looked for each word")  # fmt: skip
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     parser.add_argument("--device", help=f"cpu, cuda, cuda:1 or mps; also by {VARIABLE}")
     parser.add_argument("--live", type=positive(float), metavar="SECONDS",
@@ -98,26 +110,76 @@ def find_files(paths):
             raise FileNotFoundError(f"there is no file or folder {path}")
 
 
-def caption_files(captioner, paths, batch: int, decoding: dict):
-    """Yields (path, caption, score, None) for each file in order, or (path, None, None, what is wrong with it).
+@dataclass
+class Said:
+    """A file's caption and its score, with the clip [F, 3, H, W] and the tokens [T] it was; or what is `wrong`."""
 
-    Never more than `batch` clips are in memory.
-    """
+    path: str
+    caption: str | None = None
+    score: float | None = None
+    clip: Tensor | None = None
+    tokens: Tensor | None = None
+    wrong: str | None = None
+
+
+def caption_files(captioner, paths, batch: int, decoding: dict):
+    """Yields what was `Said` of each file, in order. Never more than `batch` clips are in memory."""
     paths = iter(paths)
     while chunk := list(islice(paths, batch)):
-        clips, wrong = [], {}
-        for path in chunk:
-            try:
-                clips.append(captioner.read(path))
-            except BrokenFile as error:
-                wrong[path] = str(error)
-        said = iter(zip(*captioner.caption(torch.stack(clips), **decoding))) if clips else iter(())
-        for path in chunk:
-            yield (path, None, None, wrong[path]) if path in wrong else (path, *next(said), None)
+        yield from caption_chunk(captioner, chunk, decoding)
+
+
+def caption_chunk(captioner, paths: list, decoding: dict) -> list[Said]:
+    """What is `Said` of files that are captioned together."""
+    said = [Said(path) for path in paths]
+    for entry in said:
+        try:
+            entry.clip = captioner.read(entry.path)
+        except BrokenFile as error:
+            entry.wrong = str(error)
+    fine = [entry for entry in said if entry.clip is not None]
+    if fine:
+        found = captioner.decode(torch.stack([entry.clip for entry in fine]), **decoding)
+        for entry, caption, score, tokens in zip(fine, *captioner.told(found), found.tokens[:, 0]):
+            entry.caption, entry.score, entry.tokens = caption, score, tokens
+    return said
+
+
+def check_watchable(captioner) -> None:
+    """A ValueError unless the network's attention can be watched."""
+    if not isinstance(captioner.model, torch.nn.Module):
+        raise ValueError(
+            "--watch-words needs PyTorch: give the student that was exported, not its ONNX files"
+        )
+
+
+def draw_words(captioner, said: Said, folder: Path, name: str) -> str | None:
+    """Write a picture of where the network looked for each word: its attention, all layers and heads averaged.
+
+    Returns the file, or None when the caption has no words.
+    """
+    from gitdistill import plots
+    from gitdistill.analysis import look
+
+    tokens = said.tokens.tolist()
+    end = captioner.model.eos_token_id
+    length = tokens.index(end) if end in tokens else len(tokens)
+    if length < 2:
+        return None
+    looks = look(captioner.model, said.clip.to(captioner.device), said.tokens[:length])
+    words = captioner.tokenizer.convert_ids_to_tokens(tokens[1:length])
+    figure = plots.gaze(
+        said.clip, words, {"attention": looks.words().cpu()}, looks.log_probs.exp().cpu(), title=said.caption
+    )
+    picture = plots.png(figure)
+    write_whole(folder, {name: lambda path: path.write_bytes(picture)})
+    return str(folder / name)
 
 
 def watch(captioner, options, decoding: dict) -> int:
     """Print captions of a sliding window, and at the end how fast they came."""
+    if options.watch_words:
+        raise ValueError("--watch-words draws files, not a sliding window: leave --live out")
     if len(options.paths) != 1:
         raise ValueError(f"--live is for one video at a time, not {len(options.paths)}")
     started, count, moment = time.perf_counter(), 0, 0.0

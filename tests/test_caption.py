@@ -2,19 +2,26 @@
 
 import io
 import json
+import shutil
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import tiny
 import torch
+from huggingface_hub import ModelCard, hub_mixin
 from pictures import photo, shades, video
+from PIL import Image
 
-from gitdistill import __main__, device, load_student
-from gitdistill.bundle import FILE, Captioner, Student
-from gitdistill.caption import caption_files, live
+from gitdistill import __main__, bundle, device, load_student, plots
+from gitdistill.analysis import look
+from gitdistill.bundle import Captioner, Student
+from gitdistill.caption import caption_files, draw_words, live
 from gitdistill.data.module import glyph_tokenizer
 from gitdistill.data.video import BrokenFile, FrameRule
 from gitdistill.decoding import beam
+from gitdistill.model import checkpoints
 
 
 @pytest.fixture(scope="module")
@@ -62,13 +69,51 @@ def test_a_folder_says_all_of_itself(folder, files):
     assert loaded.caption(frames, beams=3)[1] == beam(loaded.model, frames, 3, 7).scores[:, 0].tolist()
 
 
+def test_pushed_to_the_hub_and_read_back(folder, files, monkeypatch, tmp_path):
+    """The hub's own mixin makes the repository and sends the folder; what it sends is the whole student."""
+    calls = []
+
+    class Hub:
+        def __init__(self, token=None):
+            calls.append(token)
+
+        def create_repo(self, repo_id, private, exist_ok):
+            calls.append((repo_id, private))
+            return SimpleNamespace(repo_id=repo_id)
+
+        def upload_folder(self, repo_id, folder_path, commit_message, **_):
+            calls.append((repo_id, commit_message))
+            shutil.copytree(folder_path, tmp_path / "there")
+            return "a commit"
+
+    monkeypatch.setattr(hub_mixin, "HfApi", Hub)
+    student = load_student(folder)
+    assert student.push_to_hub("me/mine", private=True, commit_message="first", token="t") == "a commit"
+    assert calls == ["t", ("me/mine", True), ("me/mine", "first")]
+    card = ModelCard.load(tmp_path / "there" / "README.md").data
+    assert card.library_name == "gitdistill" and card.pipeline_tag == "image-to-text"
+
+    def download(repo_id, **options):
+        calls.append((repo_id, options["revision"]))
+        return str(tmp_path / "there")
+
+    monkeypatch.setattr(hub_mixin, "hf_hub_download", lambda **_: str(tmp_path / "there" / "config.json"))
+    monkeypatch.setattr(bundle, "snapshot_download", download)
+    again = Student.from_pretrained("me/mine", revision="v1")
+    assert calls[-1] == ("me/mine", "v1") and again.scores == student.scores and again.rule == student.rule
+    paths = [files / "0.png", files / "clip.mp4"]
+    assert again.caption_files(paths) == student.caption_files(paths)
+    monkeypatch.setattr(checkpoints, "snapshot_download", lambda name, allow_patterns: tmp_path / "there")
+    assert load_student("me/mine").caption_files(paths) == student.caption_files(paths)
+
+
 def test_a_folder_of_bare_weights(tmp_path):
     tiny.student().save_pretrained(tmp_path)
     assert load_student(tmp_path).rule == FrameRule(tiny.FRAMES)
-    (tmp_path / FILE).write_text('{"frames": {"frames": 9}, "decoding": {}, "scores": {}}')
+    (tmp_path / Student.FILE).write_text('{"frames": {"frames": 9}, "decoding": {}, "scores": {}}')
     with pytest.raises(ValueError, match="9 frames a clip, but this network reads at most 2"):
         load_student(tmp_path)
-    (tmp_path / FILE).write_text("{}")
+    (tmp_path / Student.FILE).write_text("{}")
     with pytest.raises(ValueError, match="is not what a student's folder says of itself"):
         load_student(tmp_path)
     with pytest.raises(FileNotFoundError, match="no folder ./nowhere"):
@@ -100,8 +145,37 @@ def test_a_teacher_captions_too(files):
     captioner = Captioner(teacher, teacher.tokenizer)
     assert captioner.rule == FrameRule(2)
     frames = captioner.read(files / "clip.mp4")[None]
-    ((_, caption, _, wrong),) = caption_files(captioner, [files / "clip.mp4"], 4, {})
-    assert caption == teacher.caption(frames)[0] and wrong is None
+    (said,) = caption_files(captioner, [files / "clip.mp4"], 4, {})
+    assert said.caption == teacher.caption(frames)[0] and said.wrong is None
+    assert torch.equal(said.clip, frames[0]) and said.tokens[0] == teacher.bos_token_id
+
+
+def test_a_picture_shows_where_each_word_looked(folder, files, monkeypatch, capsys, tmp_path):
+    """What is drawn is the attention, read again off the caption that was found, of either network."""
+    drawn, gaze = [], plots.gaze
+    monkeypatch.setattr(plots, "gaze", lambda *a, **k: drawn.append((a, k)) or gaze(*a, **k))
+    names = [files / "0.png", files / "clip.mp4", files / "0.png"]
+    out = tmp_path / "words"
+    assert run(monkeypatch, "caption", *names, "--student", folder, "--watch-words", out, "--json") == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [Path(row["picture"]).name for row in rows] == ["0.png.png", "clip.mp4.png", "0.png-2.png"]
+    assert {path.name for path in out.iterdir()} == {Path(row["picture"]).name for row in rows}
+    student = load_student(folder)
+    for row, ((clip, words, maps, probabilities), options) in zip(rows, drawn):
+        with Image.open(row["picture"]) as picture:
+            assert picture.format == "PNG" and min(picture.size) > 50
+        tokens = student.decode(clip[None]).tokens[0, 0]
+        looks = look(student.model, clip, tokens)
+        assert options["title"] == row["caption"] and len(words) >= len(row["caption"].split()) > 0
+        torch.testing.assert_close(maps["attention"], looks.words()[: len(words)])
+        torch.testing.assert_close(probabilities, looks.log_probs.exp()[: len(words)])
+    teacher = Captioner(tiny.teacher(), glyph_tokenizer())
+    (said,) = caption_files(teacher, [files / "clip.mp4"], 1, {"max_length": 9})
+    assert Path(draw_words(teacher, said, out, "teacher.png")).stat().st_size > 1000
+    said.tokens[1] = teacher.model.eos_token_id
+    assert draw_words(teacher, said, out, "nothing.png") is None and not (out / "nothing.png").exists()
+    wrong = run(monkeypatch, "caption", names[1], "--student", folder, "--watch-words", out, "--live", 1)
+    assert "leave --live out" in wrong
 
 
 def test_mistakes_on_the_command_line(folder, files, monkeypatch, capsys):
