@@ -312,8 +312,10 @@ def test_feature_maps_choose_the_strongest_channels():
     shown = images(figure)
     assert np.allclose(shown[1], np.linalg.norm(values, axis=0))
     assert np.allclose(shown[2], values[3]) and np.allclose(shown[3], values[1])
-    assert {"channel 3", "channel 1", "stage 0\n5 x 3 x 3"} <= set(texts(figure))
-    signed = [axes.images[0] for axes in figure.axes if axes.get_title() in ("channel 3", "channel 1")][:2]
+    assert {"channel 3 \u2212", "channel 1 +", "stage 0\n5 x 3 x 3"} <= set(texts(figure))
+    signed = [
+        axes.images[0] for axes in figure.axes if axes.get_title() in ("channel 3 \u2212", "channel 1 +")
+    ][:2]
     assert all(image.get_clim() == (-4.0, 4.0) and image.get_cmap().name == "PuOr" for image in signed)
     assert signed[0].axes.collections[0].get_offsets().tolist() == [[2.0, 1.0]]  # the minus sign
 

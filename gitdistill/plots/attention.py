@@ -133,7 +133,7 @@ def _signs(axes, values, norm, size, step):
     for mark, sign in (("+", 1), ("_", -1)):
         t, f, r, c = np.nonzero(sign * values > 0.4 * norm.vmax)
         x, y = (t + 1) * step[1] + (c + 0.5) * size[1] - 0.5, f * step[0] + (r + 0.5) * size[0] - 0.5
-        axes.scatter(x, y, s=16, marker=mark, color="white", linewidths=1.2)
+        axes.scatter(x, y, s=30, marker=mark, color="white", linewidths=1.4)
 
 
 @_styled

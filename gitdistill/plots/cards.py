@@ -26,6 +26,7 @@ from gitdistill.plots.style import (
     _overlay,
     _resized,
     _same,
+    _sign,
 )
 
 SIDE = 128  # pixels of an ordinary tile
@@ -228,7 +229,7 @@ def module_card(frame, table, chosen, values, page=0):
 
     frame: [3, H, W]. table: a (name, shape, mean, standard deviation, share of zeros, milliseconds) each.
     chosen: its line in the table. values: [C, h, w], what it gave. page: 0 shows the eight strongest channels
-        (by mean square), 1 the eight after them, and so on.
+        (by mean square), 1 the eight after them, and so on; the sign behind a channel is its strongest cell's.
     """
     frame = _frames(frame, "frame", "3 H W")
     values = _array(values, "values", "C h w")
@@ -257,7 +258,7 @@ def module_card(frame, table, chosen, values, page=0):
         scale = _around_zero(values[strongest])
         for k, channel in enumerate(strongest):
             x, y = left + 166 + 108 * (k % 4), 30 + 180 * (k // 4)
-            canvas.text(x, y - 6, f"channel {channel}", 11, anchor="ls")
+            canvas.text(x, y - 6, f"channel {channel} {_sign(values[channel])}", 11, anchor="ls")
             canvas.tile(mpl.colormaps[DIFFERENCE](scale(values[channel]))[..., :3], x, y, 102)
             if values.shape[1] <= 8:
                 _plus_and_minus(canvas, values[channel], scale.vmax, x, y, 102, 102)

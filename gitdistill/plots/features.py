@@ -16,6 +16,7 @@ from gitdistill.plots.style import (
     _frames,
     _place,
     _same,
+    _sign,
     _some,
     _styled,
 )
@@ -26,7 +27,8 @@ def feature_maps(frame, maps, channels=4, title=None):
     """What each stage computes: the length of its feature vectors, and its strongest channels.
 
     A row a stage. First the frame under the norm over channels of each cell (amounts), then the `channels`
-    with the largest mean square (signed, around zero; - marks strongly negative cells).
+    with the largest mean square (signed, around zero; - marks strongly negative cells, and the sign behind a
+    channel's name is its strongest cell's).
 
     frame: [3, H, W]. maps: name -> [C, h, w].
     """
@@ -60,7 +62,7 @@ def _feature_row(figure, row, values, channels):
     scale = _around_zero(values[strongest])
     for axes, channel in zip(row[1:], strongest):
         axes.imshow(values[channel], cmap=DIFFERENCE, norm=scale)
-        axes.set_title(f"channel {channel}", fontsize=9)
+        axes.set_title(f"channel {channel} {_sign(values[channel])}", fontsize=9)
         r, c = np.nonzero(values[channel] < -0.5 * scale.vmax)
         axes.scatter(c, r, s=9, marker="_", color="white", linewidths=1)
     _bar(figure, scale, DIFFERENCE, "activation", ax=list(row[1:]), aspect=14, fraction=0.02)

@@ -14,7 +14,8 @@ from PIL import Image, ImageChops
 DPI = 80
 WIDTH = 11.0  # inches, the widest picture
 AMOUNT, DIFFERENCE = "cividis", "PuOr"
-OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
+# Without their yellow, which is too pale for lines on white.
+OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 3)), (0, (8, 2)), (0, (3, 1)))
 MARKS = ("o", "s", "^", "D", "v", "P", "X", "*")
 HATCHES = ("", "///", "...", "\\\\\\", "xxx", "---", "ooo", "+++")
@@ -225,6 +226,11 @@ def _number(value, digits=3):
 
 def _minus_sign(text):
     return text.replace("-", "\u2212")
+
+
+def _sign(values):
+    """The sign of the strongest of the values."""
+    return "+" if values.max() >= -values.min() else "\u2212"
 
 
 def _count(value):

@@ -1,0 +1,170 @@
+"""Every solution that a notebook offers passes its exercise's check, and a plausible wrong one does not.
+
+The solution is the code folded away below the exercise; it replaces the reader's stub in the cell that checks. Of the
+cells before, only those run that the exercise needs, so no notebook is trained through for it.
+"""
+
+import ast
+import builtins
+import re
+import symtable
+from pathlib import Path
+
+import nbformat
+import pytest
+import torch
+
+from gitdistill import GenerativeImageTextTeacher, StudentCandidateV1
+
+FOLDER = Path(__file__).parents[1] / "notebooks"
+SOLUTION = re.compile(r"<summary>Solution</summary>\s*```python\n(.*?)```", re.DOTALL)
+NUMBER = re.compile(r"^\*\*(\d)\. ", re.MULTILINE)
+STUB = re.compile(r"# your (answer|code)")
+
+# For each exercise that has a check, what to replace in its solution to make it wrong, as a reader might.
+WRONG = {
+    "01 exercise 1": ("torch.block_diag(*[triangle] * captions)", "triangle.repeat(captions, captions)"),
+    "01 exercise 2": ("argmin()", "argmax()"),
+    "01 exercise 3": ("2 * 2 * D", "2 * D"),
+    "02 exercise 1": ("share.argmax()", "share.argmin()"),
+    "02 exercise 2": ("y.clone()", "y"),
+    "02 exercise 3": ("output[:, 0] = 0", "output[:, 1] = 0"),
+    "03 exercise 1": ("(1 - (", "(2 - ("),
+    "03 exercise 2": ("/ 2)", ")"),
+    "04 exercise 1": ("((5 + n) / 6)", "((6 + n) / 6)"),
+    "04 exercise 2": ("total.topk(2)", "total.topk(2, largest=False)"),
+}
+
+
+def exercises():
+    """Name -> (code cells before the exercise's, its own source, the solution's code)."""
+    found = {}
+    for path in sorted(FOLDER.glob("*.ipynb")):
+        cells = nbformat.read(path, as_version=4).cells
+        for place, cell in enumerate(cells):
+            solution = SOLUTION.search(cell.source)
+            if cell.cell_type != "markdown" or not solution:
+                continue
+            number = NUMBER.search(cell.source)[1]
+            before = [c.source for c in cells[:place] if c.cell_type == "code"]
+            after = cells[place + 1].source if place + 1 < len(cells) else ""
+            found[f"{path.stem[:2]} exercise {number}"] = before, after, solution[1]
+    return found
+
+
+EXERCISES = exercises()
+
+
+def solved(source, solution):
+    """An exercise's cell with the statement that the reader is to write replaced."""
+    lines = source.split("\n")
+    for node in ast.parse(source).body:
+        if STUB.search("\n".join(lines[node.lineno - 1 : node.end_lineno])):
+            return "\n".join([*lines[: node.lineno - 1], solution, *lines[node.end_lineno :]])
+    raise ValueError(f"nothing for the reader to write in\n{source}")
+
+
+def names(source):
+    """The names that a cell leaves behind, and those that it needs from other cells."""
+    made, read = set(), set()
+    for node in ast.parse(source).body:
+        table = symtable.symtable(ast.unparse(node), "cell", "exec")
+        assigned = {s.get_name() for s in table.get_symbols() if s.is_assigned() or s.is_imported()}
+        used = set(read_by(table)) | (assigned if isinstance(node, ast.AugAssign) else set())
+        if isinstance(node, ast.For | ast.With | ast.Try | ast.If):  # what it binds is its own
+            used -= assigned
+        read |= used - made
+        made |= assigned
+    return made, read
+
+
+def read_by(table, top=True):
+    """The names that a piece of code, its functions included, reads and does not make."""
+    for symbol in table.get_symbols():
+        if symbol.is_referenced() and (top or symbol.is_global()):
+            yield symbol.get_name()
+    for inner in table.get_children():
+        yield from read_by(inner, top=False)
+
+
+def needed(before, source):
+    """Those of the cells `before` that make a name which `source`, or another of them, reads."""
+    wanted, chosen = names(source)[1], []
+    for cell in reversed(before):
+        made, read = names(cell)
+        if made & wanted:
+            chosen.insert(0, cell)
+            wanted = wanted - made | read
+    return chosen
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Where notebook 04 finds the two students that it asks for, untrained ones: no exercise needs better."""
+    root = tmp_path_factory.mktemp("project")
+    teacher = GenerativeImageTextTeacher.from_pretrained("glyphs")
+    for name in ("student", "baseline"):
+        StudentCandidateV1.like(teacher, backbone="glyphs").save_pretrained(root / "runs" / name)
+    (root / "notebooks").mkdir()
+    return root / "notebooks"
+
+
+@pytest.fixture
+def run(monkeypatch, folder):
+    """Executes cells in one namespace, in a notebooks' folder; gradients are on again afterwards."""
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(builtins, "print", lambda *args, **kwargs: None)
+
+    def execute(cells, space):
+        for cell in cells:
+            exec(compile(cell, "cell", "exec"), space)
+
+    with torch.enable_grad():
+        yield execute
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_the_solution_is_right_and_a_wrong_one_is_not(run, name):
+    before, source, solution = EXERCISES[name]
+    old, new = WRONG[name]
+    assert solution.count(old) == 1
+    space = {}
+    run(needed(before, solved(source, solution)), space)
+    run([solved(source, solution)], space)
+    with pytest.raises(AssertionError):
+        run([solved(source, solution.replace(old, new))], space)
+
+
+def test_the_solution_of_a_project_draws_its_picture(run):
+    """Notebook 04, exercise 3; what the search's quality is was measured before, which takes too long here."""
+    before, _, solution = EXERCISES["04 exercise 3"]
+    measured = {name: [{"CIDEr": k + 1.0} for k in range(4)] for name in ("teacher", "student")}
+    space = {"by_beams": measured, "BEAMS": (1, 2, 4, 8)}
+    cells = [cell for cell in needed(before, solution) if not {"by_beams", "BEAMS"} & names(cell)[0]]
+    run([*cells, "clips = clips[:4]", solution], space)
+    assert [point["score"] for point in space["points"]] == [1.0, 3.0, 1.0, 3.0]
+    assert all(point["ms"] > 0 for point in space["points"])
+
+
+def test_every_exercise_with_a_solution_is_tested():
+    assert {*WRONG, "04 exercise 3"} == set(EXERCISES)
+
+
+def test_cells_are_chosen_by_what_they_make():
+    cells = [
+        "import os\na = 1",
+        "def f(x):\n    b = x\n    return a",
+        "b = 2",
+        "print(c)",
+        "c = f(0)",
+        "c += 1",
+    ]
+    assert needed(cells, "d = c") == [cells[0], cells[1], cells[4], cells[5]]
+    assert needed(cells, "print(b)") == [cells[2]]
+    assert needed(cells, "for b in [1]:\n    print(b)") == needed(cells, "[b for b in ()]") == []
+
+
+def test_a_stub_is_replaced_and_the_rest_stays():
+    assert solved("a = 1\nb = None  # your answer\ncheck(b)", "b = 2") == "a = 1\nb = 2\ncheck(b)"
+    with pytest.raises(ValueError, match="nothing for the reader"):
+        solved("a = 1", "a = 2")
