@@ -5,8 +5,8 @@ import zipfile
 from pathlib import Path
 
 import torch
-from lightning_fabric.plugins.io import TorchCheckpointIO
 from pytorch_lightning import Callback
+from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from gitdistill.model.files import first_line
 from gitdistill.processes import gather, rank_and_world
