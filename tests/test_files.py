@@ -112,6 +112,85 @@ def test_folders(tmp_path):
     assert names(read_items(tmp_path / "x.jsonl")[0]) == [("a.jpg", ("a", "b")), ("b.png", ())]
 
 
+def test_a_split_misses_only_its_own_files(tmp_path):
+    source = karpathy(tmp_path)
+    (tmp_path / "val2014" / "a.jpg").unlink()
+    assert read_items(source, split="val")[1] == []
+    items, missing = read_items(source, split="train")
+    assert names(items) == [("b.jpg", ("a b",))] and missing == ["val2014/a.jpg"]
+
+
+def test_coco_with_pictures_that_are_not_there(tmp_path):
+    source = coco(tmp_path)
+    (tmp_path / "val2014" / "b.jpg").unlink()
+    items, missing = read_items(source)
+    assert names(items) == [("a.jpg", ("a star", "a wheel"))] and missing == ["b.jpg"]
+    content = json.loads(source.read_text())
+    del content["annotations"][1]["caption"]
+    with pytest.raises(ValueError, match="has an entry that is not as it should be: KeyError.*caption"):
+        read_items(write(source, content))
+
+
+def test_msrvtt_as_it_is_published(tmp_path):
+    """Two files, more fields than are needed, the videos in folders of their own."""
+    (tmp_path / "TrainValVideo").mkdir(), (tmp_path / "TestVideo").mkdir()
+    for number, split in enumerate(("train", "validate", "test")):
+        folder = tmp_path / ("TestVideo" if split == "test" else "TrainValVideo")
+        video(folder / f"video{number}.mp4", shades(4))
+        about = {"category": 9, "url": "https://x/watch?v=y", "video_id": f"video{number}", "id": number}
+        about |= {"start time": 137.72, "end time": 149.44, "split": split}
+        rows = [{"caption": f"{TEXTS[i]} ", "video_id": f"video{number}", "sen_id": i} for i in (0, 1)]
+        path = tmp_path / ("test_videodatainfo.json" if split == "test" else "train_val_videodatainfo.json")
+        known = json.loads(path.read_text()) if path.exists() else {"videos": [], "sentences": []}
+        info = {"contributor": "x", "data_created": "2016-04-14", "version": "1.0"}
+        write(
+            path, {"info": info, "videos": [*known["videos"], about], "sentences": known["sentences"] + rows}
+        )
+    path = str(tmp_path / "train_val_videodatainfo.json")
+    data = FileData(path, path, str(tmp_path / "test_videodatainfo.json"), frames=2, image_size=32)
+    for role, number in (("train", 0), ("val", 1), ("test", 2)):
+        (batch,) = getattr(data, f"{role}_dataloader")()
+        assert batch["references"] == [TEXTS[:2]] and batch["frames"].shape == (1, 2, 3, 32, 32)
+        assert data.sources[role][0].path.endswith(f"video{number}.mp4")
+
+
+def test_tables_as_spreadsheets_write_them(tmp_path):
+    """A byte order mark, Windows line ends and paths, quotes, commas and line breaks in a caption, empty cells."""
+    pictures(tmp_path, ["deep/a.jpg", "B.JPG", "c.PNG"])
+    table = tmp_path / "captions.csv"
+    table.write_bytes(
+        b'\xef\xbb\xbfFile ,Caption,Split\r\ndeep\\a.jpg,"a ""red"", big\r\nstar",Train\r\n'
+        b"B.JPG,,train\r\nc.PNG,a wheel,TRAIN\r\n"
+    )
+    items, missing = read_items(tmp_path, split="train")
+    assert names(items) == [("a.jpg", ('a "red", big\r\nstar',)), ("B.JPG", ()), ("c.PNG", ("a wheel",))]
+    assert not missing
+    table.write_bytes("file,caption\na.jpg,caf\xe9\n".encode("latin-1"))
+    with pytest.raises(ValueError, match="captions.csv is not readable as CSV: 'utf-8' codec"):
+        read_items(tmp_path)
+    table.write_text("file;caption\nc.PNG;a star\n")
+    with pytest.raises(ValueError, match="entry 1 of .*captions.csv names no file: call the column file"):
+        read_items(tmp_path)
+    (tmp_path / "x.jsonl").write_text('["c.PNG"]\n')
+    with pytest.raises(ValueError, match="entry 1 of .*x.jsonl is no object"):
+        read_items(tmp_path / "x.jsonl")
+
+
+def test_folders_as_they_are(tmp_path):
+    """Upper-case suffixes, links to folders, one of them into itself, hidden files, accents in two spellings."""
+    pictures(tmp_path / "elsewhere", ["linked.jpg"])
+    pictures(tmp_path / "media", ["A.JPEG", "e\u0301toile \u661f.png"])
+    (tmp_path / "media" / "._A.JPEG").write_bytes(b"of another system")
+    (tmp_path / "media" / "link").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    (tmp_path / "media" / "loop").symlink_to(tmp_path / "media", target_is_directory=True)
+    found = [name for name, _ in names(read_items(tmp_path / "media")[0])]
+    assert found == ["A.JPEG", "e\u0301toile \u661f.png", "linked.jpg"]
+    rows = [{"file": "\u00e9toile \u661f.png", "caption": "a star"}, {"file": "linked", "caption": "x"}]
+    (tmp_path / "captions.jsonl").write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
+    items, missing = read_items(tmp_path / "captions.jsonl", tmp_path / "media")
+    assert [text for _, (text,) in names(items)] == ["a star", "x"] and not missing
+
+
 def test_mistakes_in_one_line(tmp_path):
     source = karpathy(tmp_path)
     pictures(tmp_path / "twice", ["x/a.jpg", "y/a.jpg"])
@@ -205,6 +284,16 @@ def test_broken_files_are_named_counted_and_left_out(tmp_path):
         (tmp_path / f"{number}.png").write_bytes(b"")
     with pytest.raises(BrokenFile, match="none of 5 files can be read"):
         list(FileData(train=str(tmp_path), **how).train_dataloader())
+
+
+def test_a_broken_video_is_left_out_and_the_others_are_not(tmp_path):
+    for number in range(3):
+        video(tmp_path / f"{number}.mp4", shades(4))
+    (tmp_path / "1.mp4").write_bytes((tmp_path / "1.mp4").read_bytes()[:-300])
+    data = FileData(str(tmp_path), frames=2, image_size=32)
+    with pytest.warns(UserWarning, match="left out, 1 so far: .*1.mp4 is no readable video"):
+        (batch,) = data.train_dataloader()
+    assert len(batch["frames"]) == 3 and set(batch["clip"].tolist()) == {0, 2} and len(data.broken) == 1
 
 
 def test_wrong_options(tmp_path):

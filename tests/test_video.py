@@ -1,5 +1,6 @@
 """Pictures and videos from files: which frames, which way up, and what becomes of broken ones."""
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -91,6 +92,60 @@ def test_pictures_of_other_kinds(tmp_path):
     clear.putalpha(0)
     clear.save(tmp_path / "clear.png")
     assert (read_image(tmp_path / "clear.png") == 255).all()
+
+
+def close(image, expected):
+    """A picture that was compressed with loss is like another one."""
+    return (image.float() - torch.tensor(np.array(expected)).permute(2, 0, 1)).abs().mean() < 8
+
+
+def test_pictures_for_print_and_with_a_clear_colour(tmp_path):
+    photo().convert("CMYK").save(tmp_path / "cmyk.jpg", quality=95)
+    assert close(read_image(tmp_path / "cmyk.jpg"), photo())
+    palette = photo().quantize(16)
+    palette.save(tmp_path / "palette.png", transparency=palette.getpixel((0, 0)))
+    image = read_image(tmp_path / "palette.png")
+    shown = np.array(palette.convert("RGB"))
+    shown[np.array(palette) == palette.getpixel((0, 0))] = 255
+    assert np.array_equal(image.permute(1, 2, 0), shown)
+    for mode in ("1", "LA", "RGBA", "I;16", "L"):
+        Image.new(mode, (5, 4)).save(tmp_path / f"{mode[:2]}.png")
+        assert read_image(tmp_path / f"{mode[:2]}.png").shape == (3, 4, 5), mode
+
+
+def test_moving_pictures(tmp_path):
+    """An animated GIF is a video, what is clear in it white; of an animated WebP or PNG the first picture counts."""
+    frames = [Image.fromarray(frame) for frame in shades(6)]
+    for name in ("a.gif", "a.webp", "a.png"):
+        options = {"save_all": True, "append_images": frames[1:], "duration": 100, "lossless": True}
+        frames[0].save(tmp_path / name, **options)
+    assert numbers(read_clip(tmp_path / "a.gif", FrameRule(3))) == [1, 3, 5]
+    for name in ("a.webp", "a.png"):
+        assert numbers(read_clip(tmp_path / name, FrameRule(3))) == [0, 0, 0]
+    frames[3].save(tmp_path / "one.GIF")
+    assert numbers(read_clip(tmp_path / "one.GIF", FrameRule(2))) == [3, 3]
+    clear = photo().quantize(16)
+    clear.save(tmp_path / "clear.gif", transparency=clear.getpixel((0, 0)))
+    assert (read_clip(tmp_path / "clear.gif", FrameRule(1))[0, :, 0, 0] == 255).all()
+
+
+def test_sound_without_pictures(tmp_path):
+    with av.open(str(tmp_path / "a.mp4"), "w") as container:
+        stream = container.add_stream("aac", rate=16000)
+        for start in range(0, 8192, 1024):
+            sound = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), "fltp", "mono")
+            sound.sample_rate, sound.pts = 16000, start
+            container.mux(stream.encode(sound))
+        container.mux(stream.encode())
+    with pytest.raises(BrokenFile, match="a.mp4 is no readable video: it has no video stream"):
+        read_video(tmp_path / "a.mp4", FrameRule(2))
+
+
+def test_names_of_all_kinds(tmp_path):
+    path = video(tmp_path / "\u661f #1 100%.MP4", shades(4))
+    assert numbers(read_clip(path, FrameRule(2))) == [1, 3]
+    photo().save(tmp_path / "B.JPG", quality=95)
+    assert close(read_clip(tmp_path / "B.JPG", FrameRule(1))[0], photo())
 
 
 def test_exif_orientation(tmp_path):

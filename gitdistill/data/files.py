@@ -15,6 +15,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from unicodedata import normalize
 
 import numpy as np
 import pytorch_lightning as pl
@@ -75,7 +76,7 @@ def read_items(source, media=None, split: str | None = None) -> tuple[list[Item]
     if not tables:
         items, missing = [Item(str(path)) for path in found.files], []
     else:
-        items, missing = _locate(_read(tables[0]), found)
+        items, missing = _locate(_of_split(_read(tables[0]), source, split), found)
     if not items:
         lost = (
             f": none of the {len(missing)} files it lists is in {media}, {missing[0]} first"
@@ -83,36 +84,49 @@ def read_items(source, media=None, split: str | None = None) -> tuple[list[Item]
             else ""
         )
         raise FileNotFoundError(f"{source} has no pictures or videos{lost}")
-    return _of_split(items, source, split), missing
+    return items, missing
 
 
-def _of_split(items: list[Item], source, split: str | None) -> list[Item]:
-    known = sorted({item.split for item in items if item.split})
+def _of_split(rows: list[tuple], source, split: str | None) -> list[tuple]:
+    """Those of the rows (name, captions, split) that are in a split; all if the source has none."""
+    known = sorted({row[2] for row in rows if row[2]})
     if split is None or not known:
-        return items
-    chosen = [item for item in items if item.split in SPLITS[split]]
+        return rows
+    chosen = [row for row in rows if (row[2] or "").lower() in SPLITS[split]]
     if not chosen:
         raise ValueError(f"{source} has no split {split}: its splits are {', '.join(known)}")
     return chosen
 
 
+def walk(folder: Path):
+    """All files below a folder but hidden ones, through links to other folders, too, into each folder once."""
+    seen = set()
+    for root, folders, files in os.walk(folder, followlinks=True):
+        if (real := os.path.realpath(root)) in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        yield from (Path(root) / name for name in files if not name.startswith("."))
+
+
 class _Media:
-    """The pictures and videos below a folder, found by relative path, by name or by name without suffix."""
+    """The pictures and videos below a folder, found by relative path, by name or by name without suffix; letters
+    with accents may be written either way."""
 
     def __init__(self, folder: Path):
         self.folder = folder
-        names = (Path(root) / name for root, _, files in os.walk(folder) for name in files)
-        self.files = sorted(path for path in names if path.suffix.lower() in IMAGES | VIDEOS)
+        self.files = sorted(path for path in walk(folder) if path.suffix.lower() in IMAGES | VIDEOS)
         self.named = defaultdict(list)
         for path in self.files:
             for name in {path.name, path.stem}:
-                self.named[name].append(path)
+                self.named[normalize("NFC", name)].append(path)
 
     def find(self, name: str) -> Path | None:
         """None when it is not there; ValueError when it could be several files."""
+        name = name.replace("\\", "/")
         if Path(name).suffix and (self.folder / name).is_file():
             return self.folder / name
-        found = self.named.get(Path(name).name, [])
+        found = self.named.get(normalize("NFC", Path(name).name), [])
         if len(found) > 1:
             raise ValueError(
                 f"{name} could be {found[0]} or {found[1]}: give a media folder that has it once"
@@ -141,7 +155,7 @@ def _read(path: Path):
     if path.suffix.lower() in (".csv", ".jsonl"):
         return _read_table(path)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
     except ValueError as error:
         raise ValueError(f"{path} is not valid JSON: {error}") from None
     has = set(content) if isinstance(content, dict) else set()
@@ -191,6 +205,9 @@ def _read_table(path: Path):
             raise ValueError(f"{path} is not readable as {path.suffix[1:].upper()}: {error}") from None
     found = []
     for number, row in enumerate(rows, 1):
+        if not isinstance(row, dict):
+            raise ValueError(f"entry {number} of {path} is no object with names")
+        row = {(column or "").strip().lower(): value for column, value in row.items()}
         name = next((row[column] for column in FILE_COLUMNS if row.get(column)), None)
         if name is None:
             raise ValueError(f"entry {number} of {path} names no file: call the column {FILE_COLUMNS[0]}")

@@ -177,9 +177,13 @@ def _decode(container, stream, times, keys, chosen) -> list[Tensor]:
 
 
 def upright(frame) -> Tensor:
-    """A decoded frame as uint8 [3, H, W], turned as the file says it is to be shown."""
+    """A decoded frame as uint8 [3, H, W], turned as the file says it is to be shown, transparency on white."""
     turns = round(frame.rotation / 90)  # counter-clockwise, as in numpy
-    pixels = np.rot90(frame.to_ndarray(format="rgb24"), turns)
+    if any(component.is_alpha for component in frame.format.components):
+        pixels = np.array(as_rgb(Image.fromarray(frame.to_ndarray(format="rgba"))))
+    else:
+        pixels = frame.to_ndarray(format="rgb24")
+    pixels = np.rot90(pixels, turns)
     return torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)
 
 
