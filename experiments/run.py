@@ -30,8 +30,9 @@ from gitdistill import GenerativeImageTextTeacher, StudentCandidateV1, TinyVIT
 from gitdistill.answers import Wants
 from gitdistill.cache import TeacherCache
 from gitdistill.data import GlyphData
+from gitdistill.pairs import pairs_of
 from gitdistill.report import draw, read_rows, table, write_rows
-from gitdistill.trainer import CaptionTrainer, pairs_of
+from gitdistill.trainer import CaptionTrainer
 
 ROOT = Path(__file__).resolve().parents[1]
 WEIGHTS = {

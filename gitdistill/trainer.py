@@ -6,7 +6,6 @@ Batches are dicts as `gitdistill.data.GlyphData` makes them: "frames" uint8 [B, 
 """
 
 import math
-from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gitdistill import losses, metrics
-from gitdistill.answers import CaptionFilter, Wants, as_cells, ask, beside, speak, text_to_cells
+from gitdistill.answers import CaptionFilter, Wants, ask, beside, speak, text_to_cells
 from gitdistill.cache import TeacherCache, is_finished
 from gitdistill.data.module import glyph_tokenizer
 from gitdistill.decoding import greedy
@@ -24,6 +23,7 @@ from gitdistill.hooks import record
 from gitdistill.model.teacher import GenerativeImageTextTeacher
 from gitdistill.model.text import to_text
 from gitdistill.optim import MuonAdamW, warmup_cosine
+from gitdistill.pairs import Pair, pairs_of
 from gitdistill.processes import gather
 
 ATTENTION = "layers.*.cross_attention.softmax"  # the student's; the teacher's is in `gitdistill.answers`
@@ -209,7 +209,7 @@ class DistillationTrainer(CaptionTrainer):
         feature_pairs: student's module path -> teacher's. The first tensor each hands out per batch is compared,
             cell by cell, after a linear projector to the teacher's width. By default the student's mixed memory
             with the image rows of the teacher's decoder before its last layer: what both decoders read from.
-            "stages": the backbone's stages with the teacher's image encoder, see `stage_pairs`.
+            "stages": the backbone's stages with the teacher's image encoder, see `gitdistill.pairs.stage_pairs`.
         feature_kind: "mse" or "cosine"; see `losses.feature`.
         teacher_captions: how many of the teacher's own captions of each clip join the batch's; 1 if `sequence`
             is on, otherwise 0. `kl` and all other terms apply to them, too.
@@ -434,7 +434,7 @@ class DistillationTrainer(CaptionTrainer):
         kl = losses.kl_top if isinstance(teacher, losses.TopK) else losses.kl
         return kl(logits, teacher, tokens, pad, self.temperature)
 
-    def _distance(self, pair: "Pair", ours: Tensor, theirs: Tensor, spoken: Tensor) -> Tensor:
+    def _distance(self, pair: Pair, ours: Tensor, theirs: Tensor, spoken: Tensor) -> Tensor:
         """The loss of one pair, cells resampled to the teacher's grid."""
         ours = self.projectors[pair.name](ours) if pair.projected else ours
         mask = None if pair.of_image else spoken
@@ -542,73 +542,3 @@ def in_own_words(model: nn.Module, output, tokens: Tensor) -> tuple[Tensor, Tens
     if getattr(model, "kept", None) is None:
         return output.logits, tokens, model.pad_token_id
     return output.own_logits, model.own[tokens], model.own_pad_token_id
-
-
-@dataclass(frozen=True)
-class Pair:
-    """Two module paths whose first tensors are compared.
-
-    term: the loss it belongs to. ours, theirs: the student's path, the teacher's. of_image: cells of the image
-    are compared, otherwise tokens of the text.
-    """
-
-    term: str
-    ours: str
-    theirs: str
-    of_image: bool
-
-    @property
-    def name(self) -> str:
-        """A projector's name."""
-        return self.ours.replace(".", "/") if self.term == "features" else self.term
-
-    @property
-    def part(self) -> str:
-        """Where the teacher's side is in its answer."""
-        return f"{'cells' if self.of_image else 'rows'}/{self.theirs}"
-
-    @property
-    def projected(self) -> bool:
-        """Relations need no projector."""
-        return self.term != "relations"
-
-    def shaped(self, activation, frames: int, tokens: Tensor) -> Tensor:
-        """The student's side as cells [B*F, h, w, D] or rows [B*K, T, D]; of several maps the last."""
-        if isinstance(activation, list | tuple):
-            activation = activation[-1]
-        return as_cells(activation, frames) if self.of_image else activation.reshape(*tokens.shape, -1)
-
-
-def stage_pairs(teacher: GenerativeImageTextTeacher, student: nn.Module) -> dict[str, str]:
-    """Each stage of the student's backbone with the teacher's image layer at the same share of the depth.
-
-    Stages whose grid is more than twice as fine as the teacher's are left out: they see edges, not things.
-    """
-    vision, net = teacher.config.vision_config, student.backbone.net
-    side, layers = vision.image_size // vision.patch_size, vision.num_hidden_layers
-    known = dict(net.named_modules())
-    stages = [name if name in known else name.replace(".", "_", 1) for name in net.feature_info.module_name()]
-    return {
-        f"backbone.net.{stage}": f"model.image_encoder.layers.{round((i + 1) / len(stages) * layers) - 1}"
-        for i, (stage, grid) in enumerate(zip(stages, student.backbone.grids))
-        if max(grid) <= 2 * side
-    }
-
-
-def pairs_of(teacher: GenerativeImageTextTeacher, student: nn.Module, features) -> list[Pair]:
-    """What `DistillationTrainer` can compare; see its weights."""
-    count = len(teacher.model.layers)
-    last, above = f"model.layers.{count - 1}", f"model.layers.{max(0, count - 2)}"
-    mine = f"layers.{len(getattr(student, 'layers', [])) - 1}"
-    if features == "stages":
-        features = stage_pairs(teacher, student)
-    elif isinstance(features, str):
-        raise ValueError(f'feature_pairs is a dict of module paths or "stages", not {features!r}')
-    features = features or {"memory_norm": above}
-    pairs = [Pair("features", ours, theirs, True) for ours, theirs in features.items()]
-    pairs += [Pair("visual", "backbone", "model.image_encoder", True), Pair("hidden", "norm", last, False)]
-    pairs += [
-        Pair("relations", f"{mine}.self_attention.{part}", f"{last}.attention.{part}", False)
-        for part in ("query", "key", "value")
-    ]
-    return [*pairs, Pair("relations", f"{mine}.cross_attention.value", f"{last}.attention.value", True)]

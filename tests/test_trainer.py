@@ -9,12 +9,12 @@ import tiny
 import torch
 
 from gitdistill import losses
-from gitdistill.answers import CaptionFilter
+from gitdistill.answers import CaptionFilter, as_cells
 from gitdistill.data.module import GlyphData
 from gitdistill.decoding import beam
 from gitdistill.export import as_stored, export_run, training_log
 from gitdistill.model.student import StudentCandidateV1
-from gitdistill.trainer import Anneal, CaptionTrainer, DistillationTrainer, as_cells
+from gitdistill.trainer import Anneal, CaptionTrainer, DistillationTrainer
 
 TERMS = ("cross_entropy", "kl", "features", "hidden", "visual", "attention", "relations", "sequence")
 ALL = dict.fromkeys(TERMS, 1.0)
