@@ -85,9 +85,10 @@ class FoldedConvNorm(tiny_vit.ConvNorm):
         conv, norm = self.conv, self.bn
         if norm.training or torch.is_grad_enabled() or has_listeners(conv) or has_listeners(norm):
             return super().forward(x)
-        factor = norm.weight * (norm.running_var + norm.eps).rsqrt()
-        kernel = conv.weight * factor[:, None, None, None]
-        offset = torch.addcmul(norm.bias, norm.running_mean, factor, value=-1)
+        dtype = conv.weight.dtype  # in half precision the product is rounded once
+        factor = norm.weight.float() * (norm.running_var.float() + norm.eps).rsqrt()
+        kernel = (conv.weight * factor[:, None, None, None]).to(dtype)
+        offset = (norm.bias - norm.running_mean * factor).to(dtype)
         return F.conv2d(x, kernel, offset, conv.stride, conv.padding, conv.dilation, conv.groups)
 
 
