@@ -83,7 +83,8 @@ class FoldedConvNorm(tiny_vit.ConvNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         conv, norm = self.conv, self.bn
-        if norm.training or torch.is_grad_enabled() or has_listeners(conv) or has_listeners(norm):
+        learns = torch.is_grad_enabled() or norm.training or norm.running_var is None
+        if learns or has_listeners(conv) or has_listeners(norm):
             return super().forward(x)
         dtype = conv.weight.dtype  # in half precision the product is rounded once
         factor = norm.weight.float() * (norm.running_var.float() + norm.eps).rsqrt()
