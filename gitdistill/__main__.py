@@ -15,7 +15,7 @@ from pytorch_lightning import LightningDataModule, LightningModule
 from pytorch_lightning.cli import LightningCLI
 
 from gitdistill.export import as_stored, export_run
-from gitdistill.resume import KeepRandomNumbers, read_checkpoint
+from gitdistill.resume import ExactResume, read_checkpoint
 
 COMMANDS = {  # the others are Lightning's
     "caption": "gitdistill.caption",
@@ -57,7 +57,7 @@ def main() -> None:
             subclass_mode_data=True,
             save_config_kwargs={"overwrite": True},
             trainer_defaults={
-                "callbacks": KeepRandomNumbers(),
+                "callbacks": ExactResume(),
                 "plugins": {"class_path": "gitdistill.resume.WholeCheckpoints"},
             },
         )

@@ -12,9 +12,9 @@ from gitdistill.model.files import first_line
 from gitdistill.processes import gather, rank_and_world
 
 
-class KeepRandomNumbers(Callback):
-    """Keeps torch's random numbers, of each process its own, in checkpoints, so that a fit continued by as many
-    processes ends with the weights of one that was never interrupted."""
+class ExactResume(Callback):
+    """Lets a fit that is continued by as many processes end with the weights of one that was never interrupted:
+    keeps torch's random numbers, of each process its own, in checkpoints, and begins epochs where they begin."""
 
     _kept = None
 
@@ -26,6 +26,11 @@ class KeepRandomNumbers(Callback):
         self._kept = state.get("processes", [])
 
     def on_train_start(self, trainer, module) -> None:
+        loop, epochs = trainer.fit_loop, trainer.fit_loop.epoch_progress.total
+        if loop.restarted_mid_epoch and epochs.completed == epochs.ready:
+            # Saved after an epoch's last batch: Lightning (2.6) closes that epoch, but believes to be in it still,
+            # and the next checkpoint at the end of an epoch would repeat that one.
+            loop.reset_restart_stage()
         rank, world = rank_and_world()
         if self._kept and len(self._kept) == world:
             mine = self._kept[rank]

@@ -100,6 +100,7 @@ class CaptionTrainer(pl.LightningModule):
         return total
 
     def on_train_start(self) -> None:
+        self.model.train()  # one that was loaded comes in eval mode, and Lightning leaves it so
         self._first_loss = None
 
     def on_train_batch_start(self, batch: dict, index: int) -> None:

@@ -22,7 +22,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from gitdistill import __main__
 from gitdistill.data import FileData
 from gitdistill.data.module import ClipLoader, GlyphData
-from gitdistill.resume import KeepRandomNumbers, WholeCheckpoints, read_checkpoint
+from gitdistill.resume import ExactResume, WholeCheckpoints, read_checkpoint
 from gitdistill.trainer import CaptionTrainer, DistillationTrainer
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -46,19 +46,22 @@ class Watch(pl.Callback):
         self.clips.append(batch["clip"].tolist())
 
 
-def fit(folder, data, kill=None, resume=False, steps=9, **options):
+def fit(folder, data, kill=None, resume=False, steps=9, freeze=0, **options):
     """(weights, clips of each step) of a fit whose student has dropout; 5 clips or so an epoch."""
     pl.seed_everything(3, verbose=False)
-    module = CaptionTrainer(tiny.student(dropout=0.2), warmup=2)
+    student = tiny.student(dropout=0.2).eval()  # as one that was loaded comes
+    module = CaptionTrainer(student, warmup=2, freeze=freeze)
     watch, keep = Watch(kill), ModelCheckpoint(folder, every_n_train_steps=1, save_last=True, save_top_k=0)
     trainer = pl.Trainer(
-        max_steps=steps, callbacks=[keep, watch, KeepRandomNumbers()], plugins=[WholeCheckpoints()],
+        max_steps=steps, callbacks=[keep, watch, ExactResume()], plugins=[WholeCheckpoints()],
         limit_val_batches=1, num_sanity_val_steps=0, **QUIET, **options,
     )  # fmt: skip
     try:
         trainer.fit(module, data, ckpt_path=str(folder / "last.ckpt") if resume else None)
     except Killed:
         assert kill is not None
+    if watch.clips:
+        assert student.layers.training and student.backbone.training == (trainer.global_step > freeze)
     return {name: value.clone() for name, value in module.state_dict().items()}, watch.clips
 
 
@@ -90,6 +93,23 @@ def test_continuing_a_stream_with_validation_in_between(tmp_path, monkeypatch):
         _, before = fit(tmp_path / f"{kill}", data(None), kill=kill, **often)
         weights, after = fit(tmp_path / f"{kill}", data(None), resume=True, **often)
         assert before + after == clips, kill
+        assert all(torch.equal(weights[name], value) for name, value in whole.items()), kill
+
+
+def test_continuing_at_the_end_of_one_epoch_after_another(tmp_path):
+    whole, clips = fit(tmp_path, data(5))
+    seen = []
+    for kill in (3, 6, None):
+        weights, part = fit(tmp_path / "killed", data(5), kill=kill, resume=bool(seen))
+        seen += part
+    assert seen == clips and all(torch.equal(weights[name], value) for name, value in whole.items())
+
+
+def test_continuing_while_eyes_are_frozen_and_after(tmp_path):
+    whole, _ = fit(tmp_path / "whole", data(5), freeze=3, steps=6)
+    for kill in (2, 3, 4, 5):
+        fit(tmp_path / f"{kill}", data(5), kill=kill, freeze=3, steps=6)
+        weights, _ = fit(tmp_path / f"{kill}", data(5), resume=True, freeze=3, steps=6)
         assert all(torch.equal(weights[name], value) for name, value in whole.items()), kill
 
 
