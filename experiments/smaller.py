@@ -39,7 +39,7 @@ from gitdistill.onnx import ENCODER, STEP, OnnxStudent, export_student, plain
 from gitdistill.report import write_rows
 
 ROOT = Path(__file__).resolve().parents[1]
-PRUNED = (0.3, 0.5, 0.7)
+PRUNED = (0.1, 0.3, 0.5)
 SCORES = ("cider", "facts_precision", "all_right")
 BATCHES = (1, 16)
 
