@@ -139,6 +139,7 @@ Captions pictures and videos: {parameters:.1f} million parameters, {self.model.b
 
 ```python
 from gitdistill import load_student
+
 load_student("this folder or repository").caption_files(["picture.jpg"])
 ```
 

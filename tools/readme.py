@@ -1,4 +1,4 @@
-"""Fill the tables of README.md and experiments/README.md from measured files; keep what `make run` measured in data/.
+"""Fill the tables of README.md and its sisters from measured files; keep what `make run` measured in data/.
 
     python tools/readme.py           after `make run`: runs/results.csv, minutes.csv and overview.png go to data/,
                                      and the pages are written anew
@@ -6,7 +6,7 @@
     python tools/readme.py --check   exit code 1 if a page does not say what the files say
 
 The scores of the embedded networks come from data/*/scores.json, which their training wrote; what the experiments
-and benchmarks found, from data/experiments and benchmarks/*.json.
+and benchmarks found, from data/experiments and benchmarks/*.json; what runs will take, from `gitdistill.plan`.
 """
 
 import argparse
@@ -21,12 +21,19 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "experiments"), str(ROOT / "benchmarks")]
 import decoding  # noqa: E402
 import real_size  # noqa: E402
+import smaller  # noqa: E402
 import step  # noqa: E402
 
-from gitdistill import report  # noqa: E402
+from gitdistill import plan, report  # noqa: E402
 
 EXPERIMENTS = ("labels", "losses", "sizes", "temperature")
 MEASURES = ROOT / "data" / "experiments"
+PLANS = {  # of configs/README.md: the block's name and the command's arguments
+    "laptop": "--config configs/student.yaml --clips 12000 --tflops 0.05",
+    "gpu": "--config configs/coco.yaml --clips 113287 --tflops 60",
+    "machine": "--config configs/coco.yaml --clips 113287 --devices 8 --tflops 120",
+    "cluster": "--config configs/msrvtt.yaml --clips 6513 --told 20 --devices 32 --tflops 120",
+}
 MEASURED = ("results.csv", "minutes.csv", "overview.png")
 SCORES = {
     "cider": "CIDEr",
@@ -101,11 +108,23 @@ def experiments() -> dict[str, list[str]]:
     return found
 
 
+def plans() -> dict[str, list[str]]:
+    """The command and what it says, for each run of configs/README.md."""
+    found = {}
+    for name, words in PLANS.items():
+        run = plan.described(words.replace("configs/", f"{ROOT}/configs/").split())
+        found[name] = [f"`python -m gitdistill plan {words}`", "", *plan.table(run)]
+    return found
+
+
 def pages() -> dict[Path, dict[str, list[str]]]:
     """The lines of each page's tables, by the name in their markers."""
     own = {"results": results(), "notebooks": notebooks(), "scores": scores()}
     own |= decoding.tables(json.loads((ROOT / "benchmarks" / "decoding.json").read_text()))
-    return {ROOT / "README.md": own, ROOT / "experiments" / "README.md": experiments()}
+    if (MEASURES / "smaller.csv").is_file():
+        own["smaller"] = smaller.table(rows(MEASURES / "smaller.csv"))
+    sisters = {ROOT / "experiments" / "README.md": experiments(), ROOT / "configs" / "README.md": plans()}
+    return {ROOT / "README.md": own} | sisters
 
 
 def filled(text: str, tables: dict[str, list[str]]) -> str:

@@ -1,0 +1,111 @@
+"""How fast files are captioned, and whether memory stays flat: 200 pictures, a video of two minutes, a sliding window.
+
+    python benchmarks/use.py --student data/student     with the embedded teacher beside it
+
+The files are made first: pictures of 640 x 480 pixels (JPEG) and a video of 320 x 240 at 25 frames a second (MPEG-4).
+Printed are the rates, the memory of the process after a quarter of the work and its most from there on, and what of
+the machine was busy with other things when it began.
+"""
+
+import argparse
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from gitdistill.bundle import Captioner, load_captioner
+from gitdistill.caption import caption_files, live
+
+PICTURES, SECONDS, RATE = 200, 120, 25
+
+
+def scenery(random: np.random.Generator, width: int, height: int) -> np.ndarray:
+    """Smooth blobs of colour, uint8 [H, W, 3], which compress about like a photograph."""
+    small = random.integers(0, 256, (height // 16, width // 16, 3), dtype=np.uint8)
+    return np.asarray(Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC))
+
+
+def make_pictures(folder: Path, count: int) -> list[Path]:
+    random = np.random.default_rng(0)
+    paths = [folder / f"{number:03d}.jpg" for number in range(count)]
+    for path in paths:
+        Image.fromarray(scenery(random, 640, 480)).save(path, quality=90)
+    return paths
+
+
+def make_video(path: Path, seconds: int) -> Path:
+    """A view that wanders over one large picture."""
+    import av
+
+    view = scenery(np.random.default_rng(1), 1600, 1200)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=RATE)
+        stream.width, stream.height, stream.pix_fmt = 320, 240, "yuv420p"
+        for number in range(seconds * RATE):
+            left, top = number % 1280, number * 7 // 10 % 960
+            frame = np.ascontiguousarray(view[top : top + 240, left : left + 320])
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
+    return path
+
+
+def resident() -> float:
+    """Megabytes of this process; NaN where Linux does not tell."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return float("nan")
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmRSS"))
+
+
+def measure(what: str, results, count: int) -> str:
+    """Go through `results`, at least `count`, and tell in a line how fast they came and what memory did."""
+    start, sizes = time.perf_counter(), []
+    for _ in results:
+        sizes.append(resident())
+    seconds = time.perf_counter() - start
+    if len(sizes) < count:
+        raise RuntimeError(f"{what}: {len(sizes)} results instead of {count}")
+    early, late = sizes[len(sizes) // 4], max(sizes[len(sizes) // 4 :])
+    return f"| {what} | {len(sizes) / seconds:.2f} | {seconds:.1f} | {early:.0f} | {late:.0f} |"
+
+
+def report(captioners: dict[str, Captioner], pictures: list[Path], video: Path, seconds: int, batch: int):
+    """A line for each network and task, as it is done."""
+    yield "| | a second | seconds | MB after a quarter | MB at most from there |"
+    yield "|---|---|---|---|---|"
+    for name, captioner in captioners.items():
+        said = caption_files(captioner, pictures, batch, {})
+        yield measure(f"{name}: {len(pictures)} pictures, {batch} at once", said, len(pictures))
+        said = caption_files(captioner, [video], batch, {})
+        yield measure(f"{name}: a video of {seconds} s as one clip", said, 1)
+        yield measure(f"{name}: captions of 2 s, one a second", live(captioner, video, 2, 1), seconds - 2)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--student", help="a student's folder; without one the teacher alone")
+    parser.add_argument("--teacher", default="glyphs", help='a checkpoint, by default "glyphs"')
+    parser.add_argument("--batch", type=int, default=8, help="pictures at once")
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of torch")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    captioners = {"student": load_captioner(options.student)} if options.student else {}
+    captioners["teacher"] = load_captioner(teacher=options.teacher)
+    print(f"{options.threads} threads of {os.cpu_count()}, load {os.getloadavg()[0]:.1f} before this began")
+    with tempfile.TemporaryDirectory() as folder:
+        pictures, video = make_pictures(Path(folder), PICTURES), make_video(Path(folder) / "two.mp4", SECONDS)
+        for line in report(captioners, pictures, video, SECONDS, options.batch):
+            print(line, flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

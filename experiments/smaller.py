@@ -1,0 +1,188 @@
+"""How small and fast a student gets after its training: float16, int8, pruning and ONNX, without any more of it.
+
+    python experiments/smaller.py              of data/student: data/experiments/smaller.csv and the README's table
+    python experiments/smaller.py FOLDER --out runs/smaller     of another one; leaves the README alone
+
+int8 is `torch.ao.quantization.quantize_dynamic`: weights of linear layers are kept in int8 and what comes in is rounded
+when it comes; convolutions, embedding and norms stay float32. Pruned are the smallest weights of all linear layers and
+convolutions together but the head (`torch.nn.utils.prune`), which is tied to the embedding; nothing is trained
+afterwards. Zeros are stored and multiplied like other numbers: only a packed file is smaller for them. ONNX is
+what `python -m gitdistill onnx` writes, run by onnxruntime.
+
+Scores are of greedy captions of the first test clips of the embedded world, times of greedy decoding, one clip at
+a time and 16 at once, from raw frames to tokens. All variants caption the same clip in turn; medians count.
+"""
+
+import argparse
+import io
+import os
+import statistics
+import sys
+import tempfile
+import time
+import warnings
+import zlib
+from copy import deepcopy
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn.utils import prune
+
+from gitdistill import load_student, metrics
+from gitdistill.bundle import Student
+from gitdistill.data.glyphs import GlyphClips
+from gitdistill.decoding import greedy
+from gitdistill.export import as_stored
+from gitdistill.model.text import to_text
+from gitdistill.onnx import ENCODER, STEP, OnnxStudent, export_student, plain
+from gitdistill.report import write_rows
+
+ROOT = Path(__file__).resolve().parents[1]
+PRUNED = (0.1, 0.3, 0.5)
+SCORES = ("cider", "facts_precision", "all_right")
+BATCHES = (1, 16)
+
+
+def rounded(network: nn.Module) -> nn.Module:
+    """A copy that computes with the weights that float16 can hold."""
+    copy = deepcopy(network).eval()
+    as_stored(copy)
+    return copy
+
+
+def quantised(network: nn.Module) -> nn.Module:
+    """A copy whose linear layers hold int8."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it is deprecated: torch points to torchao, another package
+        return torch.ao.quantization.quantize_dynamic(plain(network), {nn.Linear}, torch.qint8)
+
+
+def pruned(network: nn.Module, share: float) -> nn.Module:
+    """A copy in which the smallest `share` of the weights of linear layers and convolutions is zero, head aside."""
+    copy = rounded(network).to(memory_format=torch.contiguous_format)  # as torch's pruning wants it
+    weights = [
+        (module, "weight")
+        for name, module in copy.named_modules()
+        if isinstance(module, nn.Linear | nn.Conv2d) and name != "head"
+    ]
+    prune.global_unstructured(weights, prune.L1Unstructured, amount=share)
+    for module, name in weights:
+        prune.remove(module, name)
+    copy.backbone.net.to(memory_format=torch.channels_last)
+    return copy
+
+
+def variants(student: Student) -> dict[str, tuple]:
+    """Name -> (what captions, the bytes it is stored as)."""
+    network, half = student.model, torch.float16
+    found = {"float32": (network, weights(network)), "float16": (rounded(network), weights(network, half))}
+    small = quantised(network)
+    buffer = io.BytesIO()
+    torch.save(small.state_dict(), buffer)
+    found["int8"] = small, buffer.getvalue()
+    for share in PRUNED:
+        sparse = pruned(network, share)
+        found[f"{share:.0%} pruned, float16"] = sparse, weights(sparse, half)
+    with tempfile.TemporaryDirectory() as folder:
+        export_student(student, folder)
+        written = b"".join((Path(folder) / name).read_bytes() for name in (ENCODER, STEP))
+        found["ONNX, float32"] = OnnxStudent(folder), written
+    return found
+
+
+def weights(network: nn.Module, dtype: torch.dtype | None = None) -> bytes:
+    """The file of weights that `save_pretrained` writes."""
+    with tempfile.TemporaryDirectory() as folder:
+        network.save_pretrained(folder, dtype)
+        return (Path(folder) / "model.safetensors").read_bytes()
+
+
+def scores(network, clips, tokenizer, max_length: int) -> dict[str, float]:
+    """Of greedy captions."""
+    captions = []
+    for start in range(0, len(clips), 16):
+        frames = torch.stack([clip.frames for clip in clips[start : start + 16]])
+        captions += to_text(greedy(network, frames, max_length).tokens[:, 0], tokenizer)
+    found = metrics.caption_scores(captions, [clip.captions for clip in clips])
+    found |= metrics.facts_scores(captions, [clip.scene for clip in clips])
+    return {name: found[name] for name in SCORES}
+
+
+def times(
+    networks: dict, frames: torch.Tensor, batch: int, repeats: int, max_length: int
+) -> dict[str, float]:
+    """Median milliseconds a clip by name; in each turn all caption the same clips."""
+    spent = {name: [] for name in networks}
+    for turn in range(repeats + 1):
+        chosen = frames[torch.arange(turn * batch, (turn + 1) * batch) % len(frames)]
+        for name, network in networks.items():
+            start = time.perf_counter()
+            greedy(network, chosen, max_length)
+            if turn:  # the first one warms up
+                spent[name].append((time.perf_counter() - start) / batch * 1000)
+    return {name: statistics.median(values) for name, values in spent.items()}
+
+
+def run(student: Student, clips, repeats: int) -> list[dict]:
+    """A row a variant."""
+    found, length = variants(student), student.decoding["max_length"]
+    networks = {name: network for name, (network, _) in found.items()}
+    frames = torch.stack([clip.frames for clip in clips[:64]])
+    spent = {batch: times(networks, frames, batch, max(3, repeats // batch), length) for batch in BATCHES}
+    rows = []
+    for name, (network, written) in found.items():
+        row = {
+            "variant": name,
+            "clips": len(clips),
+            "mb": len(written) / 1e6,
+            "mb_packed": len(zlib.compress(written, 9)) / 1e6,
+        }
+        row |= {f"ms_batch_{batch}": spent[batch][name] for batch in BATCHES}
+        rows.append(row | scores(network, clips, student.tokenizer, length))
+    return rows
+
+
+def table(rows: list[dict]) -> list[str]:
+    """The README's lines, of rows as they are measured or as they are read from the file."""
+    lines = [
+        f"| {rows[0]['clips']} test clips | MB | packed | ms, one clip | ms a clip of 16 | CIDEr | facts right |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    shown = {"mb": ".2f", "mb_packed": ".2f", "ms_batch_1": ".1f", "ms_batch_16": ".1f", "cider": ".2f"}
+    for row in rows:
+        cells = [format(float(row[name]), digits) for name, digits in shown.items()]
+        lines.append(
+            "| " + " | ".join([row["variant"], *cells, f"{float(row['facts_precision']):.1%}"]) + " |"
+        )
+    return lines
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("student", nargs="?", default=ROOT / "data" / "student", help="a student's folder")
+    parser.add_argument("--clips", type=int, default=500, help="test clips that are scored")
+    parser.add_argument("--repeats", type=int, default=64, help="clips whose time counts, at least 3 batches")
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of torch and onnxruntime")
+    parser.add_argument(
+        "--out", type=Path, help="folder, in place of data/experiments and the README's table"
+    )
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    pool = GlyphClips("test", options.clips)
+    clips = [pool.clip(number, masks=False) for number in range(len(pool))]
+    rows = run(load_student(options.student), clips, options.repeats)
+    write_rows((options.out or ROOT / "data" / "experiments") / "smaller.csv", rows)
+    print("\n".join(table(rows)))
+    if options.out is None:
+        sys.path.append(str(ROOT / "tools"))
+        from readme import fill  # which reads the table above
+
+        fill()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,70 @@
+"""Smaller students: each variant is what it says."""
+
+import csv
+import sys
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+from torch import nn
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))
+import smaller
+
+from gitdistill.bundle import Student
+from gitdistill.data.glyphs import GlyphClips
+from gitdistill.data.module import glyph_tokenizer
+from gitdistill.report import write_rows
+
+
+def test_smaller_students(tmp_path):
+    """Each variant is what it says, is measured, and the table has its row."""
+    pytest.importorskip("onnxscript"), pytest.importorskip("onnxruntime")
+    student = Student(tiny.student().eval(), glyph_tokenizer(), decoding={"max_length": 8})
+    pool = GlyphClips("test", 5, frames=tiny.FRAMES, image_size=tiny.SIDE)
+    clips = [pool.clip(number, masks=False) for number in range(5)]
+    rows = smaller.run(student, clips, repeats=2)
+    size = {row["variant"]: row["mb"] for row in rows}
+    assert list(size) == [
+        "float32",
+        "float16",
+        "int8",
+        *(f"{n}% pruned, float16" for n in (10, 30, 50)),
+        "ONNX, float32",
+    ]
+    assert size["float16"] < 0.6 * size["float32"] and size["int8"] < size["float32"]
+    packed = [row["mb_packed"] for row in rows if "pruned" in row["variant"]]
+    assert packed == sorted(packed, reverse=True) and packed[0] < rows[1]["mb_packed"]
+    for row in rows:
+        assert row["ms_batch_1"] > 0 and row["ms_batch_16"] > 0 and row["cider"] >= 0
+    lines = smaller.table(rows)
+    assert lines[0].startswith("| 5 test clips |") and len(lines) == 2 + len(rows)
+    write_rows(tmp_path / "smaller.csv", rows)
+    with (tmp_path / "smaller.csv").open(newline="") as file:
+        assert smaller.table(list(csv.DictReader(file))) == lines
+
+
+def test_variants_compute_what_they_should():
+    network = tiny.student().eval()
+    frames = torch.randint(0, 256, (2, tiny.FRAMES, 3, tiny.SIDE, tiny.SIDE), dtype=torch.uint8)
+    tokens = torch.randint(5, 60, (2, 6))
+    with torch.no_grad():
+        expected = network(frames, tokens).logits
+        small = smaller.quantised(network)
+        assert sum(isinstance(m, nn.quantized.dynamic.Linear) for m in small.modules()) == sum(
+            isinstance(m, nn.Linear) for m in network.modules()
+        )
+        off = (small(frames, tokens).logits - expected).abs().max() / expected.std()
+        assert 1e-4 < off < 0.5
+        sparse = smaller.pruned(network, 0.5)
+        values = [
+            m.weight
+            for n, m in sparse.named_modules()
+            if isinstance(m, nn.Linear | nn.Conv2d) and n != "head"
+        ]
+        assert sum((v == 0).sum().item() for v in values) == pytest.approx(
+            sum(v.numel() for v in values) / 2, abs=1
+        )
+        assert torch.equal(sparse.words.weight, network.words.weight.half().float())
+        assert torch.equal(network(frames, tokens).logits, expected)
