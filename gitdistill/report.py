@@ -144,4 +144,4 @@ def finding(rows: list[dict]) -> str:
         return f"nothing to compare yet {runs}"
     best = max(gained, key=gained.get)
     against = next(row["against"] for row in rows if row["name"] == best)
-    return f"{best} gains most CIDEr over {against}, {gained[best]:+.2f} {runs}"
+    return f"\u201c{best}\u201d gains most CIDEr over \u201c{against}\u201d, {gained[best]:+.2f} {runs}"

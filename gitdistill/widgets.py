@@ -17,16 +17,22 @@ __all__ = ["Explorer", "board", "explore", "frame_words", "gaze", "heads", "modu
 
 class Explorer(widgets.VBox):
     """A picture under its sliders. `picture` is the `Image`; `sliders` maps an axis to its slider, whose `value` is
-    the position (0, 1, ...); the arrow keys move a slider that has the focus."""
+    the position (0, 1, ...); the arrow keys move a slider that has the focus. `player`, where there is one, moves the
+    slider of the axis `play` by itself."""
 
-    def __init__(self, draw, axes):
+    def __init__(self, draw, axes, play=None):
         self.picture = widgets.Image(format="png", layout={"max_width": "100%", "object_fit": "contain"})
         self.sliders = {name: _slider(name, labels) for name, labels in axes.items()}
         self._draw = draw
         self._show()
         for slider in self.sliders.values():
             slider.observe(self._show, names="value")
-        super().__init__([*self.sliders.values(), self.picture])
+        rows = dict(self.sliders)
+        if play is not None:
+            self.player = widgets.Play(min=0, max=len(axes[play]) - 1, interval=900)  # milliseconds
+            widgets.link((self.player, "value"), (self.sliders[play], "index"))
+            rows[play] = widgets.HBox([self.sliders[play], self.player])
+        super().__init__([*rows.values(), self.picture])
 
     def _show(self, _=None):
         self.picture.value = self._draw(tuple(slider.value for slider in self.sliders.values()))
@@ -40,12 +46,13 @@ def _slider(name, labels):
     )
 
 
-def explore(frames, axes):
+def explore(frames, axes, play=None):
     """A widget that shows one picture for each combination of slider positions.
 
     axes: slider's name -> the labels of its positions.
     frames: a picture (PNG bytes or a figure) for every tuple of positions, as a dict; or a function of the
         positions that draws it, which is called once for each combination, when it is first shown.
+    play: the axis that gets a play button.
 
     Returns an `Explorer`; ValueError when a slider has no positions or a combination has no picture.
     """
@@ -59,7 +66,7 @@ def explore(frames, axes):
             raise ValueError(
                 f"{len(missing)} of {len(wanted)} pictures are missing, the first at {missing[0]}"
             )
-        return Explorer({at: _bytes(frames[at]) for at in wanted}.__getitem__, axes)
+        return Explorer({at: _bytes(frames[at]) for at in wanted}.__getitem__, axes, play)
     cache = {}
 
     def draw(at):
@@ -67,7 +74,7 @@ def explore(frames, axes):
             cache[at] = _bytes(frames(*at))
         return cache[at]
 
-    return Explorer(draw, axes)
+    return Explorer(draw, axes, play)
 
 
 def _bytes(picture):
@@ -92,7 +99,7 @@ def gaze(frames, words, rows, probabilities=None, difference=True):
         notes = {label: f"p = {float(values[word]):.2f}" for label, values in (probabilities or {}).items()}
         return plots.word_card(frames, words[word], maps, notes, limit, difference)
 
-    return explore(draw, {"word": words})
+    return explore(draw, {"word": words}, play="word")
 
 
 def heads(frames, words, maps):
@@ -156,7 +163,7 @@ def tree(traces, words, top=2, clip=0):
         for k, (label, trace) in enumerate(traces.items())
         for step in range(steps)
     }
-    return explore(frames, {"search": list(traces), "step": range(1, steps + 1)})
+    return explore(frames, {"search": list(traces), "step": range(1, steps + 1)}, play="step")
 
 
 def board(panels, captions, **options):
@@ -166,4 +173,4 @@ def board(panels, captions, **options):
     """
     steps = sorted(captions)
     frames = {(k,): plots.board(panels, captions, step, **options) for k, step in enumerate(steps)}
-    return explore(frames, {"step": steps})
+    return explore(frames, {"step": steps}, play="step")

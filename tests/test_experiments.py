@@ -198,7 +198,7 @@ def test_runs_without_a_score_are_left_out_of_the_picture():
     figure = report.figure(rows, "losses")
     panels = [axes.get_title() for axes in figure.axes]
     assert panels == ["CIDEr", "motions right", "CIDEr gained"]
-    assert figure.alt == "Runs: Losses: b gains most CIDEr over a, +0.00 (3 runs)"
+    assert figure.alt == "Runs: Losses: \u201cb\u201d gains most CIDEr over \u201ca\u201d, +0.00 (3 runs)"
 
 
 def test_dots_stand_where_the_runs_are():

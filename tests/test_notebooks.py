@@ -67,11 +67,13 @@ def cell_problems(cell):
     texts = [output.get("text") or output.get("data", {}).get("text/plain", "") for output in cell.outputs]
     if re.search(r"(^|[\s'\"(=])/(home|root|tmp|Users)/", "\n".join(texts), re.MULTILINE):
         yield "shows a path of the machine it ran on"
-    pictures = [output.data["image/png"] for output in cell.outputs if "image/png" in output.get("data", {})]
+    pictures = [output for output in cell.outputs if "image/png" in output.get("data", {})]
     if "figure" in tags and not pictures:
         yield "is tagged figure and holds no PNG"
     for picture in pictures:
-        yield from picture_problems(base64.b64decode(picture), "figure" in tags)
+        if not picture.metadata.get("image/png", {}).get("alt"):
+            yield "a picture without alternative text"
+        yield from picture_problems(base64.b64decode(picture.data["image/png"]), "figure" in tags)
 
 
 def picture_problems(png, figure):
@@ -96,9 +98,12 @@ def picture(side=240, blank=False, noise=False):
     return {"image/png": base64.b64encode(buffer.getvalue()).decode()}
 
 
+ALT = {"image/png": {"alt": "what it shows"}}
+
+
 @pytest.fixture
 def good():
-    shown = new_output("display_data", data=picture())
+    shown = new_output("display_data", data=picture(), metadata=ALT)
     cells = [
         new_code_cell("print(1)", execution_count=1, outputs=[new_output("stream", text="1\n")]),
         new_code_cell("draw()", execution_count=2, outputs=[shown], metadata={"tags": ["figure"]}),
@@ -111,7 +116,7 @@ def test_a_good_notebook_passes(good):
 
 
 def show(notebook, data):
-    notebook.cells[1].outputs = [new_output("display_data", data=data)]
+    notebook.cells[1].outputs = [new_output("display_data", data=data, metadata=ALT)]
 
 
 def say(notebook, text):
@@ -131,6 +136,7 @@ SPOILT = {
     "holds no PNG": lambda nb: show(nb, {"text/plain": "<Figure>"}),
     "more than 300000": lambda nb: show(nb, picture(side=400, noise=True)),
     "less than 200": lambda nb: show(nb, picture(side=100)),
+    "without alternative text": lambda nb: nb.cells[1].outputs[0].update(metadata={}),
     "a blank figure": lambda nb: show(nb, picture(blank=True)),
 }
 

@@ -74,6 +74,19 @@ def test_equal_labels_stay_different_positions():
         assert slider.value == position and shown(widget) == bytes([position, 0])
 
 
+def test_a_play_button_moves_its_slider_and_starts_from_where_it_is():
+    frames = {at: png(draw(*at)) for at in POSITIONS}
+    widget = explore(frames, AXES, play="word")
+    assert widget.player.max == 2
+    widget.player.value = 2  # as it does by itself
+    assert widget.sliders["word"].value == 2 and shown(widget) == frames[2, 0]
+    widget.sliders["word"].value = 1
+    assert widget.player.value == 1 and shown(widget) == frames[1, 0]
+    row, layer, picture = widget.children
+    assert row.children == (widget.sliders["word"], widget.player)
+    assert (layer, picture) == (widget.sliders["layer"], widget.picture)
+
+
 def test_a_slider_answers_within_50_ms():
     frames = {(k,): np.random.RandomState(k).bytes(200_000) for k in range(20)}
     widget = explore(frames, {"step": list(range(20))})

@@ -3,8 +3,9 @@
     make test-browser
     make test-browser NOTEBOOKS=02      only the notebooks whose name contains it
 
-Opens each notebook, runs all cells, moves every slider by keyboard and sees its picture change. Screenshots go to
-runs/browser/. Not part of `make test`: it needs a Chromium and takes as long as the notebooks themselves.
+Opens each notebook, runs all cells, sees that no figure is squeezed, moves every slider by keyboard and sees its
+picture change. Screenshots go to runs/browser/. Not part of `make test`: it needs a Chromium and takes as long as the
+notebooks themselves.
 """
 
 import json
@@ -47,7 +48,7 @@ def lab(tmp_path_factory):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    own = {f"JUPYTER_{name}_DIR": str(folder / name.lower()) for name in ("CONFIG", "DATA", "RUNTIME")}
+    own = {f"JUPYTER_{name}_DIR": str(folder / "jupyter" / name) for name in ("CONFIG", "DATA", "RUNTIME")}
     options = [
         "--allow-root",
         "--no-browser",
@@ -118,11 +119,15 @@ RUN_ALL = "window.jupyterapp.commands.execute('notebook:run-all-cells')"
 PICTURE = "handle => handle.closest('.widget-vbox').querySelector('img').src"
 
 
+AT_ITS_END = "handle => handle.getAttribute('aria-valuenow') === handle.getAttribute('aria-valuemax')"
+
+
 def moved(page, handle):
     """Whether one press of an arrow key gives the slider another picture, and the milliseconds it took to appear."""
+    key = "ArrowLeft" if handle.evaluate(AT_ITS_END) else "ArrowRight"
     before, start = handle.evaluate(PICTURE), time.monotonic()
     handle.focus()
-    page.keyboard.press("ArrowRight")
+    page.keyboard.press(key)
     while time.monotonic() - start < PATIENCE:
         if handle.evaluate(PICTURE) != before:
             return True, 1000 * (time.monotonic() - start)
@@ -141,7 +146,11 @@ def test_notebook(lab, page, name):
     assert first_error(page) is None
     figures = page.locator(".jp-RenderedImage img")
     assert figures.count() > 0
-    page.screenshot(path=SHOTS / f"{name}.png")
+    for k in range(figures.count()):
+        figures.nth(k).scroll_into_view_if_needed()
+        shown, real = figures.nth(k).evaluate("img => [img.clientWidth, img.naturalWidth]")
+        assert shown >= 0.95 * real > 0, f"figure {k + 1} of {name} is squeezed: its letters get too small"
+        page.screenshot(path=SHOTS / f"{name}_figure_{k + 1}.png")
     sliders = page.locator(".widget-vbox .noUi-handle")
     for k in range(sliders.count()):
         handle = sliders.nth(k)
