@@ -230,6 +230,8 @@ def session(path: Path):
         raise FileNotFoundError(f"there is no {path}")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
+    # its threads would wait for the next call at full speed, on the cores that torch needs in between
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
         return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's own, of many classes
