@@ -21,16 +21,27 @@ class LiveBoard(pl.Callback):
         every: steps from one reading of the metrics to the next.
         seconds: least time from one drawing to the next; a drawing takes about a third of a second.
         snapshots: how often captions are asked for, from the first step to the last.
+        keep_weights: whether `weights` keeps what the student was at those moments (step -> state dict on the CPU).
         log, levels: as for `plots.board`.
     """
 
     def __init__(
-        self, panels, frames=None, tokenizer=None, every=10, seconds=5.0, snapshots=6, log=(), levels=None
+        self,
+        panels,
+        frames=None,
+        tokenizer=None,
+        every=10,
+        seconds=5.0,
+        snapshots=6,
+        keep_weights=False,
+        log=(),
+        levels=None,
     ):
         self.panels, self.frames, self.tokenizer = panels, frames, tokenizer
         self.every, self.seconds, self.snapshots = every, seconds, snapshots
         self.options = {"log": log, "levels": levels}
         self.history = {name: ([], []) for lines in panels.values() for name in lines.values()}
+        self.keep_weights, self.weights = keep_weights, {}
         self.captions, self.drawn, self.handle, self.norm = {}, 0.0, None, None
 
     def curves(self):
@@ -91,6 +102,9 @@ class LiveBoard(pl.Callback):
         if self.frames is not None:
             frames = self.frames.to(module.device)
             self.captions[trainer.global_step] = module.model.caption(frames, self.tokenizer)
+            if self.keep_weights:
+                state = module.model.state_dict()
+                self.weights[trainer.global_step] = {name: w.cpu().clone() for name, w in state.items()}
 
     def _show(self, now=False):
         if not (now or time.monotonic() - self.drawn >= self.seconds):

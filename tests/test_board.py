@@ -18,7 +18,8 @@ class Toy(pl.LightningModule):
         super().__init__()
         self.line = torch.nn.Linear(1, 1)
         self.model = SimpleNamespace(
-            caption=lambda frames, tokenizer: [f"step {self.global_step}"] * len(frames)
+            caption=lambda frames, tokenizer: [f"step {self.global_step}"] * len(frames),
+            state_dict=self.line.state_dict,
         )
 
     def training_step(self, batch, index):
@@ -65,6 +66,14 @@ def test_it_collects_what_was_logged_and_what_was_said():
     assert board.captions == {step: [f"step {step}"] * 2 for step in (0, 10, 20)}
     shown = board.picture(step=10)
     assert "After 20 steps" in shown.alt and len(shown.axes) == 3 + 2
+
+
+def test_it_keeps_the_weights_of_those_moments_if_asked_to():
+    board = fit(LiveBoard(PANELS, frames=torch.zeros(2, 1), snapshots=3, keep_weights=True))
+    slopes = [float(state["weight"]) for state in board.weights.values()]
+    assert list(board.weights) == [0, 10, 20]
+    assert abs(slopes[0] - 3) > abs(slopes[1] - 3) > abs(slopes[2] - 3)  # three states, not one three times
+    assert not fit(LiveBoard(PANELS, frames=torch.zeros(2, 1))).weights
 
 
 def test_one_picture_is_shown_and_replaced(monkeypatch):
