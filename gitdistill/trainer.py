@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.strategies import DDPStrategy
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -78,9 +79,13 @@ class CaptionTrainer(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def setup(self, stage: str) -> None:
-        """Tell DistributedDataParallel that some parameters get no gradient: frozen ones, and those that no loss
-        reaches. Otherwise it waits for them in vain."""
-        getattr(self.trainer.strategy, "_ddp_kwargs", {}).setdefault("find_unused_parameters", True)
+        """Tell DistributedDataParallel that some parameters get no gradient: those that `freeze` freezes after it
+        was made, and those that no loss reaches. Otherwise it waits for them in vain.
+
+        Lightning has no public way in; were the attribute renamed, this would be an AttributeError.
+        """
+        if isinstance(self.trainer.strategy, DDPStrategy):
+            self.trainer.strategy._ddp_kwargs.setdefault("find_unused_parameters", True)
 
     def losses(self, batch: dict) -> dict[str, Tensor]:
         """The terms of the training loss by name; their sum is minimised."""

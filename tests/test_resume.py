@@ -18,6 +18,7 @@ import torch
 import yaml
 from jsonargparse import ArgumentParser
 from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.strategies import DDPStrategy
 
 from gitdistill import __main__
 from gitdistill.data import FileData
@@ -206,6 +207,35 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one(tmp_path):
     with pytest.raises(Exception, match="(?i)pickle"):
         keep.save_checkpoint({"weights": torch.zeros(10_000), "step": lambda: 2}, path)
     assert read_checkpoint(path) == {"step": 1}
+
+
+@pytest.mark.parametrize(
+    "strategy, waits",
+    [
+        ("ddp", False),
+        ("ddp_fork", False),
+        ("ddp_spawn", False),
+        ("ddp_find_unused_parameters_false", True),
+        (DDPStrategy(), False),
+        (DDPStrategy(find_unused_parameters=False), True),
+    ],
+)
+def test_nobody_waits_for_what_gets_no_gradient(monkeypatch, strategy, waits):
+    """What DistributedDataParallel is told, unless the user says otherwise."""
+    told = {}
+    monkeypatch.setattr(
+        "pytorch_lightning.strategies.ddp.DistributedDataParallel", lambda **options: told.update(options)
+    )
+    module = CaptionTrainer(tiny.student())
+    module.trainer = pl.Trainer(devices=2, strategy=strategy, **QUIET)
+    module.setup("fit")
+    strategy = module.trainer.strategy
+    strategy.model = module
+    strategy.configure_ddp()
+    assert told["module"] is module and told["find_unused_parameters"] is not waits
+    del strategy._ddp_kwargs
+    with pytest.raises(AttributeError, match="_ddp_kwargs"):  # should Lightning rename it
+        module.setup("fit")
 
 
 class Freeze(pl.Callback):
