@@ -284,7 +284,7 @@ class Report(pl.Callback):
         torch.save(found, self.folder / f"rank-{trainer.global_rank}")
 
 
-def config(folder, kind, steps=12):
+def config(folder, kind, steps=12, **trainer):
     """A config file of a short fit in `folder`, with dropout: "plain", or a distillation with "cache" or "none"."""
     tiny.git().save_pretrained(folder / "teacher")
     tiny.teacher().tokenizer.save_pretrained(folder / "teacher")
@@ -312,7 +312,8 @@ def config(folder, kind, steps=12):
                 "init_args": {"save_dir": "runs"},
             },
             "callbacks": [{"class_path": "pytorch_lightning.callbacks.ModelCheckpoint", "init_args": keep}],
-        },
+        }
+        | trainer,
         "model": model | {"init_args": model["init_args"] | {"warmup": 2, "max_length": 8}},
         "data": {
             "class_path": "gitdistill.data.GlyphData",
@@ -324,6 +325,7 @@ def config(folder, kind, steps=12):
 
 def run(folder):
     """`python -m gitdistill fit`, in a process that has everything imported already."""
+    os.setpgrp()
     torch.set_num_threads(1)
     os.chdir(folder)
     with open("said", "a") as said:
@@ -388,6 +390,31 @@ def test_ten_kills(tmp_path, kind):
         weights = finish(process, folder)
         assert all(torch.equal(weights[name], value) for name, value in whole.items()), runs
     assert sum(kills) >= 3  # so many in the midst of training
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+def test_killing_two_processes_together(tmp_path):
+    """SIGKILL of both at random moments of training, twice; each has random numbers of its own to go on with."""
+    config(tmp_path, "cache", devices=2, strategy="ddp_fork")
+    folder, draw = tmp_path / "killed", random.Random(0)
+    whole = finish(start(tmp_path / "whole"), tmp_path / "whole")
+    last, steps = folder / "kept" / "last.ckpt", []
+    for wait in (2, 3):  # checkpoints, and some of a step
+        process = start(folder)
+        for _ in range(wait):
+            before = changed(last)
+            while changed(last) == before:
+                assert process.exitcode is None, (folder / "said").read_text()[-2000:]
+                time.sleep(0.002)
+        time.sleep(draw.uniform(0, 0.1))
+        os.killpg(process.pid, signal.SIGKILL)
+        process.join()
+        kept = read_checkpoint(last, weights_only=True)
+        assert len(kept["callbacks"]["ExactResume"]["processes"]) == 2
+        steps.append(kept["global_step"])
+    assert 0 < steps[0] < steps[1] < 12
+    weights = finish(start(folder), folder)
+    assert all(torch.equal(weights[name], value) for name, value in whole.items())
 
 
 @pytest.mark.slow
