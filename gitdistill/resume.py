@@ -1,14 +1,13 @@
 """What makes a fit that was killed end as one that was not: whole checkpoints, and the random numbers in them."""
 
 import os
-import zipfile
 from pathlib import Path
 
 import torch
 from pytorch_lightning import Callback
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
-from gitdistill.model.files import first_line
+from gitdistill.model.files import check_records, first_line
 from gitdistill.processes import gather, rank_and_world
 
 
@@ -64,17 +63,11 @@ class WholeCheckpoints(TorchCheckpointIO):
 
 
 def read_checkpoint(path, map_location="cpu", weights_only: bool | None = None) -> dict:
-    """A checkpoint; FileNotFoundError or ValueError, naming it, when it is not there, cut off or changed.
-
-    torch itself does not look at the checksums that it writes.
-    """
+    """A checkpoint; FileNotFoundError or ValueError, naming it, when it is not there, cut off or changed."""
     if not Path(path).is_file():
         raise FileNotFoundError(f"there is no checkpoint {path}")
     try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-        if damaged:
-            raise ValueError(f"{damaged} in it has another checksum")
+        check_records(path)
         return torch.load(path, map_location=map_location, weights_only=weights_only)
     except Exception as error:  # damage shows in many ways
         raise ValueError(

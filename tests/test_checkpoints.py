@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import random
 import re
 import resource
 import signal
@@ -18,7 +19,7 @@ from tiny_git import REFERENCE, change_config, git_config, random_git, random_in
 from torch.testing import assert_close
 from transformers import GitForCausalLM
 
-from gitdistill.model import checkpoints
+from gitdistill.model import checkpoints, files
 from gitdistill.model.git import GenerativeImageTextModel
 
 load_model = GenerativeImageTextModel.from_pretrained
@@ -364,6 +365,48 @@ def test_what_is_no_checkpoint(tmp_path, monkeypatch, spoil, kind, message):
         load_model(folder)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "executed").exists()
+
+
+def changed_bytes(path, count=30):
+    """Changes one byte of a file at a time, here and there; leaves it as it was."""
+    whole, draw = path.read_bytes(), random.Random(0)
+    for place in [len(whole) // 2, *draw.sample(range(len(whole)), count)]:
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ draw.randrange(1, 256)]) + whole[place + 1 :])
+        yield
+    path.write_bytes(whole)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin", "snapshot/model.pt"])
+def test_a_changed_byte_is_noticed(tmp_path, name):
+    """Or has no consequences, which happens between the records of PyTorch's zip files."""
+    if name == "snapshot/model.pt":
+        microsoft_folder(tmp_path, microsoft_tensors())
+    else:
+        random_git().save_pretrained(tmp_path)
+    if name == "pytorch_model.bin":
+        torch.save(load_file(tmp_path / "model.safetensors"), tmp_path / name)
+        (tmp_path / "model.safetensors").unlink()
+    model, noticed = load_model(tmp_path), []
+    for _ in changed_bytes(tmp_path / name):
+        try:
+            assert_same_weights(load_model(tmp_path), model)
+        except ValueError as error:
+            assert f"{tmp_path / name} is not " in str(error) and "\n" not in str(error)
+            noticed.append(str(error))
+    assert f"{name} is not readable as weights: it is damaged, " in noticed[0]
+    assert len(noticed) > (15 if "safetensors" not in name else 30)
+    assert_same_weights(load_model(tmp_path), model)
+
+
+def test_weights_without_a_checksum_are_read_as_they_are(tmp_path):
+    """Other people's; ours and what ships have one."""
+    for folder in (tmp_path, *map(checkpoints.embedded, ("teacher", "student", "backbone"))):
+        random_git().save_pretrained(tmp_path)
+        tensors = load_file(folder / "model.safetensors")
+        with safetensors.safe_open(folder / "model.safetensors", "pt") as file:
+            assert file.metadata() == {"format": "pt", "crc32": files.checksum(tensors)}
+    rewrite(tmp_path, lambda tensors: tensors["output.bias"].fill_(1))
+    assert (load_model(tmp_path).head.bias == 1).all()
 
 
 # where checkpoints come from

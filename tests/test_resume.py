@@ -1,6 +1,7 @@
 """A fit that was interrupted ends as one that was not; several processes fit and score; the configs are valid."""
 
 import csv
+import io
 import multiprocessing
 import os
 import random
@@ -8,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from inspect import signature
 from pathlib import Path
 
@@ -188,14 +190,19 @@ def test_a_damaged_checkpoint_is_named(tmp_path):
             ValueError, match=f"the checkpoint {path} is damaged, continue from another one: .+"
         ):
             keep.load_checkpoint(path)
-    places = random.Random(0).sample(range(len(whole)), 60)
-    for place in places:
-        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+    with zipfile.ZipFile(io.BytesIO(whole)) as archive:
+        table = archive.start_dir
+    places = random.Random(0).sample(range(table), 60)
+    for place in [*places, *range(table, len(whole))]:
+        change = (
+            1 if place < table else 0x10
+        )  # the bit that makes a record a folder, with nothing in it to read
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ change]) + whole[place + 1 :])
         try:
-            assert torch.equal(read_checkpoint(path)["state_dict"]["weight"], torch.arange(5000.0))
+            assert torch.equal(read_checkpoint(path)["state_dict"]["weight"], torch.arange(5000.0)), place
         except ValueError as error:
-            assert "last.ckpt is damaged" in str(error)
-            damaged += 1
+            assert "last.ckpt is damaged" in str(error) and "\n" not in str(error)
+            damaged += place in places
     assert damaged > 50  # the others fell into what nobody reads
     with pytest.raises(FileNotFoundError, match="there is no checkpoint .*gone.ckpt"):
         keep.load_checkpoint(tmp_path / "gone.ckpt")

@@ -2,13 +2,17 @@
 
 import json
 import os
+import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
 import safetensors.torch
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
+
+CHECKSUM = "crc32"  # in the metadata of our own .safetensors files
 
 
 def read_config(folder) -> dict:
@@ -26,13 +30,19 @@ def read_config(folder) -> dict:
 
 
 def read_weights(path) -> dict[str, Tensor]:
-    """The tensors of one .safetensors file or PyTorch pickle (its `model` or `state_dict`, if it has one)."""
+    """The tensors of one .safetensors file or PyTorch pickle (its `model` or `state_dict`, if it has one).
+
+    FileNotFoundError or ValueError in one line. A changed byte is noticed where there is a checksum: in what
+    `write_folder` wrote, and in PyTorch's own files.
+    """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no weights file {path}")
     try:
         if path.suffix == ".safetensors":
-            return safetensors.torch.load_file(path)
+            return _read_safetensors(path)
+        if zipfile.is_zipfile(path):
+            check_records(path)
         weights = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, RuntimeError, EOFError, ValueError, OSError, KeyError) as error:
         raise ValueError(f"{path} is not readable as weights: {first_line(error)}") from None
@@ -44,6 +54,35 @@ def read_weights(path) -> dict[str, Tensor]:
     if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
         raise ValueError(f"{path} is not a plain PyTorch state dict")
     return weights
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    tensors = safetensors.torch.load_file(path)
+    with safe_open(path, "pt") as file:
+        known = (file.metadata() or {}).get(CHECKSUM)
+    if known not in (None, checksum(tensors)):
+        raise ValueError("it is damaged, its tensors have another checksum")
+    return tensors
+
+
+def checksum(tensors: dict[str, Tensor]) -> str:
+    """CRC-32 of tensors on the CPU, their names, shapes and types, as eight hexadecimal digits."""
+    value = 0
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        value = zlib.crc32(f"{name} {list(tensor.shape)} {tensor.dtype}".encode(), value)
+        value = zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy(), value)
+    return f"{value:08x}"
+
+
+def check_records(path) -> None:
+    """A ValueError if a record of what torch.save wrote has changed; torch does not look at its own checksums."""
+    with zipfile.ZipFile(path) as archive:
+        if damaged := archive.testzip():
+            raise ValueError(f"it is damaged, {damaged} in it has another checksum")
+        for record in archive.infolist():
+            if record.external_attr & 0x10:  # "a folder": torch would hand out memory as it finds it
+                raise ValueError(f"it is damaged, {record.filename} in it is no file")
 
 
 def fill(
@@ -72,17 +111,16 @@ def fill(
 def write_folder(folder, config: dict, weights: dict[str, Tensor], dtype: torch.dtype | None = None) -> None:
     """Write config.json and model.safetensors, both whole or neither; an OSError in one line says why not.
 
-    `dtype` (float16, say) is what floating tensors are stored as; None keeps theirs.
+    `dtype` (float16, say) is what floating tensors are stored as; None keeps theirs. The tensors' checksum goes
+    into the metadata of model.safetensors.
     """
     stored = {key: stored_tensor(value, dtype) for key, value in weights.items()}
-    text = json.dumps(config, indent=2) + "\n"
+    text, metadata = json.dumps(config, indent=2) + "\n", {"format": "pt", CHECKSUM: checksum(stored)}
     write_whole(
         folder,
         {
             "config.json": lambda path: path.write_text(text),
-            "model.safetensors": lambda path: safetensors.torch.save_file(
-                stored, path, metadata={"format": "pt"}
-            ),
+            "model.safetensors": lambda path: safetensors.torch.save_file(stored, path, metadata=metadata),
         },
     )
 
