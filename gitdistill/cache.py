@@ -26,7 +26,7 @@ from torch.nn import functional as F
 
 from gitdistill import losses
 from gitdistill.answers import CaptionFilter, Wants, ask, beside, speak
-from gitdistill.model.files import write_whole
+from gitdistill.model.files import facts_text, parse_facts, write_whole
 from gitdistill.model.pixels import CLIP_MEAN, CLIP_STD
 from gitdistill.processes import rank_and_world, wait_for_all
 
@@ -358,7 +358,7 @@ class _Builder:
             np.lib.format.open_memmap(self.folder / name, "w+", np.dtype(kind), tuple(shape))
 
     def save(self) -> None:
-        text = json.dumps(self.facts, indent=1) + "\n"
+        text = facts_text(self.facts)
         write_whole(self.folder, {"cache.json": lambda path: path.write_text(text)})
 
 
@@ -392,10 +392,7 @@ def read_facts(folder: Path) -> dict:
     path = folder / "cache.json"
     if not path.is_file():
         raise FileNotFoundError(f"{folder} holds no cache: it has no cache.json")
-    try:
-        facts = json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from None
+    facts = parse_facts(path.read_bytes(), path)
     if facts.get("format") != FORMAT:
         raise ValueError(
             f"{path} is of format {facts.get('format')}, this is format {FORMAT}: build it again"
@@ -414,7 +411,7 @@ def open_files(folder: Path, layout: dict, mode: str) -> dict[str, np.memmap]:
     for name, (shape, kind) in layout.items():
         try:
             files[name] = np.load(folder / name, mmap_mode=mode)
-        except (OSError, ValueError) as error:
+        except Exception as error:  # numpy has many for a header that has changed
             raise ValueError(f"{folder / name} cannot be read: delete the folder and build again") from error
         if list(files[name].shape) != shape or str(files[name].dtype) != kind:
             raise ValueError(f"{folder / name} has another shape: delete the folder and build again")

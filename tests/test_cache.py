@@ -390,14 +390,42 @@ def test_the_command_line_takes_a_folder_and_a_filter(tmp_path, monkeypatch):
 
 
 def test_a_damaged_file_is_noticed(tmp_path):
-    build(tmp_path, Wants())
+    build(tmp_path, EVERYTHING)
+    for path in sorted(tmp_path.iterdir()):
+        whole = path.read_bytes()
+        for place in (20, len(whole) // 2, -4):
+            flip(path, place)
+            with pytest.raises(ValueError, match=f"{path} is (damaged|not valid JSON)") as caught:
+                TeacherCache(tmp_path)
+            assert "\n" not in str(caught.value)
+            path.write_bytes(whole)
+    TeacherCache(tmp_path)
     path = tmp_path / "top_words.npy"
-    flip(path, -1)
-    with pytest.raises(ValueError, match="top_words.npy is damaged or missing"):
-        TeacherCache(tmp_path)
     path.unlink()
     with pytest.raises(ValueError, match="top_words.npy is damaged or missing"):
         TeacherCache(tmp_path)
+
+
+def test_a_changed_fact_is_noticed(tmp_path):
+    """It is valid JSON still. A cache of before there was a checksum is read as it is."""
+    build(tmp_path, Wants())
+    path = tmp_path / "cache.json"
+    text = path.read_text()
+    path.write_text(text.replace('"k": 8', '"k": 9'))
+    with pytest.raises(ValueError, match=f"{path} is damaged, its facts have another checksum"):
+        TeacherCache(tmp_path)
+    facts = json.loads(text)
+    del facts["crc32"]
+    path.write_text(json.dumps(facts))
+    assert TeacherCache(tmp_path).facts == facts
+
+
+def test_a_damaged_header_is_named(tmp_path):
+    build(tmp_path, Wants())
+    path = tmp_path / "tokens.npy"
+    path.write_bytes(path.read_bytes().replace(b"}", b" ", 1))
+    with pytest.raises(ValueError, match=f"{path} cannot be read: delete the folder and build again"):
+        TeacherCache(tmp_path, verify=False)
 
 
 def test_what_is_no_cache(tmp_path):

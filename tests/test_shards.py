@@ -19,7 +19,7 @@ from gitdistill import __main__
 from gitdistill.data import FileData, ShardData
 from gitdistill.data.files import read_items
 from gitdistill.data.module import glyph_tokenizer
-from gitdistill.data.shards import pack, read_index
+from gitdistill.data.shards import pack, read_index, read_shard
 from gitdistill.trainer import CaptionTrainer, DistillationTrainer
 
 HOW = {"frames": 2, "image_size": tiny.SIDE, "batch_size": 3, "tokenizer": glyph_tokenizer()}
@@ -121,9 +121,33 @@ def test_a_damaged_index_is_named(shards, tmp_path):
     with pytest.raises(ValueError, match="shards.json is not valid JSON"):
         ShardData(test=str(tmp_path), **HOW)
     (tmp_path / "shards.json").write_text(text.replace('"count": 3', '"count": 2', 1))
+    with pytest.raises(ValueError, match="shards.json is damaged, its facts have another checksum"):
+        ShardData(test=str(tmp_path), **HOW)
+
+
+def test_an_index_of_other_shards_is_noticed(shards, tmp_path):
+    index = read_index(shards)
+    index["shards"][0]["count"] = 2
+    (tmp_path / "shards.json").write_text(json.dumps(index))
     (tmp_path / "shard-000000.tar").write_bytes((shards / "shard-000000.tar").read_bytes())
     with pytest.raises(ValueError, match="shard-000000.tar is not what shards.json says of it"):
         list(ShardData(test=str(tmp_path), **HOW).test_dataloader())
+
+
+def test_no_damaged_clip_is_handed_out(shards, tmp_path):
+    """A byte of the first clip's picture, of a caption, and of a name in the archive."""
+    (entry, *_), path = read_index(shards)["shards"], tmp_path / "shard-000000.tar"
+    whole = (shards / path.name).read_bytes()
+    path.write_bytes(whole)
+    clips = list(read_shard(tmp_path, entry))
+    assert len(clips) == 3 and clips[0][2] in whole
+    third = whole.index(b"a red star", whole.index(b"000000002.json"))
+    for place, good in ((whole.index(clips[0][2]) + 99, 0), (third, 2), (0, 0)):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        rows = read_shard(tmp_path, entry)
+        assert [next(rows) for _ in range(good)] == clips[:good]
+        with pytest.raises(ValueError, match=f"the shard {path} is damaged or missing"):
+            next(rows)
 
 
 def test_webdataset_reads_them(shards):

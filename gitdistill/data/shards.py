@@ -3,8 +3,8 @@ one disk: `pack` writes them, `ShardData` streams them from a folder or an addre
 
     python -m gitdistill pack dataset_coco.json /shards/train --split train
 
-A shard holds NUMBER.jpg (or .mp4, ..., the file as it was) and NUMBER.json {"name", "captions"} for each clip;
-shards.json beside the shards lists them with checksums.
+A shard holds NUMBER.jpg (or .mp4, ..., the file as it was) and NUMBER.json {"name", "captions", "crc32"} for each
+clip; shards.json beside the shards lists them with checksums.
 """
 
 import argparse
@@ -17,6 +17,7 @@ import sys
 import tarfile
 import urllib.error
 import urllib.request
+import zlib
 from functools import partial
 from itertools import chain, islice, repeat
 from pathlib import Path
@@ -28,7 +29,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from gitdistill.data.files import SPLITS, CaptionedData, Item, read_items, squared
 from gitdistill.data.module import _CHOICE, ClipLoader
 from gitdistill.data.video import BrokenFile, FrameRule, read_clip
-from gitdistill.model.files import first_line, write_whole
+from gitdistill.model.files import CHECKSUM, facts_text, first_line, parse_facts, write_whole
 from gitdistill.processes import rank_and_world
 
 INDEX = "shards.json"
@@ -104,12 +105,20 @@ def as_sample(place: int, item: Item, say) -> dict | None:
     except BrokenFile as error:
         say(f"left out: {error}")
         return None
-    about = json.dumps({"name": Path(item.path).name, "captions": item.captions}, ensure_ascii=False).encode()
-    return {"__key__": f"{place:09d}", Path(item.path).suffix[1:].lower(): content, "json": about}
+    about = {"name": Path(item.path).name, "captions": item.captions}
+    about[CHECKSUM] = clip_checksum(content, about)
+    text = json.dumps(about, ensure_ascii=False).encode()
+    return {"__key__": f"{place:09d}", Path(item.path).suffix[1:].lower(): content, "json": text}
+
+
+def clip_checksum(content: bytes, about: dict) -> str:
+    """CRC-32 of a clip's file, name and captions, as eight hexadecimal digits."""
+    told = json.dumps([about["name"], about["captions"]]).encode()
+    return f"{zlib.crc32(content, zlib.crc32(told)):08x}"
 
 
 def _write_index(folder: Path, index: dict) -> None:
-    write_whole(folder, {INDEX: lambda path: path.write_text(json.dumps(index, indent=1) + "\n")})
+    write_whole(folder, {INDEX: lambda path: path.write_text(facts_text(index))})
 
 
 def read_index(source, finished: bool = True) -> dict:
@@ -124,10 +133,7 @@ def read_index(source, finished: bool = True) -> dict:
         ) from None
     except Exception as error:  # of the network, or of a storage's own library
         raise ValueError(f"{where} cannot be read: {first_line(error)}") from None
-    try:
-        index = json.loads(content)
-    except ValueError as error:
-        raise ValueError(f"{where} is not valid JSON: {error}") from None
+    index = parse_facts(content, where)
     if index.get("format") != FORMAT:
         raise ValueError(
             f"{where} is of format {index.get('format')}, this is format {FORMAT}: pack it again"
@@ -164,7 +170,8 @@ class _Hashed:
 def read_shard(source, entry: dict):
     """Yields (number, file name, bytes, about) of each clip of a shard.
 
-    ValueError naming the shard as soon as it cannot be read on, or at its end when the checksum differs.
+    ValueError naming the shard: before a clip whose checksum differs, as soon as it cannot be read on, or at its
+    end when the whole is not what the index says.
     """
     where = f"{str(source).rstrip('/')}/{entry['name']}"
     parts, held, count = {}, None, 0  # the last clip is held back until the checksum is known
@@ -182,6 +189,8 @@ def read_shard(source, entry: dict):
                     count += 1
                     about = json.loads(parts.pop("json"))
                     ((_, content),) = parts.items()
+                    if about.get(CHECKSUM) not in (None, clip_checksum(content, about)):
+                        raise ValueError(f"{about['name']} in it has another checksum")
                     parts, held = {}, (int(key), about["name"], content, about)
             while stream.read(1 << 20):
                 pass

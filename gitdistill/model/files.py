@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-CHECKSUM = "crc32"  # in the metadata of our own .safetensors files
+CHECKSUM = "crc32"  # its name in the metadata of .safetensors files and among facts
 
 
 def read_config(folder) -> dict:
@@ -20,13 +20,31 @@ def read_config(folder) -> dict:
     path = Path(folder) / "config.json"
     if not path.is_file():
         raise FileNotFoundError(f"{folder} is no checkpoint folder: it has no config.json")
+    return parse_facts(path.read_bytes(), path)
+
+
+def facts_text(facts: dict) -> str:
+    """Facts as JSON, with a checksum of them among them; `parse_facts` reads it."""
+    return json.dumps({**facts, CHECKSUM: facts_checksum(facts)}, indent=1) + "\n"
+
+
+def parse_facts(text: str | bytes, where) -> dict:
+    """The JSON object that was read from `where`; a ValueError naming that if there is none, or if there is a
+    checksum among its facts that is not theirs."""
     try:
-        config = json.loads(path.read_text())
+        facts = json.loads(text)
     except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from None
-    if not isinstance(config, dict):
-        raise ValueError(f"{path} must hold a JSON object, not a {type(config).__name__}")
-    return config
+        raise ValueError(f"{where} is not valid JSON: {error}") from None
+    if not isinstance(facts, dict):
+        raise ValueError(f"{where} must hold a JSON object, not a {type(facts).__name__}")
+    if facts.pop(CHECKSUM, None) not in (None, facts_checksum(facts)):
+        raise ValueError(f"{where} is damaged, its facts have another checksum")
+    return facts
+
+
+def facts_checksum(facts: dict) -> str:
+    """CRC-32 of a JSON object, however it is laid out, as eight hexadecimal digits."""
+    return f"{zlib.crc32(json.dumps(facts, sort_keys=True).encode()):08x}"
 
 
 def read_weights(path) -> dict[str, Tensor]:
