@@ -292,16 +292,18 @@ def run(bench: Bench, experiment: str, seeds: list[int], folder: Path, only="", 
             found = {name: row[name] for name in facts}
             raise ValueError(f"{path} has runs with {found}, not {facts}: delete it, or give another --out")
     done = {(row["name"], row["seed"]) for row in rows}
-    todo = [(variant, seed) for seed in seeds for variant in EXPERIMENTS[experiment](bench.clips)]
-    todo = [(variant, seed) for variant, seed in todo if only in variant.name]
+    variants = list(EXPERIMENTS[experiment](bench.clips))
+    order = ["teacher", *(variant.name for variant in variants)]
+    todo = [(variant, seed) for seed in seeds for variant in variants if only in variant.name]
     todo = [(variant, seed) for variant, seed in todo if (variant.name, seed) not in done]
     if ("teacher", 0) not in done:
         rows.append(score_teacher(bench))
         write_rows(path, rows)
     for number, (variant, seed) in enumerate(todo, 1):
-        rows.append(train(bench, variant, seed, timed=experiment == "sizes"))
+        row = train(bench, variant, seed, timed=experiment == "sizes")
+        rows.append(row)
+        rows.sort(key=lambda row: (order.index(row["name"]) if row["name"] in order else len(order), row["seed"]))
         write_rows(path, rows)
-        row = rows[-1]
         say(
             f"{number} of {len(todo)}: {variant.name}, seed {seed}: CIDEr {row['test/cider']:.2f}, "
             f"motions right {row['test/motion_precision']:.2f}, {row['seconds']:.0f} s"

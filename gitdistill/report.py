@@ -118,12 +118,16 @@ def draw(folder: Path, experiment: str) -> None:
 
 
 def figure(rows: list[dict], experiment: str):
-    """Every run as a dot, a mean for each variant, and the difference to what it is compared with."""
+    """Every run as a dot, a mean for each variant, and the difference to what it is compared with.
+
+    Behind a variant's name stands the number of its runs, if there are several.
+    """
     teacher = next((row for row in rows if row["name"] == "teacher"), {})
-    seen, levels = {}, {}
+    seen, levels, counts = {}, {}, {}
     for score, title in SCORES.items():
         for name, runs in by_name(rows, score).items():
             seen.setdefault(name, {})[title] = list(runs.values())
+            counts[name] = max(counts.get(name, 0), len(runs))
         if not math.isnan(teacher.get(score, math.nan)):
             levels[title] = {"teacher": teacher[score]}
     gain = "CIDEr gained"
@@ -133,15 +137,23 @@ def figure(rows: list[dict], experiment: str):
             seen[name][gain] = values
             ends[name] = {gain: interval(values)}
     levels[gain] = {"": 0.0}
+    labels = {name: f"{name} ({count})" if count > 1 else name for name, count in counts.items()}
+    seen, ends = ({labels[name]: row for name, row in part.items()} for part in (seen, ends))
     return plots.dots(seen, ends, levels, title=f"{experiment.capitalize()}: {finding(rows)}")
 
 
 def finding(rows: list[dict]) -> str:
-    """Which variant gained most, as a sentence, and how many runs this rests on."""
-    gained = {name: mean(values) for name, values in differences(rows).items() if values}
-    runs = f"({sum(row['name'] != 'teacher' for row in rows)} runs)"
-    if not gained:
-        return f"nothing to compare yet {runs}"
-    best = max(gained, key=gained.get)
+    """The largest gain whose interval lies above zero, as a sentence, and what all of it rests on."""
+    gained = {name: values for name, values in differences(rows).items() if values}
+    runs = [row for row in rows if row["name"] != "teacher"]
+    basis = f"{len(runs)} runs of {max((row['steps'] for row in runs), default=0):,} steps"
+    sure = [name for name, values in gained.items() if interval(values)[0] > 0]
+    if not sure:
+        return f"no gain is surely more than other seeds would change ({basis})"
+    best = max(sure, key=lambda name: mean(gained[name]))
+    low, high = interval(gained[best])
     against = next(row["against"] for row in rows if row["name"] == best)
-    return f"\u201c{best}\u201d gains most CIDEr over \u201c{against}\u201d, {gained[best]:+.2f} {runs}"
+    return (
+        f"\u201c{best}\u201d gains {mean(gained[best]):+.2f} CIDEr ({low:+.2f} to {high:+.2f})\n"
+        f"over \u201c{against}\u201d ({basis})"
+    )

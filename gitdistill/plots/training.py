@@ -64,10 +64,20 @@ def _panel(axes, lines, shared, levels, log):
     for k, (label, value) in enumerate(levels.items()):
         axes.axhline(value, color="black", linestyle=DASHES[(k + 3) % len(DASHES)], linewidth=1.2)
         place = {"xycoords": ("axes fraction", "data"), "xytext": (0, 3), "textcoords": "offset points"}
-        axes.annotate(f"{label} {_number(value)}", (0.98, value), ha="right", fontsize=9, **place)
+        ground = {"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 0.5}
+        axes.annotate(f"{label} {_number(value)}", (0.98, value), ha="right", fontsize=9, bbox=ground, **place)
     if log:
-        axes.set_yscale("log")
+        _log_axis(axes)
     axes.grid(alpha=0.3)
+
+
+def _log_axis(axes):
+    """A logarithmic axis with plain numbers, at every power of ten, and between them if there are few."""
+    axes.set_yscale("log")
+    low, high = axes.get_ylim()
+    axes.yaxis.set_major_locator(LogLocator(subs=(1,) if high > 100 * low else (1, 2, 5)))
+    axes.yaxis.set_major_formatter(lambda value, _: _number(value))
+    axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _curve(axes, label, steps, values, k):
@@ -104,7 +114,7 @@ def board(panels, captions=None, step=None, log=(), levels=None, title=None):
         if step is not None:
             axes.axvline(step, color=OKABE_ITO[1], linewidth=1.6)
         axes.set(title=panel, xlabel="step")
-        if len(lines) > 1:
+        if lines:
             axes.legend(frameon=False, fontsize=8)
     for clip in range(clips):
         said = [(at, captions[at][clip].split()) for at in steps]
@@ -142,10 +152,11 @@ def _told_so_far(figure, top, clip, said, step):
 
 
 @_styled
-def scores(table, title=None):
-    """Models compared score by score: a panel a score, each with its own axis from zero, values printed.
+def scores(table, title=None, shared=False):
+    """Models compared score by score: a panel a score, axes from zero, values printed.
 
     table: model -> (score -> number); a score missing for a model leaves its bar out.
+    shared: one axis for all panels, for numbers of one kind; otherwise each has its own.
     """
     names = list(dict.fromkeys(name for row in _some(table, "table").values() for name in row))
     rows = -(-len(_some(names, "table")) // 4)
@@ -153,13 +164,15 @@ def scores(table, title=None):
     height = rows * (0.36 * len(table) + 0.55)
     figure = _figure(max(5.0, 1.6 + 2.35 * columns), height, "Scores", title)
     grid = figure.subplots(rows, columns, squeeze=False, sharey=True)
+    everything = [value for row in table.values() for value in row.values() if value is not None]
     for axes, name in zip(grid.flat, names):
         values = {k: row[name] for k, row in enumerate(table.values()) if row.get(name) is not None}
-        top = max([abs(value) for value in values.values()] + [1e-9])
+        range_of = everything if shared else [*values.values()]
+        top = max([abs(value) for value in range_of] + [1e-9])
         for k, value in values.items():
             axes.barh(k, value, 0.7, **_bars(k))
             axes.text(max(value, 0) + top / 40, k, _number(value), va="center", fontsize=9)
-        low = min([*values.values(), 0])
+        low = min([*range_of, 0])
         axes.set(title=name, xlim=(low * 1.1, top * 1.3), ylim=(len(table) - 0.5, -0.5))
         axes.set_yticks(range(len(table)), list(table))
         axes.set_xticks([])
