@@ -3,7 +3,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: help setup run test test-browser lab lint format notebooks teacher backbone student
+.PHONY: help setup run test test-browser lab lint format notebooks teacher backbone student baseline
 .DEFAULT_GOAL := help
 
 help:
@@ -17,6 +17,7 @@ help:
 	@echo "make teacher    train the embedded teacher from nothing into data/teacher (over an hour)"
 	@echo "make backbone   train the embedded backbone into data/backbone (ten minutes)"
 	@echo "make student    distil a student for longer than notebook 03 does, into data/student"
+	@echo "make baseline   train the same student as long without a teacher, into data/baseline"
 	@echo "make notebooks  run the notebooks in place, outputs ready to commit"
 
 setup: $(STAMP)
@@ -71,3 +72,6 @@ teacher: $(STAMP)
 
 student: $(STAMP)
 	$(BIN)/python -m gitdistill fit --config configs/student.yaml --ckpt_path last
+
+baseline: $(STAMP)
+	$(BIN)/python -m gitdistill fit --config configs/baseline.yaml --ckpt_path last

@@ -31,6 +31,7 @@ WRONG = {
     "02 exercise 3": ("output[:, 0] = 0", "output[:, 1] = 0"),
     "03 exercise 1": ("(1 - (", "(2 - ("),
     "03 exercise 2": ("/ 2)", ")"),
+    "03 exercise 3": ('"features", ', '"features", "KL", '),
     "04 exercise 1": ("((5 + n) / 6)", "((6 + n) / 6)"),
     "04 exercise 2": ("total.topk(2)", "total.topk(2, largest=False)"),
 }
