@@ -302,7 +302,9 @@ def run(bench: Bench, experiment: str, seeds: list[int], folder: Path, only="", 
     for number, (variant, seed) in enumerate(todo, 1):
         row = train(bench, variant, seed, timed=experiment == "sizes")
         rows.append(row)
-        rows.sort(key=lambda row: (order.index(row["name"]) if row["name"] in order else len(order), row["seed"]))
+        rows.sort(
+            key=lambda row: (order.index(row["name"]) if row["name"] in order else len(order), row["seed"])
+        )
         write_rows(path, rows)
         say(
             f"{number} of {len(todo)}: {variant.name}, seed {seed}: CIDEr {row['test/cider']:.2f}, "

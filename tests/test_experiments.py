@@ -148,6 +148,8 @@ def test_an_experiment_goes_on_where_it_stopped(bench, tmp_path, monkeypatch, ex
     rows = run.run(bench, experiment, [0, 1], tmp_path, say=lambda _: None)
     variants = list(run.EXPERIMENTS[experiment](bench.clips))
     assert len(rows) == 1 + 2 * len(variants) and len(trained) == 1 + 2 * len(variants)
+    in_order = [(variant.name, seed) for variant in variants for seed in (0, 1)]
+    assert [(row["name"], row["seed"]) for row in rows] == [("teacher", 0), *in_order]
     again = run.run(bench, experiment, [0, 1], tmp_path)
     assert len(again) == len(rows) and len(trained) == 1 + 2 * len(variants)
     text = report.table(tmp_path, experiment)
@@ -190,7 +192,14 @@ def test_differences_are_paired_and_have_an_interval():
 def test_runs_without_a_score_are_left_out_of_the_picture():
     """A student that states no motion has no precision of motions."""
     rows = [
-        {"name": name, "against": "a", "seed": 0, "test/cider": 1.0, "test/motion_precision": math.nan}
+        {
+            "name": name,
+            "against": "a",
+            "seed": 0,
+            "steps": 9,
+            "test/cider": 1.0,
+            "test/motion_precision": math.nan,
+        }
         for name in "ab"
     ]
     rows.append(rows[0] | {"seed": 1, "test/motion_precision": 0.5})
@@ -198,7 +207,17 @@ def test_runs_without_a_score_are_left_out_of_the_picture():
     figure = report.figure(rows, "losses")
     panels = [axes.get_title() for axes in figure.axes]
     assert panels == ["CIDEr", "motions right", "CIDEr gained"]
-    assert figure.alt == "Runs: Losses: \u201cb\u201d gains most CIDEr over \u201ca\u201d, +0.00 (3 runs)"
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["a (2)", "b"]  # runs of each
+
+
+def test_the_title_names_a_gain_only_where_its_interval_is_above_zero():
+    def row(name, seed, score):
+        return {"name": name, "against": "a", "seed": seed, "steps": 450, "test/cider": score}
+
+    rows = [row("a", 0, 1.0), row("a", 1, 1.1), row("b", 0, 1.5), row("b", 1, 1.62), row("c", 0, 9.0)]
+    said = report.finding(rows)
+    assert "\u201cb\u201d gains +0.51 CIDEr (+0.38 to +0.64)" in said and "5 runs of 450 steps" in said
+    assert report.finding(rows[:3]).startswith("no gain is surely more")
 
 
 def test_dots_stand_where_the_runs_are():

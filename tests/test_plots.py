@@ -489,6 +489,19 @@ def test_scores_have_an_axis_for_each_score_and_leave_out_what_is_missing():
     assert cider.get_xlim()[0] == 0 and cider.get_xlim()[1] < 10 < 41 < ms.get_xlim()[1]
     assert {"5.25", "4.5", "41", "teacher", "student"} <= set(texts(figure))
     assert cider.patches[0].get_hatch() != cider.patches[1].get_hatch()
+    shared = [axes.get_xlim() for axes in plots.scores(table, shared=True).axes]
+    assert shared[0] == shared[1] == ms.get_xlim()
+
+
+def test_a_log_axis_has_plain_numbers_and_more_of_them_where_it_is_short():
+    short = plots.curves({"loss": ([1, 2, 3], [0.6, 0.9, 2.2])}, log=True)
+    long = plots.curves({"loss": ([1, 2, 3], [0.002, 0.9, 300.0])}, log=True)
+    labels = []
+    for figure in (short, long):
+        figure.draw_without_rendering()
+        labels.append({label.get_text() for label in figure.axes[0].get_yticklabels()})
+    assert {"1", "2"} <= labels[0] and {"0.01", "1", "100"} <= labels[1]
+    assert "2" not in labels[1] and not any("10^" in text for text in labels[0] | labels[1])
 
 
 def test_pareto_joins_only_what_nothing_beats():

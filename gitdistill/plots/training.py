@@ -65,7 +65,9 @@ def _panel(axes, lines, shared, levels, log):
         axes.axhline(value, color="black", linestyle=DASHES[(k + 3) % len(DASHES)], linewidth=1.2)
         place = {"xycoords": ("axes fraction", "data"), "xytext": (0, 3), "textcoords": "offset points"}
         ground = {"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 0.5}
-        axes.annotate(f"{label} {_number(value)}", (0.98, value), ha="right", fontsize=9, bbox=ground, **place)
+        axes.annotate(
+            f"{label} {_number(value)}", (0.98, value), ha="right", fontsize=9, bbox=ground, **place
+        )
     if log:
         _log_axis(axes)
     axes.grid(alpha=0.3)
