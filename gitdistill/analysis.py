@@ -274,9 +274,10 @@ def ground(model, clips, tokenizer, maps=None) -> list[dict]:
     maps: what stands for the model's looks, a function of (model, frames, tokens) that gives [T-1, F, h, w];
         by default attention, averaged over layers and heads.
 
-    Returns a dict for each word: clip, word, kind ("object" or "colour"), hit (see `pointing`), share (of the
-    attention, on the thing), chance (share of all cells that the thing covers: what hit and share are on average
-    for a model that looks anywhere).
+    Returns a dict for each word: clip, word, kind ("object" or "colour"), hit (see `pointing`), other (the same for
+    the clip's other things, cells that also show the named one left out; None where there is no other), share (of
+    the attention, on the thing), chance (share of all cells that the thing covers: what hit and share are on
+    average for a model that looks anywhere).
     """
     rows = []
     for number, clip in enumerate(clips):
@@ -286,9 +287,17 @@ def ground(model, clips, tokenizer, maps=None) -> list[dict]:
         for values, word, named in zip(seen, words, referents(words, clip.scene)):
             if named is None:
                 continue
-            cells = cells_of(clip.masks[named[1]], tuple(values.shape[-2:]))
+            things = torch.stack([cells_of(mask, tuple(values.shape[-2:])) for mask in clip.masks])
+            cells = things[named[1]]
+            other = pointing(values, things.any(0) & ~cells) if len(things) > 1 else None
             share = float(values[cells].sum() / values.sum().clamp(min=1e-12))
-            row = {"clip": number, "word": word, "kind": named[0], "hit": pointing(values, cells)}
+            row = {
+                "clip": number,
+                "word": word,
+                "kind": named[0],
+                "hit": pointing(values, cells),
+                "other": other,
+            }
             rows.append(row | {"share": share, "chance": float(cells.float().mean())})
     return rows
 
@@ -313,8 +322,11 @@ def bootstrap(values, groups, repeats: int = 1000, seed: int = 0) -> tuple[float
 
 
 def scoreboard(rows: list[dict], score: str = "hit") -> dict[str, tuple[float, float, float, int]]:
-    """Kind of word -> (mean, low, high, words) of the rows of `ground`."""
-    board = {}
+    """Kind of word -> (mean, low, high, words) of the rows of `ground`.
+
+    score: "hit", "other", "share" or "chance"; rows in which it is None are left out.
+    """
+    board, rows = {}, [row for row in rows if row[score] is not None]
     for kind in dict.fromkeys(row["kind"] for row in rows):
         chosen = [row for row in rows if row["kind"] == kind]
         interval = bootstrap([row[score] for row in chosen], [row["clip"] for row in chosen])

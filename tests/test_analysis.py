@@ -224,11 +224,31 @@ def test_ground_scores_a_perfect_and_an_even_map():
         return values
 
     rows = analysis.ground(None, [clip_with_a_cup()] * 2, TEACHER.tokenizer, perfect)
-    expected = {"clip": 0, "word": "red", "kind": "colour", "hit": 1.0, "share": 1.0, "chance": 0.125}
+    expected = {"clip": 0, "word": "red", "kind": "colour", "hit": 1.0, "other": None}
+    expected |= {"share": 1.0, "chance": 0.125}
     assert rows[0] == expected and [row["clip"] for row in rows] == [0, 0, 1, 1]
     even = lambda model, frames, tokens: torch.ones(len(tokens) - 1, 2, 2, 2)  # noqa: E731
     for row in analysis.ground(None, [clip_with_a_cup()], TEACHER.tokenizer, even):
         assert row["hit"] == row["share"] == row["chance"]
+
+
+def test_ground_tells_whether_the_model_points_at_the_other_thing():
+    clip = clip_with_a_cup()
+    plane = torch.zeros(1, 2, 32, 32, dtype=torch.bool)
+    plane[0, 1, :, :16] = True  # two cells, one of them the cup's
+    clip.masks = torch.cat([clip.masks, plane])
+    clip.scene.things.append(Thing("plane", "blue", "small", "still"))
+
+    def looks(row):
+        def maps(model, frames, tokens):
+            values = torch.zeros(len(tokens) - 1, 2, 2, 2)
+            values[:, 1, row, 0] = 1
+            return values
+
+        return [(row["hit"], row["other"]) for row in analysis.ground(None, [clip], TEACHER.tokenizer, maps)]
+
+    assert set(looks(0)) == {(1.0, 0.0)}  # a cell that shows both is the named thing's
+    assert set(looks(1)) == {(0.0, 1.0)}
 
 
 @BOTH
@@ -261,6 +281,9 @@ def test_scoreboard_averages_by_kind():
     board = analysis.scoreboard(rows)
     assert list(board) == ["object", "colour"] and board["colour"][0] == 0.5 and board["colour"][3] == 4
     assert analysis.scoreboard(rows, "chance")["object"] == pytest.approx((0.1, 0.1, 0.1, 4))
+    for row in rows:
+        row["other"] = None if row["kind"] == "colour" or row["clip"] == 0 else 0.5
+    assert analysis.scoreboard(rows, "other") == {"object": (0.5, 0.5, 0.5, 3)}
 
 
 # -- how alike are two networks?

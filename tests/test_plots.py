@@ -402,6 +402,21 @@ def test_grounding_puts_each_model_at_its_score_with_its_interval_and_chance():
     assert {"90%", "40%"} <= {t.get_text() for t in axes.texts}
 
 
+def test_grounding_tells_the_named_thing_from_the_other():
+    others = {
+        name: dict.fromkeys(("object", "colour"), (0.1 * k, 0.0, 0.5, 9)) for k, name in enumerate(BOARDS)
+    }
+    (axes,) = plots.grounding(BOARDS, others=others).axes
+    named, other = axes.containers[::2], axes.containers[1::2]
+    assert [c.lines[0].get_xdata().tolist() for c in other] == [[0, 0], [0.1, 0.1]]
+    for filled, hollow in zip(named, other):
+        assert hollow.lines[0].get_markerfacecolor() == "white" != filled.lines[0].get_markerfacecolor()
+        assert filled.lines[0].get_color() == hollow.lines[0].get_color()
+        assert filled.lines[0].get_marker() == hollow.lines[0].get_marker()
+        assert (hollow.lines[0].get_ydata() > filled.lines[0].get_ydata()).all()
+    assert {"90%", "10%"} <= {t.get_text() for t in axes.texts}
+
+
 def test_board_marks_the_moment_and_underlines_new_words():
     figure = plots.board(PANELS, SAID, step=20, levels={"CIDEr": {"teacher": 5.0}})
     losses, cider, said = figure.axes

@@ -315,33 +315,26 @@ def explanations(frame, rows, agreement=None, title=None):
 
 
 @_styled
-def grounding(boards, chance=None, measure="pointing accuracy", title=None):
+def grounding(boards, chance=None, measure="pointing accuracy", title=None, others=None):
     """Does the model look at what the word names? A line a kind of word, a mark a model, with its interval.
 
     boards: model -> (kind of word -> (mean, low, high, number of words)), as `gitdistill.analysis.scoreboard`
-        gives them. chance: kind -> what looking anywhere would score, a dashed line.
+        gives them: filled marks. chance: kind -> what looking anywhere would score, a dashed line.
+    others: the same for the thing that the word does not name, `scoreboard(rows, "other")`: hollow marks below.
     """
     kinds = list(dict.fromkeys(kind for board in _some(boards, "boards").values() for kind in board))
-    figure = _figure(8.5, 0.45 + len(kinds) * (0.3 + 0.27 * len(boards)), "Grounding of words", title)
+    high = 0.27 if others is None else 0.38
+    figure = _figure(8.5, 0.45 + len(kinds) * (0.3 + high * len(boards)), "Grounding of words", title)
     axes = figure.subplots()
     step = 0.8 / len(boards)
     for k, (label, board) in enumerate(boards.items()):
-        y = np.array([kinds.index(kind) - 0.4 + (k + 0.5) * step for kind in board])
-        mean, low, high, count = np.array([values[:4] for values in board.values()], dtype=float).T
+        at = -0.4 + (k + 0.5) * step
         look = {"color": OKABE_ITO[k % len(OKABE_ITO)], "marker": MARKS[k % len(MARKS)], "markersize": 8}
-        face = "white" if k % 2 else look["color"]
-        axes.errorbar(
-            mean,
-            y,
-            xerr=[mean - low, high - mean],
-            linestyle="",
-            label=label,
-            markerfacecolor=face,
-            capsize=3,
-            **look,
-        )
-        for at, right, value in zip(y, high, mean):
-            axes.text(right + 0.015, at, f"{value:.0%}", va="center", fontsize=9)
+        if others is None:
+            _pointed(axes, kinds, board, at, label=label, **look)
+            continue
+        _pointed(axes, kinds, board, at - 0.2 * step, label=label, **look)
+        _pointed(axes, kinds, others[label], at + 0.2 * step, markerfacecolor="white", **look)
     for kind, value in (chance or {}).items():
         at = kinds.index(kind)
         name = "chance" if kind == kinds[0] else None
@@ -352,5 +345,17 @@ def grounding(boards, chance=None, measure="pointing accuracy", title=None):
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
     axes.set_xticks(np.arange(0, 1.01, 0.2))
     axes.grid(axis="x", alpha=0.3)
+    if others is not None:
+        for name, face in (("filled: on the named thing", "black"), ("hollow: on the other thing", "white")):
+            axes.plot([], [], "o", color="black", markerfacecolor=face, label=name)
     axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure
+
+
+def _pointed(axes, kinds, board, below, **look):
+    """A model's marks, each with its interval and number, `below` the middle of its kind's line."""
+    y = np.array([kinds.index(kind) + below for kind in board])
+    mean, low, high, _ = np.array(list(board.values()), dtype=float).T
+    axes.errorbar(mean, y, xerr=[mean - low, high - mean], linestyle="", capsize=3, **look)
+    for at, right, value in zip(y, high, mean):
+        axes.text(right + 0.015, at, f"{value:.0%}", va="center", fontsize=9)
