@@ -283,6 +283,24 @@ def _alike(frames: list[Tensor]) -> Tensor:
     return torch.stack([frame if list(frame.shape[1:]) == size else resize(frame, size) for frame in frames])
 
 
+def play(path):
+    """Yields (seconds since the first frame, frame) of a video file or camera; `BrokenFile` when it cannot go on."""
+    av, first, count = pyav(), None, 0
+    try:
+        with av.open(str(path), format="v4l2" if str(path).startswith("/dev/video") else None) as container:
+            stream = video_stream(container)
+            for count, frame in enumerate(decoded(container, stream), 1):
+                if frame.pts is None:  # then the rate tells
+                    yield float((count - 1) / (stream.average_rate or 25)), frame
+                    continue
+                first = frame.pts if first is None else first
+                yield float((frame.pts - first) * stream.time_base), frame
+        if not count:
+            raise ValueError("no frame of it can be decoded")
+    except (av.error.FFmpegError, OSError, ValueError) as error:
+        raise BrokenFile(f"{path} is no readable video: {_reason(error)}") from None
+
+
 def upright(frame) -> Tensor:
     """A decoded frame as uint8 [3, H, W], turned as the file says it is to be shown, transparency on white."""
     turns = round(frame.rotation / 90)  # counter-clockwise, as in numpy
