@@ -489,8 +489,19 @@ class CaptionedData(pl.LightningDataModule):
         self.seed, self.workers = seed, workers
         self.sources = {}  # by role: train, val, test
 
+    def setup(self, stage: str) -> None:
+        """Lightning calls it. ValueError when the network's tokenizer has other words than the data's."""
+        theirs = getattr(self.trainer.lightning_module, "tokenizer", None)
+        if theirs and theirs.get_vocab() != self.tokenizer.get_vocab():
+            raise ValueError(
+                f"the data's tokenizer ({len(self.tokenizer)} words) is not the network's ({len(theirs)} words): "
+                f"give {type(self).__name__}(tokenizer=...) the teacher's"
+            )
+
     def val_dataloader(self):
-        """Batches of the validation clips in order, each with its first caption for the loss."""
+        """Batches of the validation clips in order, each with its first caption for the loss; a fit may do without."""
+        if "val" not in self.sources and self.trainer and self.trainer.state.fn == "fit":
+            return []
         return self._fixed(self._of("val"))
 
     def test_dataloader(self):
