@@ -263,7 +263,7 @@ def test_a_gif_cut_off(tmp_path, count):
 
 def test_videos_without_the_package_that_reads_them(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "av", None)
-    with pytest.raises(ImportError, match="videos need PyAV: pip install 'gitdistill.real.'"):
+    with pytest.raises(ImportError, match="videos need PyAV: pip install -e '..real.'"):
         read_clip(tmp_path / "a.mp4", FrameRule(2))
 
 

@@ -131,7 +131,7 @@ def pyav():
     try:
         import av
     except ImportError:
-        raise ImportError("videos need PyAV: pip install 'gitdistill[real]'") from None
+        raise ImportError("videos need PyAV: pip install -e '.[real]'") from None
     return av
 
 
