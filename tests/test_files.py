@@ -225,8 +225,8 @@ def test_what_a_table_has_and_nobody_reads(tmp_path):
     pictures(tmp_path, ["a.jpg", "b.jpg"])
     with pytest.warns(UserWarning, match="x.csv has no column caption: .*, whatever is in about, label"):
         assert table(tmp_path, "x.csv", "file,about,label\na.jpg,a star,1\n") == [("a.jpg", ())]
-    rows = "file,split\na.jpg, Train\nb.jpg,trian\nb.jpg,\n"
-    with pytest.warns(UserWarning, match=r"2 of 3 entries of .* are in no split: \(empty\), trian"):
+    rows = "file,split\na.jpg, Train\nb.jpg,trains\nb.jpg,\n"
+    with pytest.warns(UserWarning, match=r"2 of 3 entries of .* are in no split: \(empty\), trains"):
         assert table(tmp_path, "y.csv", rows, (None, "train")) == [("a.jpg", ())]
     (tmp_path / "captions.csv").write_text("file\na.jpg\n")
     (tmp_path / "captions.jsonl").write_text('{"file": "b.jpg"}\n')
