@@ -1,8 +1,8 @@
 """`python -m gitdistill caption PATH... --student FOLDER`: captions of pictures, videos and folders of them."""
 
 import argparse
+import io
 import json
-import os
 import sys
 import time
 from collections import Counter, deque
@@ -16,8 +16,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from gitdistill.bundle import load_captioner
-from gitdistill.data.files import squared
-from gitdistill.data.video import IMAGES, VIDEOS, BrokenFile, upright, video_stream
+from gitdistill.data.files import squared, walk
+from gitdistill.data.video import IMAGES, VIDEOS, BrokenFile, play, upright
 from gitdistill.device import VARIABLE, choose_device
 from gitdistill.model.files import write_whole
 
@@ -25,6 +25,8 @@ from gitdistill.model.files import write_whole
 def main(arguments: list[str]) -> int:
     """Print captions; 1 if a file could not be read, 0 otherwise. ValueError or OSError for wrong arguments."""
     options = parser().parse_args(arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be UTF-8
     captioner = load_captioner(options.student, options.teacher).to(choose_device(options.device))
     if options.frames:
         captioner.look(replace(captioner.rule, frames=options.frames))
@@ -89,6 +91,7 @@ def positive(kind):
             raise argparse.ArgumentTypeError(f"{text} is not above 0")
         return value
 
+    convert.__name__ = kind.__name__  # argparse names it
     return convert
 
 
@@ -96,15 +99,20 @@ def as_json(**fields) -> str:
     return json.dumps(fields, ensure_ascii=False)
 
 
-def find_files(paths):
-    """The files that arguments mean: themselves, what lies in folders, what stdin lists for "-"."""
+def find_files(paths, listed: bool = False):
+    """The files that arguments mean: themselves, what lies in folders, what stdin lists for "-".
+
+    FileNotFoundError when there is none; but what is `listed` is given as it is, and found missing when it is read.
+    """
     for path in paths:
         if path == "-":
-            yield from find_files(line.rstrip("\n") for line in sys.stdin if line.strip())
+            yield from find_files((line.rstrip("\r\n") for line in sys.stdin if line.strip()), listed=True)
         elif Path(path).is_dir():
-            found = (Path(root) / name for root, _, names in os.walk(path) for name in names)
-            yield from sorted(str(file) for file in found if file.suffix.lower() in IMAGES | VIDEOS)
-        elif Path(path).exists():
+            found = sorted(str(file) for file in walk(Path(path)) if file.suffix.lower() in IMAGES | VIDEOS)
+            if not found:
+                raise FileNotFoundError(f"there are no pictures or videos in {path}")
+            yield from found
+        elif listed or Path(path).exists():
             yield str(path)
         else:
             raise FileNotFoundError(f"there is no file or folder {path}")
@@ -183,12 +191,15 @@ def watch(captioner, options, decoding: dict) -> int:
     if len(options.paths) != 1:
         raise ValueError(f"--live is for one video at a time, not {len(options.paths)}")
     started, count, moment = time.perf_counter(), 0, 0.0
-    for moment, caption, score, seconds in live(
-        captioner, options.paths[0], options.live, options.every, decoding
-    ):
-        count += 1
-        print(as_json(time=round(moment, 3), caption=caption, score=round(score, 4), seconds=round(seconds, 4))
-              if options.json else f"{moment:8.2f} s\t{caption}\t{score:.3f}", flush=True)  # fmt: skip
+    try:
+        for moment, caption, score, seconds in live(
+            captioner, options.paths[0], options.live, options.every, decoding
+        ):
+            count += 1
+            print(as_json(time=round(moment, 3), caption=caption, score=round(score, 4), seconds=round(seconds, 4))
+                  if options.json else f"{moment:8.2f} s\t{caption}\t{score:.3f}", flush=True)  # fmt: skip
+    except KeyboardInterrupt:  # how one leaves a camera
+        print(file=sys.stderr)
     took = time.perf_counter() - started
     print(f"{count} captions, {count / took:.2f} a second; the video {moment / took:.1f} times as fast as it plays",
           file=sys.stderr)  # fmt: skip
@@ -198,29 +209,27 @@ def watch(captioner, options, decoding: dict) -> int:
 def live(captioner, path, window: float, every: float, decoding: dict | None = None):
     """Yields (seconds into the video, caption, score, seconds that it took) each `every` seconds of a video.
 
-    The caption is of the last `window` seconds, the frames in it chosen by the captioner's rule. No more than
-    twice the frames of a clip are kept, so a video may be endless: "/dev/video0" is a camera on Linux.
+    The caption is of the last `window` seconds, the frames in it chosen by the captioner's rule; a video that is
+    over before the first one is due has one at its end. No more than twice the frames of a clip are kept, so a
+    video may be endless: "/dev/video0" is a camera on Linux.
     """
-    import av
-
     rule = captioner.rule
-    kept, due = deque(), None
-    try:
-        with av.open(str(path), format="v4l2" if str(path).startswith("/dev/video") else None) as container:
-            for frame in container.decode(video_stream(container)):
-                moment = float(frame.pts * frame.time_base)
-                due = moment + every if due is None else due
-                if not kept or moment - kept[-1][0] >= window / (2 * rule.frames):
-                    kept.append((moment, squared(upright(frame)[None], captioner.size)[0]))
-                while kept[0][0] < moment - window:
-                    kept.popleft()
-                if moment < due:
-                    continue
-                due += every * (1 + (moment - due) // every)
-                started = time.perf_counter()
-                chosen = rule.choose(np.array([seen for seen, _ in kept]), moment)
-                clip = torch.stack([kept[number][1] for number in chosen])
-                (caption,), (score,) = captioner.caption(clip[None], **(decoding or {}))
-                yield moment, caption, score, time.perf_counter() - started
-    except (av.error.FFmpegError, OSError) as error:
-        raise BrokenFile(f"{path} is no readable video: {error.strerror or error}") from None
+    kept, due, moment = deque(), every, 0.0
+
+    def say():
+        started = time.perf_counter()
+        chosen = rule.choose(np.array([seen for seen, _ in kept]), moment)
+        clip = torch.stack([kept[number][1] for number in chosen])
+        (caption,), (score,) = captioner.caption(clip[None], **(decoding or {}))
+        return moment, caption, score, time.perf_counter() - started
+
+    for moment, frame in play(path):
+        if not kept or moment - kept[-1][0] >= window / (2 * rule.frames):
+            kept.append((moment, squared(upright(frame)[None], captioner.size)[0]))
+        while kept[0][0] < moment - window:
+            kept.popleft()
+        if moment >= due:
+            due += every * (1 + (moment - due) // every)
+            yield say()
+    if due == every:
+        yield say()

@@ -3,10 +3,12 @@
 import csv
 import json
 import os
+from functools import partial
 from pathlib import Path
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.loggers import CSVLogger
 from torch import nn
 
 from gitdistill.bundle import Student
@@ -26,8 +28,8 @@ def as_stored(module: nn.Module) -> None:
 def export_run(module: pl.LightningModule, trainer: pl.Trainer, scores: dict, folder: str) -> None:
     """Write a trained network to `folder` in float16, its tokenizer, and beside it log.csv and scores.json.
 
-    `gitdistill.load_student` reads a student's folder. log.csv is what the CSV logger kept of the training;
-    scores.json holds `scores` and what they rest on: steps and seed.
+    `gitdistill.load_student` reads a student's folder. log.csv is what a CSV logger, if there was one, kept of the
+    training; scores.json holds `scores` and what they rest on: steps and seed.
     """
     folder = Path(folder)
     network = module.model if isinstance(module, CaptionTrainer) else module.encoder
@@ -41,14 +43,12 @@ def export_run(module: pl.LightningModule, trainer: pl.Trainer, scores: dict, fo
         if isinstance(module, CaptionTrainer):
             module.tokenizer.save_pretrained(folder)
     facts = {"steps": trainer.global_step, "seed": int(os.environ.get("PL_GLOBAL_SEED", 0))}
-    log = training_log(Path(trainer.logger.root_dir), trainer.log_every_n_steps)
-    write_whole(
-        folder,
-        {
-            "scores.json": lambda path: path.write_text(json.dumps(facts | scores, indent=1) + "\n"),
-            "log.csv": lambda path: write_table(path, log),
-        },
-    )
+    files = {"scores.json": lambda path: path.write_text(json.dumps(facts | scores, indent=1) + "\n")}
+    for logger in trainer.loggers:
+        if isinstance(logger, CSVLogger):
+            log = training_log(Path(logger.root_dir), trainer.log_every_n_steps)
+            files["log.csv"] = partial(write_table, rows=log)
+    write_whole(folder, files)
 
 
 def training_log(folder: Path, every: int) -> list[dict[str, str]]:

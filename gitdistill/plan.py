@@ -113,9 +113,12 @@ def read_run(path: Path) -> Run:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no configuration {path}")
-    said = yaml.safe_load(path.read_text())
-    model = said.get("model", {})
-    if not str(model.get("class_path")).endswith("DistillationTrainer"):
+    try:
+        said = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not valid YAML: {files.first_line(error)}") from None
+    model = said.get("model") if isinstance(said, dict) else None
+    if not isinstance(model, dict) or not str(model.get("class_path")).endswith("DistillationTrainer"):
         raise ValueError(f"{path} configures no DistillationTrainer")
     model, data, trainer = model["init_args"], said["data"].get("init_args", {}), said["trainer"]
     student = model["student"]["init_args"]
@@ -127,7 +130,7 @@ def read_run(path: Path) -> Run:
         "steps": trainer["max_steps"],
         "mixed": "mixed" in str(trainer.get("precision", "")),
         "teacher_half": model.get("teacher_dtype", "float32") != "float32",
-        "cached": "cache" in model,
+        "cached": model.get("cache") is not None,  # what a run saved of itself says null
         "muon": model.get("muon", True),
     }
     return Run(teacher=model["teacher"], student=student, **found)

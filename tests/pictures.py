@@ -7,6 +7,8 @@ import matplotlib
 import numpy as np
 from PIL import Image
 
+LAYOUTS = {3: "rgb24", 4: "rgba"}
+
 
 def photo(width=64, height=48) -> Image.Image:
     """Grace Hopper, in RGB."""
@@ -23,20 +25,24 @@ def shades(count) -> list:
     return [grey(10 * i) for i in range(count)]
 
 
-def video(path, frames, rate=10, times=None, codec="libx264", gap=4, rotation=0):
-    """Encode frames [H, W, 3], one each 1/rate seconds or at `times` (seconds), a key frame every `gap`."""
-    with av.open(str(path), "w") as container:
+def video(
+    path, frames, rate=10, times=None, codec="libx264", gap=4, rotation=0, pixels="yuv420p", units=1000, **how
+):
+    """Encode frames [H, W, 3 or 4], one each 1/rate seconds or at `times` (seconds), a key frame every `gap`.
+
+    pixels: how they are kept. units: of time in a second. how: options of the container."""
+    with av.open(str(path), "w", options=how) as container:
         stream = container.add_stream(codec, rate=rate)
         stream.height, stream.width = frames[0].shape[:2]
-        stream.pix_fmt = "yuv420p"
+        stream.pix_fmt = pixels
         stream.codec_context.gop_size = gap
-        stream.codec_context.time_base = Fraction(1, 1000)
+        stream.codec_context.time_base = Fraction(1, units)
         if rotation:
             stream.set_display_rotation(rotation)
         for number, frame in enumerate(frames):
-            picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
+            picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format=LAYOUTS[frame.shape[2]])
             seconds = number / rate if times is None else times[number]
-            picture.pts, picture.time_base = round(seconds * 1000), Fraction(1, 1000)
+            picture.pts, picture.time_base = round(seconds * units), Fraction(1, units)
             container.mux(stream.encode(picture))
         container.mux(stream.encode())
     return path

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ from huggingface_hub import ModelCard, hub_mixin
 from pictures import photo, shades, video
 from PIL import Image
 
-from gitdistill import __main__, bundle, device, load_student, plots
+from gitdistill import __main__, bundle, caption, device, load_student, plots
 from gitdistill.analysis import look
 from gitdistill.bundle import Captioner, Student
 from gitdistill.caption import caption_files, draw_words, live
@@ -140,6 +141,22 @@ def test_the_command_captions_folders_and_lists(folder, files, monkeypatch, caps
     assert capsys.readouterr().out.startswith(f"{files / '0.png'}\t")
 
 
+def test_folders_lists_and_names_as_they_are(folder, files, monkeypatch, capsys, tmp_path):
+    """A list made elsewhere with a file that is gone; folders behind links; a name that is not UTF-8; nothing."""
+    (tmp_path / "link").symlink_to(files, target_is_directory=True)
+    (tmp_path / "empty").mkdir()
+    shutil.copy(files / "0.png", os.fsencode(tmp_path) + b"/caf\xe9.PNG")
+    (tmp_path / "._0.png").write_bytes(b"of another system")
+    listed = f"{files / '2.png'}\r\n{tmp_path / 'gone.png'}\r\n"
+    monkeypatch.setattr(sys, "stdin", io.StringIO(listed, newline=""))
+    code = run(monkeypatch, "caption", tmp_path, "-", "--student", folder, "--json", "--quiet")
+    out, err = capsys.readouterr()
+    names = [json.loads(line)["file"].rsplit("/", 1)[1] for line in out.splitlines()]
+    assert names == ["caf\udce9.PNG", "0.png", "1.png", "2.png", "clip.mp4", "2.png"]
+    assert code == 1 and "gone.png is no readable picture: No such file" in err and "2 of 8 files" in err
+    assert "no pictures or videos in" in run(monkeypatch, "caption", tmp_path / "empty", "--student", folder)
+
+
 def test_a_teacher_captions_too(files):
     teacher = tiny.teacher()
     captioner = Captioner(teacher, teacher.tokenizer)
@@ -186,6 +203,8 @@ def test_mistakes_on_the_command_line(folder, files, monkeypatch, capsys):
     assert "--live is for one video at a time, not 2" in said
     assert run(monkeypatch, "caption", files, "--student", folder, "--batch", 0) == 2
     assert "0 is not above 0" in capsys.readouterr().err
+    assert run(monkeypatch, "caption", files, "--student", folder, "--beams", "x") == 2
+    assert "invalid int value: 'x'" in capsys.readouterr().err
     assert run(monkeypatch, "caption", files) == 2
 
 
@@ -205,6 +224,30 @@ def test_a_sliding_window(files, folder, monkeypatch, capsys):
     code = run(monkeypatch, "caption", files / "clip.mp4", "--student", folder, "--live", 1, "--every", 0.5)
     out, err = capsys.readouterr()
     assert code == 0 and len(out.splitlines()) == 3 and "3 captions, " in err
+
+
+def test_a_sliding_window_over_other_videos(folder, monkeypatch, capsys, tmp_path):
+    """Without times, starting late, shorter than the first caption is due, without an end."""
+    student = load_student(folder)
+    monkeypatch.setattr(student, "caption", lambda clip, **_: (["a"], [0.0]))
+    video(tmp_path / "late.mkv", shades(20), times=[30 + i / 10 for i in range(20)])
+    raw = video(tmp_path / "raw.h264", shades(20))
+    for path in (tmp_path / "late.mkv", raw):
+        moments = [moment for moment, *_ in live(student, path, 1, 0.04)]
+        assert moments[0] < 0.2 and moments == sorted(moments) and len(moments) > 15, path
+    (only,) = live(student, video(tmp_path / "short.mp4", shades(3)), 1, 1)
+    assert only[0] == pytest.approx(0.2)
+    (tmp_path / "wrong.mp4").mkdir()
+    with pytest.raises(BrokenFile, match="wrong.mp4 is no readable video: Is a directory"):
+        list(live(student, tmp_path / "wrong.mp4", 1, 1))
+
+    def endless(*_):
+        yield 2.0, "a star", -1.0, 0.1
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(caption, "live", endless)
+    assert run(monkeypatch, "caption", raw, "--student", folder, "--live", 1) == 0
+    assert "1 captions, " in capsys.readouterr().err
 
 
 def test_the_check(monkeypatch, capsys):

@@ -1,13 +1,18 @@
 """The command line: a short fit from end to end, and a user's mistakes in one line."""
 
 import json
+import re
 import sys
 
 import pytest
 import tiny
+import tiny_git
+from pictures import photo
 from transformers import GitForCausalLM
 
+from gitdistill import load_student
 from gitdistill.__main__ import main, reason
+from gitdistill.data.module import glyph_tokenizer
 
 
 @pytest.fixture
@@ -73,7 +78,70 @@ def test_a_wrong_teacher_is_told_in_one_line(run, tmp_path, teacher, message):
     assert not list(tmp_path.iterdir())
 
 
-def test_the_reason_of_an_error():
+STUDENT = ["--model.student=gitdistill.StudentCandidateV1", "--model.student.vocab_size=122",
+           "--model.student.backbone=glyphs"]  # fmt: skip
+DISTILLED = ["--model=gitdistill.DistillationTrainer", *STUDENT]
+QUIET = [*[option for option in TRAINER if "logger" not in option], "--trainer.logger=false"]
+
+
+def pictures(folder, count=2) -> list[str]:
+    """Arguments of a fit on a folder of pictures, nothing more."""
+    folder.mkdir()
+    for number in range(count):
+        photo(40 + number, 40).save(folder / f"{number}.png")
+    options = {"train": folder, "frames": 1, "image_size": 96, "batch_size": 2}
+    return ["--data=gitdistill.data.FileData", *[f"--data.{name}={value}" for name, value in options.items()]]
+
+
+def test_pictures_alone_are_enough_for_a_fit(run, tmp_path, capsys):
+    """No captions, no validation, no test, no logger, no checkpoints: a student all the same."""
+    tiny.git().save_pretrained(tmp_path / "teacher")
+    glyph_tokenizer().save_pretrained(tmp_path / "teacher")
+    data = pictures(tmp_path / "own")
+    model = [*DISTILLED, f"--model.teacher={tmp_path / 'teacher'}", "--trainer.enable_checkpointing=false"]
+    run("fit", *QUIET, *model, *data, "--export=end", "--trainer.fast_dev_run=true")
+    assert not (tmp_path / "end").exists()
+    run("fit", *QUIET, *model, *data, "--export=end")
+    assert "not tested: the data have no test clips" in capsys.readouterr().err
+    assert json.loads((tmp_path / "end" / "scores.json").read_text())["steps"] == 1
+    assert not (tmp_path / "end" / "log.csv").exists()
+    assert len(load_student(tmp_path / "end").caption_files([tmp_path / "own" / "0.png"])) == 1
+
+
+def test_other_words_than_the_teachers(run, tmp_path):
+    tiny.git().save_pretrained(tmp_path / "teacher")
+    glyph_tokenizer().save_pretrained(tmp_path / "teacher")
+    tiny_git.tokenizer().save_pretrained(tmp_path / "words")
+    options = [*DISTILLED, f"--model.teacher={tmp_path / 'teacher'}", *pictures(tmp_path / "own")]
+    with pytest.raises(
+        SystemExit, match=r"tokenizer \(30 words\) is not the network's \(122 words\): give FileData"
+    ):
+        run("fit", *QUIET, *options, f"--data.tokenizer={tmp_path / 'words'}")
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (["--config=nope.yaml"], "File does not exist: .*nope.yaml"),
+    ([], "the following arguments are required: fit.data, fit.model"),
+    ([*DATA, "--data.wrong=3"], "GlyphData': Option 'wrong' is not accepted$"),
+    ([*DATA, "--data.batch_size=x"], "Expected a <class 'int'>. Got value: x$"),
+    (["--trainer.max_steps=x"], "\"trainer.max_steps\": Expected a <class 'int'>. Got value: x$"),
+    ([*DISTILLED, "--model.teacher=glyphs", *DATA, "--trainer.accelerator=tpu"], "TPU|torch_xla"),
+])  # fmt: skip
+def test_wrong_arguments_are_told_in_one_line(run, arguments, message):
+    with pytest.raises(SystemExit) as stopped:
+        run("fit", *QUIET, *arguments)
+    said = str(stopped.value)
+    assert re.search(message, said) and said.startswith("gitdistill: ") and "\n" not in said
+
+
+def test_the_reason_of_an_error(tmp_path):
     assert reason(KeyError("no module is called x")) == "no module is called x"
+    with pytest.raises(OSError) as stopped:
+        open(tmp_path)  # noqa: SIM115
+    assert reason(stopped.value).endswith(f"Is a directory: '{tmp_path}'")
+    worker = "Caught ValueError in DataLoader worker process 0.\nOriginal Traceback (most\n  x\na.ValueError: b: c\n"
+    assert reason(ValueError(worker)) == "b: c"
+    deep = "Does not validate\nErrors:\n  - Problem with x:\n      it is missing\n  - Expected a <class"
+    assert reason(ValueError(deep)) == "Problem with x: it is missing"
     tried = "Does not validate\nErrors:\n  - no folder x\n  - Expected a <class 'NoneType'>\nGiven: y"
     assert reason(ValueError(tried)) == "no folder x"

@@ -166,14 +166,92 @@ def test_tables_as_spreadsheets_write_them(tmp_path):
     assert names(items) == [("a.jpg", ('a "red", big\r\nstar',)), ("B.JPG", ()), ("c.PNG", ("a wheel",))]
     assert not missing
     table.write_bytes("file,caption\na.jpg,caf\xe9\n".encode("latin-1"))
-    with pytest.raises(ValueError, match="captions.csv is not readable as CSV: 'utf-8' codec"):
+    with pytest.raises(ValueError, match=r"captions.csv is not in UTF-8 \(line 2\): save it as UTF-8"):
         read_items(tmp_path)
-    table.write_text("file;caption\nc.PNG;a star\n")
-    with pytest.raises(ValueError, match="entry 1 of .*captions.csv names no file: call the column file"):
+    for mark in ";\t|":
+        text = f"file {mark} caption\nc.PNG {mark} a star, red\n"
+        for encoding in ("utf-8", "utf-16"):
+            table.write_text(text, encoding=encoding)
+            assert names(read_items(tmp_path)[0]) == [("c.PNG", ("a star, red",))]
+
+
+def table(folder, name, content, options=()):
+    path = folder / name
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    return names(read_items(path, *options)[0])
+
+
+def test_tables_of_known_sets(tmp_path):
+    """Columns and suffixes as MSR-VTT's later splits and Flickr's have them."""
+    pictures(tmp_path, ["a.jpg", "b.jpg"])
+    for name, content in (
+        ("test.csv", "key,vid_key,video_id,sentence\nret0,msr1,a,one\nret1,msr2,b,two\n"),
+        ("captions.txt", "image,caption\na.jpg,one\nb.jpg,two\n"),
+        ("results.csv", "image_name| comment_number| comment\na.jpg| 0| one\nb.jpg| 0| two\n"),
+        ("list.json", [{"video_id": "a", "video": "a.jpg", "caption": ["one"], "id": 1},
+                       {"video_id": "b", "video": "b.jpg", "caption": "two", "id": 2}]),
+    ):  # fmt: skip
+        assert table(tmp_path, name, content) == [("a.jpg", ("one",)), ("b.jpg", ("two",))], name
+    images = [{"id": 1, "file_name": "a.jpg"}, {"id": 2, "file_name": "b.jpg"}]
+    assert table(tmp_path, "unlabeled.json", {"images": images}) == [("a.jpg", ()), ("b.jpg", ())]
+    lost = {"images": images, "annotations": [{"image_id": 3, "caption": "x"}]}
+    with pytest.warns(UserWarning, match="lost.json has captions of 1 that it does not list, 3 first"):
+        table(tmp_path, "lost.json", lost)
+
+
+@pytest.mark.parametrize("name, content, message", [
+    ("x.jsonl", '["a.jpg"]\n', "entry 1 of .*x.jsonl is no object"),
+    ("x.jsonl", '{"file": "a.jpg"}\n\n{"caption"\n', "line 3 of .*x.jsonl is not valid JSON: Expecting"),
+    ("x.jsonl", '{"file": "a.jpg", "caption": 5}', "entry 1 of .*a.jpg, has 5 for a caption: captions are texts"),
+    ("x.jsonl", '{"file": "a.jpg", "captions": ["x", 5]}', "has 5 for a caption"),
+    ("x.jsonl", '{"file": "a.jpg", "captions": {"en": "x"}}', "has {'en': 'x'} for a caption"),
+    ("x.jsonl", '{"file": 12}', "entry 1 of .* has 12 for a file's name: names are texts"),
+    ("x.jsonl", '{"file": "a.jpg", "split": 1}', "has 1 for a split"),
+    ("x.json", [{"videoID": "a"}, {"x": 1}], "entry 2 of .* names no file: call the column file, not one of x"),
+    ("x.json", {"images": [{"id": 1, "file_name": 1}]}, "has 1 for a file's name"),
+    ("x.json", {str(i): 0 for i in range(99)}, r"its keys are \['0', '1', '10', '11', '12', '13', '14', '15'\]"),
+    ("x.csv", "a.jpg,a star\nb.jpg,x\n", "names no file: call the column file, not one of a.jpg, a star"),
+    ("x.csv", "file,caption\na.jpg,one, two\n", 'line 2 of .* more cells .* put a caption with a "," in quotes'),
+    ("x.csv", 'file,caption\na.jpg,"one\n', "x.csv is not readable as CSV: line 1: unexpected end"),
+])  # fmt: skip
+def test_tables_that_are_not_as_they_should_be(tmp_path, name, content, message):
+    pictures(tmp_path, ["a.jpg"])
+    with pytest.raises(ValueError, match=message) as stopped:
+        table(tmp_path, name, content)
+    assert "\n" not in str(stopped.value)
+
+
+def test_what_a_table_has_and_nobody_reads(tmp_path):
+    pictures(tmp_path, ["a.jpg", "b.jpg"])
+    with pytest.warns(UserWarning, match="x.csv has no column caption: .*, whatever is in about, label"):
+        assert table(tmp_path, "x.csv", "file,about,label\na.jpg,a star,1\n") == [("a.jpg", ())]
+    rows = "file,split\na.jpg, Train\nb.jpg,trains\nb.jpg,\n"
+    with pytest.warns(UserWarning, match=r"2 of 3 entries of .* are in no split: \(empty\), trains"):
+        assert table(tmp_path, "y.csv", rows, (None, "train")) == [("a.jpg", ())]
+    (tmp_path / "captions.csv").write_text("file\na.jpg\n")
+    (tmp_path / "captions.jsonl").write_text('{"file": "b.jpg"}\n')
+    with pytest.raises(ValueError, match="has captions.csv and captions.jsonl: give one of them"):
         read_items(tmp_path)
-    (tmp_path / "x.jsonl").write_text('["c.PNG"]\n')
-    with pytest.raises(ValueError, match="entry 1 of .*x.jsonl is no object"):
-        read_items(tmp_path / "x.jsonl")
+
+
+def test_a_file_that_is_another_entrys_is_no_stand_in(tmp_path):
+    """dogs/1.jpg is not there; cats/1.jpg is, and it is no dog. A file in another folder that nobody else means is."""
+    pictures(tmp_path, ["cats/1.jpg", "deep/2.jpg"])
+    path = tmp_path / "x.csv"
+    path.write_text("file,split\ncats/1.jpg,test\ndogs/1.jpg,train\nelsewhere/2.jpg,train\n")
+    items, missing = read_items(path)
+    assert names(items) == [("1.jpg", ()), ("2.jpg", ())] and missing == ["dogs/1.jpg"]
+    items, missing = read_items(path, split="train")
+    assert names(items) == [("2.jpg", ())] and missing == ["dogs/1.jpg"]
+
+
+def test_many_missing_files_in_one_line(tmp_path):
+    pictures(tmp_path, ["a.jpg"])
+    (tmp_path / "captions.csv").write_text("file\na.jpg\n" + "".join(f"{i}.jpg\n" for i in range(1500)))
+    with pytest.warns(UserWarning, match="1500 files listed in .* are not there: 0.jpg, 1.jpg") as told:
+        data = FileData(str(tmp_path), frames=1)
+    assert len(told) == 1 and str(told[0].message).endswith("999.jpg and 500 more")
+    assert len(data.broken) == 1500
 
 
 def test_folders_as_they_are(tmp_path):

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
+import yaml
 from torch.utils.flop_counter import FlopCounterMode
 
 from gitdistill import DistillationTrainer, GenerativeImageTextTeacher, StudentCandidateV1, __main__, plan
@@ -136,6 +137,24 @@ def test_published_teachers():
         assert sum(p.numel() for p in teacher.parameters()) / 1e6 == pytest.approx(millions, rel=0.02)
     assert plan.teacher_config("microsoft/git-large-vatex").num_image_with_embedding == 6
     assert plan.teacher_config("microsoft/git-base-vqav2").vision_config.image_size == 480
+
+
+def test_configurations_that_are_none_and_what_a_run_saved_of_itself(tmp_path):
+    path = tmp_path / "a.yaml"
+    for content, message in (
+        ("trainer: [", "is not valid YAML"),
+        ("[1]", "configures no Dist"),
+        ("", "no Dist"),
+    ):
+        path.write_text(content)
+        with pytest.raises(ValueError, match=message) as stopped:
+            plan.read_run(path)
+        assert "\n" not in str(stopped.value)
+    saved = yaml.safe_load((CONFIGS / "student.yaml").read_text())
+    assert plan.read_run(CONFIGS / "student.yaml").cached
+    saved["model"]["init_args"]["cache"] = None
+    path.write_text(yaml.safe_dump(saved))
+    assert not plan.read_run(path).cached
 
 
 def test_the_command_reads_configurations(monkeypatch, capsys):

@@ -1,5 +1,7 @@
 """Pictures and videos from files: which frames, which way up, and what becomes of broken ones."""
 
+import sys
+
 import av
 import numpy as np
 import pytest
@@ -42,6 +44,56 @@ def test_a_video_shorter_than_a_clip(tmp_path):
     assert numbers(read_video(path, FrameRule(6))) == [0, 0, 1, 1, 2, 2]
     assert numbers(read_video(path, FrameRule(5, "every"))) == [0, 1, 2, 2, 2]
     assert numbers(read_video(video(tmp_path / "b.mp4", shades(1)), FrameRule(2))) == [0, 0]
+
+
+@pytest.mark.parametrize(
+    "name, options",
+    [
+        ("a.avi", {}),  # packets give the time of decoding as that of showing
+        ("a.mts", {}),  # a jump lands too late
+        ("a.flv", {}),  # starts after zero, the last frame has no duration
+        ("a.mpg", {"codec": "mpeg2video", "rate": 25, "units": 25}),  # no jumps at all
+        ("a.wmv", {"codec": "wmv2", "units": 10}),
+        ("late.mkv", {"times": [30 + i / 10 for i in range(20)]}),  # counts its duration from zero
+    ],
+)
+def test_containers_that_tell_less(tmp_path, name, options):
+    path = video(tmp_path / name, shades(20), gap=7, **options)
+    for rule, chosen in (
+        (FrameRule(20, "every"), list(range(20))),
+        (FrameRule(2), [5, 15]),
+        (FrameRule(2, "every", 15), [0, 15]),
+        (FrameRule(1), [10]),
+    ):
+        assert numbers(read_video(path, rule)) == chosen, rule
+
+
+def test_frames_that_are_not_to_be_shown(tmp_path):
+    """Half a second before zero, which the file has but says to leave out."""
+    times = [i / 10 - 0.5 for i in range(20)]
+    path = video(tmp_path / "a.mp4", shades(20), times=times, use_editlist="1")
+    assert numbers(read_video(path, FrameRule(15))) == list(range(5, 20))
+    assert numbers(read_video(path, FrameRule(3))) == [7, 12, 17]
+
+
+def test_a_video_that_changes_its_size(tmp_path):
+    tall = [grey(200, 32, 64)] * 4
+    parts = [video(tmp_path / "a.mpg", frames, codec="mpeg1video", rate=25, units=25).read_bytes()
+             for frames in (shades(4), tall)]  # fmt: skip
+    (tmp_path / "a.mpg").write_bytes(b"".join(parts))
+    clip = read_video(tmp_path / "a.mpg", FrameRule(8))
+    assert clip.shape == (8, 3, 48, 64) and numbers(clip)[:2] == [0, 1] and numbers(clip)[4:] == [20] * 4
+
+
+@pytest.mark.parametrize("name, codec, pixels", [
+    ("a.webm", "libvpx-vp9", "yuva420p"), ("c.mov", "qtrle", "argb"),
+])  # fmt: skip
+def test_a_video_that_is_partly_clear(tmp_path, name, codec, pixels):
+    frames = [np.dstack([grey(60), np.full((48, 64), 255, np.uint8)]) for _ in range(8)]
+    for frame in frames:
+        frame[:24, :, 3] = 0
+    clip = read_video(video(tmp_path / name, frames, codec=codec, pixels=pixels), FrameRule(3)).float()
+    assert (clip[:, :, :20] > 250).all() and (clip[:, :, 28:] - 60).abs().max() < 10
 
 
 def test_random_frames_come_from_their_own_parts(tmp_path):
@@ -88,6 +140,10 @@ def test_pictures_of_other_kinds(tmp_path):
         image = read_image(tmp_path / name)
         assert image.dtype == torch.uint8 and all(np.array_equal(part, expected) for part in image), name
     assert read_image(tmp_path / "palette.png").shape == (3, 48, 64)
+    for number, path in ((-1, "low.tiff"), (70000, "high.tiff")):
+        Image.fromarray(np.full((4, 4), number, np.int32)).save(tmp_path / path)
+        with pytest.raises(BrokenFile, match=f"{path} .* more than 16 bits, without a scale"):
+            read_image(tmp_path / path)
     clear = photo().convert("RGBA")
     clear.putalpha(0)
     clear.save(tmp_path / "clear.png")
@@ -141,6 +197,17 @@ def test_sound_without_pictures(tmp_path):
         read_video(tmp_path / "a.mp4", FrameRule(2))
 
 
+def test_a_song_with_a_cover(tmp_path):
+    cover = av.stream.Disposition.attached_pic
+    with av.open(str(tmp_path / "a.mp4"), "w") as container:
+        stream = container.add_stream("mjpeg", rate=1)
+        stream.width, stream.height, stream.pix_fmt, stream.disposition = 64, 48, "yuvj420p", cover
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(grey(50), format="rgb24")))
+        container.mux(stream.encode())
+    with pytest.raises(BrokenFile, match="a.mp4 is no readable video: it has no video stream"):
+        read_video(tmp_path / "a.mp4", FrameRule(2))
+
+
 def test_names_of_all_kinds(tmp_path):
     path = video(tmp_path / "\u661f #1 100%.MP4", shades(4))
     assert numbers(read_clip(path, FrameRule(2))) == [1, 3]
@@ -164,6 +231,40 @@ def test_a_video_cut_off(tmp_path, keep):
         (tmp_path / name).write_bytes(whole[: int(keep * len(whole)) if isinstance(keep, float) else keep])
         with pytest.raises(BrokenFile, match=f"{name} is no readable video: .+"):
             read_video(tmp_path / name, FrameRule(4))
+
+
+def test_damage_to_what_chosen_frames_are_made_from(tmp_path):
+    """Decoders paint over it and pass it on to later frames; here it is an error."""
+    frames = [np.asarray(photo().rotate(3 * i)) for i in range(20)]
+    whole = video(tmp_path / "a.mp4", frames, gap=40, codec="mpeg4").read_bytes()
+    found = []
+    for place in range(len(whole) // 5, len(whole) // 2, 100):
+        content = whole[:place] + bytes(range(40)) + whole[place + 40 :]
+        try:
+            read_video("a.mp4", FrameRule(1, "every"), content=content)  # the first frame is whole
+            read_video("a.mp4", FrameRule(1), content=content)
+        except BrokenFile as error:
+            found.append(str(error))
+    assert len(found) > 8 and all(line.startswith("a.mp4 is no readable video: ") for line in found)
+
+
+@pytest.mark.parametrize("count", [1, 4])
+def test_a_gif_cut_off(tmp_path, count):
+    frames = [photo().rotate(20 * i).quantize(32) for i in range(count)]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:], comment=b"; a comment ;")
+    whole = (tmp_path / "a.gif").read_bytes()
+    assert read_clip(tmp_path / "a.gif", FrameRule(2)).shape == (2, 3, 48, 64)
+    for keep in (20, 0.3, 0.6, 0.97, -1):
+        keep = int(keep * len(whole)) if isinstance(keep, float) else keep
+        (tmp_path / "a.gif").write_bytes(whole[:keep])
+        with pytest.raises(BrokenFile, match="a.gif is no readable video: .+"):
+            read_clip(tmp_path / "a.gif", FrameRule(2))
+
+
+def test_videos_without_the_package_that_reads_them(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(ImportError, match="videos need PyAV: pip install -e '..real.'"):
+        read_clip(tmp_path / "a.mp4", FrameRule(2))
 
 
 def test_no_video_at_all(tmp_path):

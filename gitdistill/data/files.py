@@ -8,12 +8,14 @@ Letters in shapes: B clips, F frames, K captions per clip, T tokens.
 
 import csv
 import hashlib
+import io
 import json
 import os
 import warnings
 from collections import defaultdict
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from unicodedata import normalize
 
@@ -36,9 +38,16 @@ SPLITS = {
     "val": ("val", "validate", "validation", "dev"),
     "test": ("test", "testing"),
 }
-TABLES = ("captions.csv", "captions.jsonl", "metadata.csv", "metadata.jsonl")
-FILE_COLUMNS = ("file", "file_name", "path", "image", "video")
-CAPTION_COLUMNS = ("captions", "caption", "text")
+TABLES = (
+    *("captions.csv", "captions.tsv", "captions.txt", "captions.json", "captions.jsonl"),
+    *("metadata.csv", "metadata.jsonl"),
+)
+FILE_COLUMNS = (
+    *("file", "file_name", "filename", "filepath", "file_path", "path", "image", "image_name", "video"),
+    *("video_id", "videoid"),  # MSR-VTT's later lists and VATEX
+)
+CAPTION_COLUMNS = ("captions", "caption", "text", "sentence", "sentences", "encap", "comment")
+NAMED = 1000  # missing files that are named in a warning
 SAMPLE = 16  # clips whose frames stand for all of a pool's in its fingerprint
 _FRAMES, _CROP = 15_485_863, 32_452_843  # keep the random numbers of frames and crops apart from others
 
@@ -56,9 +65,10 @@ def read_items(source, media=None, split: str | None = None) -> tuple[list[Item]
     """The items of a data set in the order of its files, and the names it lists whose files are not there.
 
     Args:
-        source: a JSON file (COCO, Karpathy, MSR-VTT or VATEX, told apart by what is in it); a .csv or .jsonl
-            table with a column `file`, optionally `caption` or `captions`, and `split`; or a folder, with such
-            a table called captions.csv or captions.jsonl in it, or with nothing but pictures and videos.
+        source: a JSON file (COCO, Karpathy, MSR-VTT or VATEX, told apart by what is in it); a table (.csv, .tsv,
+            .txt, .jsonl, or a list of objects in .json) with a column `file`, optionally `caption` or `captions`,
+            and `split`; or a folder, with such a table called captions.csv, captions.jsonl ... in it, or with
+            nothing but pictures and videos.
         media: the folder that holds the files, at any depth; by default the source's own.
         split: "train", "val" or "test", under whichever name the source has it ("restval" counts as training);
             a source without splits is taken whole.
@@ -72,11 +82,17 @@ def read_items(source, media=None, split: str | None = None) -> tuple[list[Item]
     media = Path(media or (source if source.is_dir() else source.parent)).expanduser()
     if not media.is_dir():
         raise FileNotFoundError(f"there is no folder {media} of pictures or videos")
+    if len(tables) > 1:
+        raise ValueError(
+            f"{source} has {tables[0].name} and {tables[1].name}: give one of them as the source"
+        )
     found = _Media(media)
     if not tables:
         items, missing = [Item(str(path)) for path in found.files], []
     else:
-        items, missing = _locate(_of_split(_read(tables[0]), source, split), found)
+        rows = [_checked(row, number, tables[0]) for number, row in enumerate(_read(tables[0]), 1)]
+        found.claimed = {name for name, _, _ in rows}
+        items, missing = _locate(_of_split(rows, source, split), found)
     if not items:
         lost = (
             f": none of the {len(missing)} files it lists is in {media}, {missing[0]} first"
@@ -87,6 +103,22 @@ def read_items(source, media=None, split: str | None = None) -> tuple[list[Item]
     return items, missing
 
 
+def _checked(row: tuple, number: int, source) -> tuple:
+    """A row (name, captions, split) of texts alone; ValueError when it holds something else."""
+    name, texts, split = row
+    texts = [texts] if isinstance(texts, str) else texts or []
+    if not isinstance(name, str):
+        raise ValueError(f"entry {number} of {source} has {name!r} for a file's name: names are texts")
+    for text_ in texts if isinstance(texts, list) else [texts]:
+        if not isinstance(text_, str):
+            raise ValueError(
+                f"entry {number} of {source}, {name}, has {text_!r} for a caption: captions are texts"
+            )
+    if not isinstance(split or "", str):
+        raise ValueError(f"entry {number} of {source}, {name}, has {split!r} for a split: splits are texts")
+    return name.strip().replace("\\", "/"), texts, (split or "").strip() or None
+
+
 def _of_split(rows: list[tuple], source, split: str | None) -> list[tuple]:
     """Those of the rows (name, captions, split) that are in a split; all if the source has none."""
     known = sorted({row[2] for row in rows if row[2]})
@@ -95,13 +127,23 @@ def _of_split(rows: list[tuple], source, split: str | None) -> list[tuple]:
     chosen = [row for row in rows if (row[2] or "").lower() in SPLITS[split]]
     if not chosen:
         raise ValueError(f"{source} has no split {split}: its splits are {', '.join(known)}")
+    others = [row[2] or "(empty)" for row in rows if (row[2] or "").lower() not in chain(*SPLITS.values())]
+    if others:
+        warnings.warn(
+            f"{len(others)} of {len(rows)} entries of {source} are in no split: {', '.join(sorted(set(others)))}",
+            stacklevel=2,
+        )
     return chosen
 
 
 def walk(folder: Path):
     """All files below a folder but hidden ones, through links to other folders, too, into each folder once."""
     seen = set()
-    for root, folders, files in os.walk(folder, followlinks=True):
+
+    def refuse(error: OSError):
+        raise error
+
+    for root, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
         if (real := os.path.realpath(root)) in seen:
             folders.clear()
             continue
@@ -111,7 +153,11 @@ def walk(folder: Path):
 
 class _Media:
     """The pictures and videos below a folder, found by relative path, by name or by name without suffix; letters
-    with accents may be written either way."""
+    with accents may be written either way.
+
+    claimed: relative paths that are files of their own, and not to be found by their last name alone."""
+
+    claimed = frozenset()
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -123,10 +169,10 @@ class _Media:
 
     def find(self, name: str) -> Path | None:
         """None when it is not there; ValueError when it could be several files."""
-        name = name.replace("\\", "/")
         if Path(name).suffix and (self.folder / name).is_file():
             return self.folder / name
         found = self.named.get(normalize("NFC", Path(name).name), [])
+        found = [p for p in found if p.relative_to(self.folder).as_posix() not in self.claimed - {name}]
         if len(found) > 1:
             raise ValueError(
                 f"{name} could be {found[0]} or {found[1]}: give a media folder that has it once"
@@ -136,34 +182,34 @@ class _Media:
 
 def _locate(rows, media: _Media) -> tuple[list[Item], list[str]]:
     """Rows (name, captions, split) as items, the rows of one file together; and the names without a file."""
-    captions, splits = defaultdict(list), {}
+    paths, captions, splits = {}, defaultdict(list), {}
     for name, texts, split in rows:
-        captions[name] += [line.strip() for line in texts if line and line.strip()]
-        splits.setdefault(name, split)
-    items, missing = [], []
-    for name, texts in captions.items():
-        path = media.find(name)
-        if path is None:
-            missing.append(name)
-        else:
-            items.append(Item(str(path), tuple(texts), splits[name]))
-    return items, missing
+        if name not in paths:
+            paths[name] = media.find(name)
+        if paths[name]:
+            captions[paths[name]] += [line.strip() for line in texts if line.strip()]
+            splits.setdefault(paths[name], split)
+    items = [Item(str(path), tuple(texts), splits[path]) for path, texts in captions.items()]
+    return items, [name for name, path in paths.items() if path is None]
 
 
 def _read(path: Path):
-    """(name, captions, split) for each entry of a JSON file or a table."""
-    if path.suffix.lower() in (".csv", ".jsonl"):
-        return _read_table(path)
+    """(name, captions, split) for each entry of a JSON file or a table, not checked yet."""
+    suffix = path.suffix.lower()
+    if suffix in (".csv", ".tsv", ".txt"):
+        return _of_table(_csv(path), path)
+    if suffix == ".jsonl":
+        return _of_table(_jsonl(path), path)
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except ValueError as error:
+        content = json.loads(_text(path))
+    except json.JSONDecodeError as error:
         raise ValueError(f"{path} is not valid JSON: {error}") from None
     has = set(content) if isinstance(content, dict) else set()
     try:
-        if isinstance(content, list) and content and "videoID" in content[0]:
-            return [(row["videoID"], row.get("enCap", []), None) for row in content]
-        if {"images", "annotations"} <= has:
-            return _coco(content)
+        if isinstance(content, list):
+            return _of_table(content, path)
+        if "images" in has and all("file_name" in row for row in content["images"]):
+            return _coco(content, path)
         if "images" in has:
             return [
                 (f"{row.get('filepath', '')}/{row['filename']}".lstrip("/"),
@@ -171,48 +217,104 @@ def _read(path: Path):
                 for row in content["images"]
             ]  # fmt: skip
         if {"videos", "sentences"} <= has:
-            return _msrvtt(content)
+            return _msrvtt(content, path)
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} has an entry that is not as it should be: {error!r}") from None
     raise ValueError(
-        f"{path} is none of COCO, Karpathy's split, MSR-VTT and VATEX: its keys are {sorted(has)}"
+        f"{path} is none of COCO, Karpathy's split, MSR-VTT and VATEX: its keys are {sorted(has)[:8]}"
     )
 
 
-def _coco(content: dict):
+def _text(path: Path) -> str:
+    """A file's text, in UTF-8, or in UTF-16 as spreadsheets mark it. ValueError for any other."""
+    content = path.read_bytes()
+    try:
+        return content.decode("utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise ValueError(f"{path} is not in UTF-8 (line {line}): save it as UTF-8") from None
+
+
+def _told(rows, key: str, known: set, path) -> dict:
+    """Captions by the number or name that `key` gives; those of none that is `known` are warned of."""
     captions = defaultdict(list)
-    for row in content["annotations"]:
-        captions[row["image_id"]].append(row["caption"])
+    for row in rows:
+        captions[row[key]].append(row["caption"])
+    if lost := captions.keys() - known:
+        warnings.warn(
+            f"{path} has captions of {len(lost)} that it does not list, {next(iter(lost))} first",
+            stacklevel=2,
+        )
+    return captions
+
+
+def _coco(content: dict, path):
+    """Also of pictures that nobody has captioned yet (image_info_unlabeled2017.json)."""
+    known = {row["id"] for row in content["images"]}
+    captions = _told(content.get("annotations", []), "image_id", known, path)
     return [(row["file_name"], captions[row["id"]], None) for row in content["images"]]
 
 
-def _msrvtt(content: dict):
-    captions = defaultdict(list)
-    for row in content["sentences"]:
-        captions[row["video_id"]].append(row["caption"])
+def _msrvtt(content: dict, path):
+    known = {row["video_id"] for row in content["videos"]}
+    captions = _told(content["sentences"], "video_id", known, path)
     return [(row["video_id"], captions[row["video_id"]], row.get("split")) for row in content["videos"]]
 
 
-def _read_table(path: Path):
-    """The rows of a CSV with a header, or of JSON lines."""
-    with path.open(encoding="utf-8-sig", newline="") as file:
+def _csv(path: Path) -> list[dict]:
+    """The rows of a table with a header, whose cells are kept apart by commas, semicolons, tabs or bars."""
+    content = _text(path)
+    header = content.partition("\n")[0]
+    reader = csv.DictReader(
+        io.StringIO(content, newline=""), delimiter=max(",;\t|", key=header.count), strict=True
+    )
+    rows = []
+    try:
+        for row in reader:
+            if None in row:
+                raise ValueError(
+                    f"line {reader.line_num} of {path} has more cells than the first line: put a caption "
+                    f'with a "{reader.reader.dialect.delimiter}" in quotes'
+                )
+            rows.append(row)
+    except csv.Error as error:
+        raise ValueError(f"{path} is not readable as CSV: line {reader.line_num}: {error}") from None
+    return rows
+
+
+def _jsonl(path: Path) -> list:
+    rows = []
+    for number, line in enumerate(_text(path).split("\n"), 1):
         try:
-            if path.suffix.lower() == ".csv":
-                rows = list(csv.DictReader(file))
-            else:
-                rows = [json.loads(line) for line in file if line.strip()]
-        except (ValueError, csv.Error) as error:
-            raise ValueError(f"{path} is not readable as {path.suffix[1:].upper()}: {error}") from None
-    found = []
+            rows += [json.loads(line)] if line.strip() else []
+        except json.JSONDecodeError as error:
+            raise ValueError(f"line {number} of {path} is not valid JSON: {error.msg}") from None
+    return rows
+
+
+def _of_table(rows: list, path):
+    """(name, captions, split) for each row, an object whose names are those of columns."""
+    found, columns = [], {}
     for number, row in enumerate(rows, 1):
         if not isinstance(row, dict):
             raise ValueError(f"entry {number} of {path} is no object with names")
         row = {(column or "").strip().lower(): value for column, value in row.items()}
+        columns |= row
         name = next((row[column] for column in FILE_COLUMNS if row.get(column)), None)
         if name is None:
-            raise ValueError(f"entry {number} of {path} names no file: call the column {FILE_COLUMNS[0]}")
+            raise ValueError(
+                f"entry {number} of {path} names no file: call the column {FILE_COLUMNS[0]}, not one of "
+                f"{', '.join(list(row)[:8])}"
+            )
         texts = next((row[column] for column in CAPTION_COLUMNS if row.get(column)), [])
-        found.append((name, [texts] if isinstance(texts, str) else texts, row.get("split") or None))
+        found.append((name, texts, row.get("split")))
+    others = columns.keys() - {*FILE_COLUMNS, "split", ""}
+    if others and not others & {*CAPTION_COLUMNS}:
+        warnings.warn(
+            f"{path} has no column {CAPTION_COLUMNS[1]}: its files come without, whatever is in "
+            f"{', '.join(sorted(others)[:8])}",
+            stacklevel=2,
+        )
     return found
 
 
@@ -387,8 +489,19 @@ class CaptionedData(pl.LightningDataModule):
         self.seed, self.workers = seed, workers
         self.sources = {}  # by role: train, val, test
 
+    def setup(self, stage: str) -> None:
+        """Lightning calls it. ValueError when the network's tokenizer has other words than the data's."""
+        theirs = getattr(self.trainer.lightning_module, "tokenizer", None)
+        if theirs and theirs.get_vocab() != self.tokenizer.get_vocab():
+            raise ValueError(
+                f"the data's tokenizer ({len(self.tokenizer)} words) is not the network's ({len(theirs)} words): "
+                f"give {type(self).__name__}(tokenizer=...) the teacher's"
+            )
+
     def val_dataloader(self):
-        """Batches of the validation clips in order, each with its first caption for the loss."""
+        """Batches of the validation clips in order, each with its first caption for the loss; a fit may do without."""
+        if "val" not in self.sources and self.trainer and self.trainer.state.fn == "fit":
+            return []
         return self._fixed(self._of("val"))
 
     def test_dataloader(self):
@@ -462,7 +575,7 @@ class FileData(CaptionedData):
                 continue
             items, missing = read_items(source, media, role)
             if missing:
-                self._report([(name, f"{name}, listed in {source}, is not there") for name in missing])
+                self._report_missing(missing, source)
             if not any(item.split for item in items):
                 if source in whole:
                     raise ValueError(
@@ -474,6 +587,19 @@ class FileData(CaptionedData):
                     f"{mute[0]}, one of {role}'s {len(items)} clips, has no caption to score against"
                 )
             self.sources[role] = items[: self.limit]
+
+    def _report_missing(self, names: list[str], source) -> None:
+        """As `_report`, in one warning: of a set that was collected from the web thousands may be gone."""
+        reasons = {name: f"{name}, listed in {source}, is not there" for name in names}
+        if self.on_broken == "error" or len(names) == 1:
+            self._report(reasons.items())
+            return
+        self.broken |= reasons
+        some = ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
+        warnings.warn(
+            f"left out, {len(self.broken)} so far: {len(names)} files listed in {source} are not there: {some}",
+            stacklevel=2,
+        )
 
     def _report(self, entries) -> None:
         """Keep account of files that cannot be used, and name each once."""
