@@ -3,6 +3,7 @@
 import functools
 import http.server
 import json
+import os
 import sys
 import threading
 from importlib.util import find_spec
@@ -100,6 +101,18 @@ def test_packing_goes_on_where_it_stopped(source, shards, tmp_path):
     assert contents(tmp_path) == contents(shards)
     with pytest.raises(ValueError, match="holds shards of other files or sizes"):
         pack(items, tmp_path, 4)
+
+
+def test_a_file_that_is_gone_is_named_and_a_name_that_is_no_utf_8_is_kept(tmp_path):
+    odd = os.fsdecode(b"caf\xe9.png")
+    for name in ("a.png", odd):
+        photo().save(tmp_path / name)
+    items, said = read_items(tmp_path)[0], []
+    (tmp_path / "a.png").unlink()
+    index = pack(items, tmp_path / "shards", say=said.append)
+    assert any("left out: " in line and "a.png" in line for line in said)
+    ((_, _, _, about),) = read_shard(tmp_path / "shards", index["shards"][0])
+    assert about["name"] == odd
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "gone"])

@@ -99,15 +99,15 @@ def pack(items: list[Item], folder, per_shard: int = 1000, say=print) -> dict:
 
 def as_sample(place: int, item: Item, say) -> dict | None:
     """An item as WebDataset writes it; None, and a word, when it cannot be read."""
-    content = Path(item.path).read_bytes()
     try:
+        content = Path(item.path).read_bytes()
         read_clip(item.path, FrameRule(), content=content)
-    except BrokenFile as error:
+    except (BrokenFile, OSError) as error:  # OSError: gone, or not ours to read
         say(f"left out: {error}")
         return None
     about = {"name": Path(item.path).name, "captions": item.captions}
     about[CHECKSUM] = clip_checksum(content, about)
-    text = json.dumps(about, ensure_ascii=False).encode()
+    text = json.dumps(about, ensure_ascii=False).encode(errors="backslashreplace")  # names that are no UTF-8
     return {"__key__": f"{place:09d}", Path(item.path).suffix[1:].lower(): content, "json": text}
 
 
