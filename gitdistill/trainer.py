@@ -296,9 +296,9 @@ class DistillationTrainer(CaptionTrainer):
 
     @property
     def teacher(self) -> GenerativeImageTextTeacher:
-        teacher = self._teacher[0]
-        on = next(teacher.parameters()).device
-        return teacher if on == self.device else teacher.to(self.device)
+        """The teacher, on the student's device."""
+        teacher, device = self._teacher[0], device_of(self.model)
+        return teacher if device_of(teacher) == device else teacher.to(device)
 
     @torch.no_grad()
     def _build_projectors(self) -> None:
@@ -307,15 +307,15 @@ class DistillationTrainer(CaptionTrainer):
         side = teacher.model.config.vision_config.image_size
         frames = torch.zeros(1, 1, 3, side, side, dtype=torch.uint8)
         tokens = torch.tensor([[teacher.bos_token_id]])
-        training = self.model.training
+        training, device = self.model.training, device_of(self.model)
         self.model.eval()
-        _, mine = self._read(frames, tokens)
+        _, mine = self._read(frames.to(device), tokens.to(device))
         self.model.train(training)
-        theirs = ask(teacher, frames, tokens, self.wants)
+        theirs = ask(teacher, frames.to(device_of(teacher)), tokens.to(device_of(teacher)), self.wants)
         for pair in self.pairs:
             if pair.projected:
                 widths = mine[pair].shape[-1], theirs[pair.part].shape[-1]
-                self.projectors[pair.name] = nn.Linear(*widths)
+                self.projectors[pair.name] = nn.Linear(*widths).to(device)
 
     def setup(self, stage: str) -> None:
         """Open the cache, or fill it, before training."""
@@ -534,6 +534,11 @@ class Anneal(pl.Callback):
         share = min(1.0, max(0.0, (gone - self.start) / (self.end - self.start)))
         for name, last in self.to.items():
             module.weights[name] = self._first[name] + share * (last - self._first[name])
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Where a network's parameters are."""
+    return next(module.parameters()).device
 
 
 def reach(value: Tensor, parameters) -> list[Tensor | None]:

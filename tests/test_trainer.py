@@ -2,6 +2,7 @@
 
 import json
 import math
+from contextlib import nullcontext
 
 import pytest
 import pytorch_lightning as pl
@@ -103,6 +104,18 @@ def test_the_teacher_is_in_no_state_and_never_trains():
     assert not own & {id(p) for p in teacher.parameters()}
     names = {name.split(".")[0] for name in module.state_dict()}
     assert names == {"model", "projectors"}
+
+
+@pytest.mark.parametrize("places", [("meta", "meta"), ("meta", "cpu"), ("cpu", "meta")])
+def test_networks_on_any_device_can_be_paired(places, monkeypatch):
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # which "meta" has none of
+    teacher, student = (net.to(place) for net, place in zip((tiny.teacher(), tiny.student()), places))
+    module = DistillationTrainer(teacher, student, **ALL)
+    assert {p.device.type for p in module.projectors.parameters()} == {places[1]}
+    assert next(teacher.parameters()).device.type == places[0]
+    if "cpu" not in places:
+        batch = {"frames": torch.zeros(2, 1, 3, 32, 32, dtype=torch.uint8, device="meta")}
+        module._ask(batch | {"tokens": torch.zeros(4, 6, dtype=torch.long, device="meta")})
 
 
 def test_another_vocabulary_is_refused():
