@@ -320,6 +320,7 @@ class DistillationTrainer(CaptionTrainer):
     def setup(self, stage: str) -> None:
         """Open the cache, or fill it, before training."""
         super().setup(stage)
+        self._teachers_device = device_of(self._teacher[0])
         if stage != "fit" or self._cache is None:
             return
         data = self.trainer.datamodule
@@ -332,6 +333,11 @@ class DistillationTrainer(CaptionTrainer):
         self._cache.check(self.teacher, data)
         if lacking := self._cache.lacks(self.wants):
             raise ValueError(f"the cache in {self._cache.folder} lacks {', '.join(lacking)}: build another")
+
+    def teardown(self, stage: str) -> None:
+        """Take the teacher back to where it came from, as Lightning does with the student."""
+        super().teardown(stage)
+        self._teacher[0].to(self._teachers_device)
 
     def _open_cache(self, folder: Path, data) -> TeacherCache:
         if data is None or is_finished(folder):

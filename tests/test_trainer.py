@@ -20,6 +20,9 @@ from gitdistill.trainer import Anneal, CaptionTrainer, DistillationTrainer
 TERMS = ("cross_entropy", "kl", "features", "hidden", "visual", "attention", "relations", "sequence")
 ALL = dict.fromkeys(TERMS, 1.0)
 NONE = dict.fromkeys(TERMS, 0.0)
+QUIET = dict.fromkeys(
+    ("logger", "enable_progress_bar", "enable_model_summary", "enable_checkpointing"), False
+)
 
 
 @pytest.fixture
@@ -116,6 +119,19 @@ def test_networks_on_any_device_can_be_paired(places, monkeypatch):
     if "cpu" not in places:
         batch = {"frames": torch.zeros(2, 1, 3, 32, 32, dtype=torch.uint8, device="meta")}
         module._ask(batch | {"tokens": torch.zeros(4, 6, dtype=torch.long, device="meta")})
+
+
+def test_the_teacher_goes_back_to_where_it_was(data):
+    class Elsewhere(pl.Callback):
+        def on_train_batch_end(self, trainer, module, *_):
+            module.teacher.to = lambda device: moves.append(device)
+
+    moves, module = [], DistillationTrainer(tiny.teacher(), tiny.student())
+    trainer = pl.Trainer(
+        accelerator="cpu", max_steps=1, callbacks=[Elsewhere()], limit_val_batches=0, **QUIET
+    )
+    trainer.fit(module, data)
+    assert moves == [torch.device("cpu")]
 
 
 def test_another_vocabulary_is_refused():
