@@ -43,12 +43,12 @@ def export_run(module: pl.LightningModule, trainer: pl.Trainer, scores: dict, fo
         if isinstance(module, CaptionTrainer):
             module.tokenizer.save_pretrained(folder)
     facts = {"steps": trainer.global_step, "seed": int(os.environ.get("PL_GLOBAL_SEED", 0))}
-    files = {"scores.json": lambda path: path.write_text(json.dumps(facts | scores, indent=1) + "\n")}
+    text = json.dumps(facts | scores, indent=1) + "\n"
+    write_whole(folder, {"scores.json": lambda path: path.write_text(text)})  # whatever becomes of the log
     for logger in trainer.loggers:
         if isinstance(logger, CSVLogger):
             log = training_log(Path(logger.root_dir), trainer.log_every_n_steps)
-            files["log.csv"] = partial(write_table, rows=log)
-    write_whole(folder, files)
+            write_whole(folder, {"log.csv": partial(write_table, rows=log)})
 
 
 def training_log(folder: Path, every: int) -> list[dict[str, str]]:

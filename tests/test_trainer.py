@@ -375,6 +375,14 @@ def test_a_run_scores_captions_and_ships_the_student_alone(data, tmp_path):
     assert stored["steps"] == 2 and stored["test/cider"] == scores["test/cider"]
 
 
+def test_scores_are_kept_when_the_log_cannot_be_read(tmp_path, monkeypatch):
+    trainer = pl.Trainer(logger=pl.loggers.CSVLogger(tmp_path), accelerator="cpu")
+    monkeypatch.setattr("gitdistill.export.training_log", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        export_run(CaptionTrainer(tiny.student()), trainer, {"test/cider": 1.5}, tmp_path / "end")
+    assert json.loads((tmp_path / "end" / "scores.json").read_text())["test/cider"] == 1.5
+
+
 def batch_frames(data):
     return next(iter(data.val_dataloader()))["frames"]
 
