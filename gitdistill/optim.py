@@ -59,6 +59,17 @@ def split_parameters(model: nn.Module) -> tuple[list, list]:
     return [p for p in parameters if id(p) in inner], [p for p in parameters if id(p) not in inner]
 
 
+def fit_steps(trainer) -> int:
+    """The optimiser's steps in all of a fit; ValueError when nothing that can be counted ends it."""
+    steps = trainer.estimated_stepping_batches
+    if not 0 <= steps < math.inf:
+        raise ValueError(
+            "the learning rate and the annealing of weights follow the share of the fit that is done: give the "
+            "trainer max_steps or max_epochs (with a stream of data, max_steps)"
+        )
+    return int(steps)
+
+
 def warmup_cosine(optimizer, warmup: int, steps: int, floor: float = 0.01):
     """Learning rate rising linearly over `warmup` steps, then a half cosine down to `floor` times its peak."""
 

@@ -21,7 +21,7 @@ from gitdistill.data.module import glyph_tokenizer
 from gitdistill.hooks import record
 from gitdistill.model.encoders import EMBEDDED, TinyVIT
 from gitdistill.model.git import GenerativeImageTextModel
-from gitdistill.optim import MuonAdamW, warmup_cosine
+from gitdistill.optim import MuonAdamW, fit_steps, warmup_cosine
 from gitdistill.trainer import CaptionTrainer
 
 KINDS = {
@@ -165,7 +165,7 @@ class CellTrainer(pl.LightningModule):
 
     def configure_optimizers(self):
         optimizer = MuonAdamW(self, self.lr, self.weight_decay)
-        schedule = warmup_cosine(optimizer, self.warmup, int(self.trainer.estimated_stepping_batches))
+        schedule = warmup_cosine(optimizer, self.warmup, fit_steps(self.trainer))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def cells(self, frames: Tensor) -> Tensor:

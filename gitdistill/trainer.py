@@ -23,7 +23,7 @@ from gitdistill.decoding import greedy
 from gitdistill.hooks import record
 from gitdistill.model.teacher import GenerativeImageTextTeacher
 from gitdistill.model.text import to_text
-from gitdistill.optim import MuonAdamW, warmup_cosine
+from gitdistill.optim import MuonAdamW, fit_steps, warmup_cosine
 from gitdistill.pairs import Pair, pairs_of
 from gitdistill.processes import gather
 
@@ -75,7 +75,7 @@ class CaptionTrainer(pl.LightningModule):
         else:
             trainable = [p for p in self.parameters() if p.requires_grad]
             optimizer = torch.optim.AdamW(trainable, self.lr, weight_decay=self.weight_decay)
-        schedule = warmup_cosine(optimizer, self.warmup, int(self.trainer.estimated_stepping_batches))
+        schedule = warmup_cosine(optimizer, self.warmup, fit_steps(self.trainer))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def setup(self, stage: str) -> None:
@@ -518,7 +518,7 @@ class Anneal(pl.Callback):
 
     to: loss -> its weight at the end. start, end: the part, as shares of the fit's steps.
 
-    ValueError for a loss that is off: its teacher's side would be missing.
+    ValueError for a loss that is off (its teacher's side would be missing), or a fit without a number of steps.
     """
 
     def __init__(self, to: dict[str, float], start: float = 0.0, end: float = 1.0):
@@ -534,9 +534,10 @@ class Anneal(pl.Callback):
             on = ", ".join(name for name, weight in module.weights.items() if weight)
             raise ValueError(f"no loss to anneal: {', '.join(off)}; on are {on}")
         self._first = {name: module.weights[name] for name in self.to}
+        self._steps = max(1, fit_steps(trainer))
 
     def on_train_batch_start(self, trainer, module, batch, index) -> None:
-        gone = trainer.global_step / trainer.estimated_stepping_batches
+        gone = trainer.global_step / self._steps
         share = min(1.0, max(0.0, (gone - self.start) / (self.end - self.start)))
         for name, last in self.to.items():
             module.weights[name] = self._first[name] + share * (last - self._first[name])

@@ -1,5 +1,6 @@
 """What the embedded networks are taught before they speak."""
 
+import pytest
 import pytorch_lightning as pl
 import tiny
 import torch
@@ -107,6 +108,13 @@ def test_cells_train_the_image_encoder_of_git_and_nothing_else():
     before = copied(model)
     fit(CellTrainer(model), SmallFrames(batch_size=4, epoch=8, val_frames=4))
     assert changed(before, model) == {"image_encoder"}
+
+
+def test_a_fit_without_an_end_is_refused():
+    endless = pl.Trainer(accelerator="cpu", max_epochs=-1, max_time="00:00:01:00", logger=False,
+                         enable_checkpointing=False, enable_progress_bar=False)  # fmt: skip
+    with pytest.raises(ValueError, match="give the trainer max_steps or max_epochs"):
+        endless.fit(CellTrainer(tiny.backbone()), SmallFrames(batch_size=4, epoch=8, val_frames=4))
 
 
 def test_cells_train_a_backbone():

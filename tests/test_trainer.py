@@ -293,6 +293,16 @@ def test_weights_are_annealed_in_a_straight_line(data, tmp_path):
     assert {weights["kl"] for weights in seen} == {2.0}
 
 
+@pytest.mark.parametrize("part", ["cosine", "Anneal"])
+def test_a_fit_without_an_end_is_refused(data, part):
+    module = DistillationTrainer(tiny.teacher(), tiny.student())
+    if part == "Anneal":
+        module.configure_optimizers = lambda: torch.optim.SGD(module.parameters(), 0.1)
+    options = {"max_epochs": -1, "max_time": "00:00:01:00", "callbacks": [Anneal({"kl": 0.0})], **QUIET}
+    with pytest.raises(ValueError, match="give the trainer max_steps or max_epochs"):
+        pl.Trainer(accelerator="cpu", **options).fit(module, data)
+
+
 def test_annealing_a_loss_that_is_off_is_refused(data):
     module = DistillationTrainer(tiny.teacher(), tiny.student(), **NONE | {"kl": 1.0})
     trainer = pl.Trainer(accelerator="cpu", logger=False, callbacks=[Anneal({"hidden": 1.0})])
