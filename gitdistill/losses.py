@@ -3,10 +3,12 @@
 `cross_entropy`, `kl` and `kl_top` compare distributions over the vocabulary, `feature` compares activations,
 `attention` and `relation` compare what attention makes of them; `align_grid` and `align_attention` bring two
 networks' image tokens to one grid first, `trim` their words to one vocabulary. Each averages over what is real
-and leaves out padding, so that padding a batch further changes nothing. Halves are computed in float32.
+and leaves out padding, so that padding a batch further changes nothing. Halves are computed in float32, under
+autocast, too.
 """
 
 import math
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -245,7 +247,8 @@ def relation(student: Tensor, teacher: Tensor, heads: int, mask: Tensor | None =
         scores = x @ x.transpose(-1, -2) / x.shape[-1] ** 0.5
         return scores.masked_fill(~mask[:, None, None], -1e4).log_softmax(-1)
 
-    log_p, log_q = log_relations(teacher.detach()), log_relations(student)
+    with _without_autocast(student.device):  # which would make halves of the products again
+        log_p, log_q = log_relations(teacher.detach()), log_relations(student)
     pairs = (log_p.exp() * (log_p - log_q)).masked_fill(~mask[:, None, None], 0)
     return _masked_mean(pairs.sum(-1).mean(1), mask)
 
@@ -271,7 +274,7 @@ def align_grid(features: Tensor, grid_from: tuple[int, int], grid_to: tuple[int,
         )
     if tuple(grid_from) == tuple(grid_to):
         return features
-    maps = features.transpose(1, 2).unflatten(2, grid_from)  # [B, D, h, w]
+    maps = _wide(features).transpose(1, 2).unflatten(2, grid_from)  # [B, D, h, w]
     shrunk = (min(height, grid_to[0]), min(width, grid_to[1]))
     maps = F.interpolate(maps, size=shrunk, mode="area")
     maps = F.interpolate(maps, size=tuple(grid_to), mode="bilinear", align_corners=False)
@@ -286,6 +289,11 @@ def _check_logits(logits: Tensor, tokens: Tensor) -> None:
 def _wide(x: Tensor) -> Tensor:
     """Half precision to float32; sums over a vocabulary lose too much in halves."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _without_autocast(device: torch.device):
+    """Operations inside compute in the type they are given; "meta" has no autocast to switch off."""
+    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
 
 
 def _standardise(x: Tensor) -> Tensor:

@@ -417,7 +417,7 @@ class DistillationTrainer(CaptionTrainer):
         mine = {pair: pair.shaped(seen[pair.ours][0], count, tokens) for pair in self.pairs}
         if attention:
             layers = [calls[0] for path, calls in seen.items() if path.endswith(".cross_attention.softmax")]
-            looks = torch.stack(layers).mean((0, 2))  # (B, K*T, M)
+            looks = torch.stack(layers).float().mean((0, 2))  # (B, K*T, M)
             mine["attention"] = text_to_cells(looks, tokens, count, looks.shape[-1])
         return output, mine
 

@@ -474,3 +474,57 @@ def test_align_grid_keeps_rows_columns_and_channels():
 def test_align_grid_of_the_same_grid_changes_nothing():
     tokens = torch.randn(2, 6, 3)
     assert torch.equal(losses.align_grid(tokens, (2, 3), (2, 3)), tokens)
+
+
+# --- half precision
+
+
+def every_loss(seed=0, dtype=torch.float32):
+    """Name -> (loss of a student's tensor, the tensor)."""
+    draw = torch.Generator().manual_seed(seed)
+
+    def random(*shape):
+        return 3 * torch.randn(*shape, generator=draw).to(dtype)
+
+    tokens = torch.tensor([[2, 4, 1, 3], [2, 1, 3, PAD]])
+    real, kept = tokens != PAD, torch.tensor([0, 1, 2, 4])
+    logits, theirs, some = random(2, 4, V), random(2, 4, V), random(2, 4, 4)
+    cells, finer, rows, other = random(2, 4, 32), random(2, 16, 32), random(2, 4, 32), random(2, 4, 64)
+    looks, theirs_look = random(2, 4, 4).softmax(-1), random(2, 4, 16).softmax(-1)
+    top = losses.top_k(theirs, 2)
+    return {
+        "cross_entropy": (lambda x: losses.cross_entropy(x, tokens, PAD, 0.1), logits),
+        "kl": (lambda x: losses.kl(x, theirs, tokens, PAD, 2.0), logits),
+        "kl_top": (lambda x: losses.kl_top(x, top, tokens, PAD), logits),
+        "kl_trimmed": (lambda x: losses.kl(x, losses.trim(theirs, kept, 1), tokens % 3, PAD), some),
+        "kl_top_trimmed": (lambda x: losses.kl_top(x, losses.trim(top, kept, 1), tokens % 3, PAD), some),
+        "mse": (lambda x: losses.feature(x, rows, "mse", real), cells),
+        "cosine": (lambda x: losses.feature(x, rows, "cosine", real), cells),
+        "grid": (lambda x: losses.feature(losses.align_grid(x, (4, 4), (2, 2)), rows), finer),
+        "attention": (lambda x: losses.attention(x, losses.align_attention(theirs_look, 1, 4), real), looks),
+        "relation": (lambda x: losses.relation(x, other, 2, real), rows),
+        "relation_of_loud_ones": (lambda x: losses.relation(200 * x, 200 * other, 2, real), rows),
+    }
+
+
+@pytest.mark.parametrize("name", every_loss())
+def test_autocast_changes_no_loss(name):
+    loss, x = every_loss()[name]
+    found = []
+    for half in (False, True):
+        x = x.detach().clone().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            value = loss(x)
+        value.backward()
+        found.append((value.detach(), x.grad))
+    torch.testing.assert_close(found[1], found[0], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", every_loss())
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_halves_are_computed_in_float32(name, dtype):
+    (half, x), (_, plain) = every_loss(dtype=dtype)[name], every_loss()[name]
+    found = half(x)
+    assert found.dtype == torch.float32 and torch.isfinite(found)
+    if name != "relation_of_loud_ones":  # whose inputs, rounded, are others
+        torch.testing.assert_close(found, every_loss()[name][0](plain), rtol=0.1, atol=0.02)

@@ -432,6 +432,19 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(data, tmp_path):
         torch.testing.assert_close(value, straight[name], msg=name)
 
 
+@pytest.mark.parametrize("options", [{"precision": "bf16-mixed"}, {"accumulate_grad_batches": 2}])
+def test_mixed_precision_and_accumulated_gradients_train(data, tmp_path, options):
+    torch.manual_seed(0)
+    module = DistillationTrainer(tiny.teacher(), tiny.student(), **ALL, warmup=1, max_length=8)
+    before, rates = tiny.student().state_dict(), []
+    module.lr_scheduler_step = lambda schedule, _: (schedule.step(), rates.append(schedule.last_epoch))
+    trainer = fit(module, data, tmp_path, max_epochs=2 if "precision" not in options else 1, **options)
+    assert trainer.global_step == 2 and rates == [1, 2]
+    for name, value in module.student.state_dict().items():
+        assert value.dtype == before[name].dtype and torch.isfinite(value).all(), name
+    assert not torch.equal(before["spatial"], module.student.spatial)
+
+
 def test_a_frozen_backbone_stays_as_it_came_for_so_many_steps(data, tmp_path):
     start = tiny.student().state_dict()
 
