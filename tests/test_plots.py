@@ -8,12 +8,15 @@ import sys
 import matplotlib as mpl
 import numpy as np
 import pytest
+import tiny
 import torch
 from matplotlib.colors import to_rgb
 from PIL import Image
+from transformers import GitConfig
 
 from gitdistill import plots
-from gitdistill.plots import search, style
+from gitdistill.model.git import GenerativeImageTextModel
+from gitdistill.plots import networks, search, style
 
 WORDS = ["a", "red", "bell"]
 
@@ -65,6 +68,7 @@ BOARDS = {
 PANELS = {"losses": {"KL": ([10, 20, 30], [3.0, 2.0, 1.0])}, "CIDEr": {"student": ([], [])}}
 SAID = {10: ["a cup moves"], 20: ["a red cup"], 30: ["a red plane"]}
 PICTURES = {
+    "architecture": lambda title: plots.architecture(tiny.git(), tiny.student(), losses=True, title=title),
     "film": lambda title: plots.film(frames(), captions="a bell", title=title),
     "token_mask": lambda title: plots.token_mask(np.tri(6) > 0, [("text", 6)], title=title),
     "budget": lambda title: plots.budget({"encoder": 2_000_000, "decoder": 500}, title=title),
@@ -138,6 +142,73 @@ def test_pyplot_and_models_stay_out():
     code += "print([m for m in ('matplotlib.pyplot', 'torch', 'gitdistill.model') if m in sys.modules])"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=dict(os.environ))
     assert run.stdout.strip() == "[]", run.stderr
+
+
+# -- the networks as boxes
+
+
+def drawn(figure):
+    """Each text, and its place in pixels."""
+    found = [text for axes in figure.axes for text in axes.texts if text.get_text()]
+    return [(text.get_text(), text.get_window_extent()) for text in found]
+
+
+def git_base():
+    with torch.device("meta"):
+        return GenerativeImageTextModel(GitConfig())
+
+
+NETWORKS = {
+    "teacher": lambda: plots.architecture(tiny.teacher()),
+    "both": lambda: plots.architecture(tiny.git(), tiny.student(mixer_layers=0, tie=False)),
+    "losses": lambda: PICTURES["architecture"](None),
+    "git-base": lambda: plots.architecture(git_base()),
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_no_two_labels_of_the_networks_touch(name):
+    figure = NETWORKS[name]()
+    found = drawn(figure)
+    for k, (text, place) in enumerate(found):
+        assert figure.bbox.contains(*place.min) and figure.bbox.contains(*place.max), text
+        assert not [other for other, there in found[:k] if place.overlaps(there)], text
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_labels_fit_into_their_boxes(name):
+    figure = NETWORKS[name]()
+    boxes = [patch.get_window_extent() for patch in figure.axes[0].patches]
+    for text, place in drawn(figure):
+        for box in boxes:
+            inside = box.contains(*place.min) and box.contains(*place.max)
+            assert inside or not box.overlaps(place), text
+
+
+def test_the_networks_say_their_sizes():
+    git, student = tiny.git(), tiny.student()
+    found = " ".join(texts(plots.architecture(git, student)))
+    size = style._count(sum(p.numel() for p in git.image_encoder.parameters()))
+    for shape in ("2 × 3 × 32 × 32", "2 × 4 × 32", "2 × 5 × 32", "10 × 32", "8 × 32", "T × 122", size):
+        assert shape in found
+    assert "cross-attention" in found and "prefix" in found and "frozen" not in found and "KL" not in found
+
+
+def test_the_losses_lie_between_the_networks():
+    found = " ".join(texts(NETWORKS["losses"]()))
+    for term in ("cross-entropy", "KL", "features", "hidden", "training only", "frozen"):
+        assert term in found
+    with pytest.raises(ValueError, match="give a student"):
+        plots.architecture(tiny.git(), losses=True)
+
+
+def test_the_small_mask_is_gits():
+    axes = plots.Picture().add_axes((0, 0, 1, 1))
+    networks._mask(axes, 0, 0, image=2, words=3, memory=2)
+    white = np.array([patch.get_facecolor()[:3] == (1, 1, 1) for patch in axes.patches]).reshape(5, 5)
+    seen = np.tri(5) > 0
+    seen[:2, :2] = True
+    assert (white == ~seen).all()
 
 
 def test_the_users_own_style_is_neither_used_nor_changed():

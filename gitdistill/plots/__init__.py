@@ -15,12 +15,14 @@ from gitdistill.plots.cards import frame_word_card, head_card, module_card, word
 from gitdistill.plots.clips import film
 from gitdistill.plots.features import components, feature_maps, similarity
 from gitdistill.plots.model import budget, token_mask
+from gitdistill.plots.networks import architecture
 from gitdistill.plots.search import beam_tree
 from gitdistill.plots.style import Picture, png
 from gitdistill.plots.training import board, curves, dots, pareto, scores
 
 __all__ = [
     "Picture",
+    "architecture",
     "beam_tree",
     "board",
     "budget",
