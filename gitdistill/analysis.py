@@ -73,11 +73,22 @@ def _network(model):
     return model.model if paths(model, "model.image_encoder") else model
 
 
-def _batch(frames: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+def _batch(model, frames: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """One clip and one caption as a batch, where the model is."""
     if frames.dim() not in (3, 4) or tokens.dim() != 1 or len(tokens) < 2:
         shapes = f"{list(frames.shape)} and {list(tokens.shape)}"
         raise ValueError(f"give one clip [F, 3, H, W] (or image) and one caption [T], T > 1; got {shapes}")
-    return frames[None], tokens[None]
+    device = _device(model)
+    return frames[None].to(device), tokens[None].to(device)
+
+
+def _device(model) -> torch.device:
+    return next(model.parameters()).device
+
+
+def _wide(x: Tensor) -> Tensor:
+    """For statistics: on the CPU, since not every device has double precision."""
+    return x.detach().cpu().double()
 
 
 def _log_probs(logits: Tensor, tokens: Tensor) -> Tensor:
@@ -88,7 +99,7 @@ def _log_probs(logits: Tensor, tokens: Tensor) -> Tensor:
 @torch.no_grad()
 def look(model, frames: Tensor, tokens: Tensor) -> Looks:
     """Let `model` read the caption `tokens` [T] with the clip `frames` [F, 3, H, W], and watch its attention."""
-    clip, caption = _batch(frames, tokens)
+    clip, caption = _batch(model, frames, tokens)
     model = _network(model)
     name, others = _names(model)
     with record(model, [name, *others]) as seen:
@@ -104,7 +115,7 @@ def look(model, frames: Tensor, tokens: Tensor) -> Looks:
 
 def _git_mixing(layers: list, image: int, text: int) -> Tensor:
     """GIT's layers: image rows see the image, text rows all before them; the last layer has no image rows."""
-    steps = torch.eye(image + text).repeat(len(layers), 1, 1)
+    steps = torch.eye(image + text, device=layers[0][0].device).repeat(len(layers), 1, 1)
     for step, calls in zip(steps, layers):
         if len(calls) > 1:
             step[:image, :image] = calls[0][0].mean(0)
@@ -114,7 +125,8 @@ def _git_mixing(layers: list, image: int, text: int) -> Tensor:
 
 def _student_mixing(seen: dict, image: int, text: int) -> Tensor:
     """The student's attentions in the order in which they run: its mixer's, then each layer's two."""
-    steps = torch.eye(image + text).repeat(len(seen), 1, 1)
+    device = next(iter(seen.values()))[0].device
+    steps = torch.eye(image + text, device=device).repeat(len(seen), 1, 1)
     for step, (path, calls) in zip(steps, seen.items()):
         weights = calls[0][0].mean(0)
         if path.startswith("mixer."):
@@ -146,7 +158,7 @@ def gradient_attention(model, frames: Tensor, tokens: Tensor) -> Tensor:
     The positive part of (d log-probability / d weight) * weight, heads averaged and layers added, after Chefer et
     al. 2021 (https://arxiv.org/abs/2103.15679), whose relevance does not leave the row of the word here.
     """
-    clip, caption = _batch(frames, tokens)
+    clip, caption = _batch(model, frames, tokens)
     model, weights, handles = _network(model), {}, []
 
     def keep(module, inputs, output):
@@ -179,16 +191,16 @@ def occlusion(
     After Zeiler and Fergus 2014 (https://arxiv.org/abs/1311.2901). Covered are a cell and its neighbours, `reach`
     cells to each side, with the median colour of each frame.
     """
-    clip, caption = _batch(frames, tokens)
+    clip, caption = _batch(model, frames, tokens)
     rows, columns = (
         [(max(0, k - reach) * size // n, min(n, k + reach + 1) * size // n) for k in range(n)]
         for n, size in zip(grid, frames.shape[-2:])
     )
-    fill = frames.flatten(-2).median(-1).values[..., None, None]
+    fill = clip[0].flatten(-2).median(-1).values[..., None, None]
     covered = []
     for top, bottom in rows:
         for left, right in columns:
-            copy = frames.clone()
+            copy = clip[0].clone()
             copy[..., top:bottom, left:right] = fill
             covered.append(copy)
     before = _log_probs(model(clip, caption).logits, caption)[0]
@@ -218,7 +230,7 @@ def rank_correlation(x: Tensor, y: Tensor) -> float:
     """Spearman's correlation of two tensors' entries, equal entries sharing their mean rank; NaN for a constant."""
 
     def ranks(values):
-        _, which, count = values.flatten().unique(return_inverse=True, return_counts=True)
+        _, which, count = values.detach().cpu().flatten().unique(return_inverse=True, return_counts=True)
         ends = count.cumsum(0).double()
         return (ends - (count - 1) / 2)[which]
 
@@ -284,7 +296,7 @@ def ground(model, clips, tokenizer, maps=None) -> list[dict]:
         tokens = torch.tensor(tokenizer(clip.captions[0])["input_ids"])
         seen = look(model, clip.frames, tokens).words() if maps is None else maps(model, clip.frames, tokens)
         words = tokenizer.convert_ids_to_tokens(tokens[1:])
-        for values, word, named in zip(seen, words, referents(words, clip.scene)):
+        for values, word, named in zip(seen.cpu(), words, referents(words, clip.scene)):
             if named is None:
                 continue
             things = torch.stack([cells_of(mask, tuple(values.shape[-2:])) for mask in clip.masks])
@@ -344,11 +356,11 @@ def features(model, names: str | list[str], frames: Tensor, pooled: bool = False
     names: paths or patterns as for `record`. frames: [n, F, 3, H, W]. pooled: each image's mean over its cells,
     [n * F, D], as `cka_map` takes them. batch: clips that are computed at a time.
     """
-    parts = []
+    parts, device = [], _device(model)
     for some in frames.split(batch):
-        start = torch.full((len(some), 1), model.bos_token_id, device=some.device)
+        start = torch.full((len(some), 1), model.bos_token_id, device=device)
         with record(model, names) as seen:
-            model(some, start)
+            model(some.to(device), start)
         found = {path: as_cells(calls[0], len(some) * some.shape[1]) for path, calls in seen.items()}
         parts.append({path: x.mean((1, 2)) if pooled else x for path, x in found.items()})
     return {path: torch.cat([part[path] for part in parts]) for path in parts[0]}
@@ -378,7 +390,7 @@ def _centred_grams(layers: list[Tensor]) -> Tensor:
     n = len(layers[0])
     rows = []
     for layer in layers:
-        gram = layer.double() @ layer.double().T
+        gram = _wide(layer) @ _wide(layer).T
         gram.fill_diagonal_(0)
         sums = gram.sum(0) / (n - 2)
         gram = gram - sums[:, None] - sums + sums.sum() / (n - 1)
@@ -391,12 +403,12 @@ def ridge(x: Tensor, y: Tensor, strength: float = 0.01):
 
     strength: of the penalty on large weights, in units of x's mean variance.
     """
-    x, y = x.double(), y.double()
+    x, y = _wide(x), _wide(y)
     mean, target = x.mean(0), y.mean(0)
     moments = (x - mean).T @ (x - mean)
     penalty = strength * moments.diagonal().mean() * torch.eye(len(moments), dtype=x.dtype)
     weight = torch.linalg.solve(moments + penalty, (x - mean).T @ (y - target))
-    return lambda features: ((features.double() - mean) @ weight + target).to(features.dtype)
+    return lambda features: ((_wide(features) - mean) @ weight + target).to(features.dtype)
 
 
 def joint_pca(fit: dict[str, Tensor], shown: dict[str, Tensor], count: int = 3):
@@ -415,13 +427,14 @@ def joint_pca(fit: dict[str, Tensor], shown: dict[str, Tensor], count: int = 3):
     (reference, base), *others = fit.items()
     if {len(x) for x in fit.values()} != {len(base)} or list(shown) != list(fit):
         raise ValueError("fit and shown must name the same networks, and fit hold the same cells of each")
-    mean, spread = base.double().mean(0), base.double().std(0).clamp(min=1e-9)
-    _, sizes, axes = torch.linalg.svd((base.double() - mean) / spread, full_matrices=False)
+    known = _wide(base)
+    mean, spread = known.mean(0), known.std(0).clamp(min=1e-9)
+    _, sizes, axes = torch.linalg.svd((known - mean) / spread, full_matrices=False)
     explained = (sizes**2 / (sizes**2).sum())[:count]
     axes = axes[:count]
     axes = axes * axes.gather(1, axes.abs().argmax(1, keepdim=True)).sign()
     into = {reference: lambda x: x} | {name: ridge(x, base) for name, x in others}
-    found = {name: ((into[name](x).double() - mean) / spread) @ axes.T for name, x in shown.items()}
+    found = {name: ((_wide(into[name](x)) - mean) / spread) @ axes.T for name, x in shown.items()}
     together = torch.cat([x.reshape(-1, count) for x in found.values()])
     low, high = together.quantile(torch.tensor([0.02, 0.98], dtype=together.dtype), dim=0)
     scaled = {name: ((x - low) / (high - low).clamp(min=1e-9)).clamp(0, 1) for name, x in found.items()}

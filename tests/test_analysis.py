@@ -1,5 +1,6 @@
 """What goes on inside: held against loops, finite differences and cases whose answer is known."""
 
+from copy import deepcopy
 from types import SimpleNamespace
 
 import pytest
@@ -23,6 +24,21 @@ WATCHED = {TEACHER: "model.layers.*.attention.softmax", STUDENT: "layers.*.cross
 
 def random(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+class Elsewhere(torch.Tensor):
+    """As on MPS: has no double precision, and mixes with no tensor of the CPU."""
+
+    @classmethod
+    def __torch_function__(cls, function, types, arguments=(), options=None):
+        if function is torch.Tensor.cpu:
+            with torch._C.DisableTorchFunctionSubclass():
+                return arguments[0].as_subclass(torch.Tensor)
+        found = super().__torch_function__(function, types, arguments, options or {})
+        doubles = torch.is_tensor(found) and found.dtype == torch.float64
+        if doubles or any(type(value) is torch.Tensor and value.dim() for value in arguments):
+            raise TypeError(f"{function} is not for this device")
+        return found
 
 
 # -- where a captioner looks
@@ -158,6 +174,19 @@ def test_any_git_and_a_single_image_will_do():
         analysis.look(git, pixels, tokens)
 
 
+@BOTH
+def test_clips_of_the_cpu_go_to_the_model(model):
+    """Torch's meta device refuses tensors of the CPU as a GPU does."""
+    there = deepcopy(model).to("meta")
+    looks = analysis.look(there, FRAMES, TOKENS)
+    name = "model.image_encoder.layers.1" if model is TEACHER else "memory_norm"
+    found = [looks.words(), looks.rolled(), looks.log_probs]
+    found += [analysis.gradient_attention(there, FRAMES, TOKENS)]
+    found += [analysis.occlusion(there, FRAMES, TOKENS, (2, 2))]
+    found += [analysis.features(there, name, FRAMES[None])[name]]
+    assert {value.device.type for value in found} == {"meta"}
+
+
 def test_rank_correlation_by_hand():
     x = torch.tensor([1.0, 2.0, 2.0, 9.0])
     assert analysis.rank_correlation(x, x**3) == pytest.approx(1)
@@ -230,6 +259,8 @@ def test_ground_scores_a_perfect_and_an_even_map():
     even = lambda model, frames, tokens: torch.ones(len(tokens) - 1, 2, 2, 2)  # noqa: E731
     for row in analysis.ground(None, [clip_with_a_cup()], TEACHER.tokenizer, even):
         assert row["hit"] == row["share"] == row["chance"]
+    there = lambda *clip: perfect(*clip).as_subclass(Elsewhere)  # noqa: E731
+    assert analysis.ground(None, [clip_with_a_cup()] * 2, TEACHER.tokenizer, there) == rows
 
 
 def test_ground_tells_whether_the_model_points_at_the_other_thing():
@@ -354,3 +385,16 @@ def test_joint_pca_gives_two_views_of_one_thing_the_same_colours():
     assert explained.tolist() == sorted(explained.tolist(), reverse=True)
     with pytest.raises(ValueError, match="must name the same networks"):
         analysis.joint_pca(fit, {"teacher": shown["teacher"]})
+
+
+def test_statistics_are_computed_on_the_cpu():
+    x, y = random(60, 4), random(60, 3, seed=1)
+    far = [value.as_subclass(Elsewhere) for value in (x, y)]
+    assert analysis.rank_correlation(far[0][:, 0], far[1][:, 0]) == analysis.rank_correlation(
+        x[:, 0], y[:, 0]
+    )
+    assert torch.equal(analysis.cka_map(far, far), analysis.cka_map([x, y], [x, y]))
+    assert torch.equal(analysis.ridge(*far)(far[0]), analysis.ridge(x, y)(x))
+    there, here = ({"a": a, "b": b} for a, b in (far, (x, y)))
+    for name, colours in analysis.joint_pca(here, here)[0].items():
+        assert torch.equal(analysis.joint_pca(there, there)[0][name], colours)
