@@ -1,7 +1,7 @@
 """Fill the tables of README.md and its sisters from measured files; keep what `make run` measured in data/.
 
-    python tools/readme.py           after `make run`: runs/results.csv, minutes.csv and overview.png go to data/,
-                                     and the pages are written anew
+    python tools/readme.py           after `make run`: runs/results.csv, minutes.csv and overview.png go to data/, the
+                                     picture of both networks is drawn, and the pages are written anew
     python tools/readme.py --keep    the pages alone, from what is in data/
     python tools/readme.py --check   exit code 1 if a page does not say what the files say
 
@@ -24,7 +24,7 @@ import real_size  # noqa: E402
 import smaller  # noqa: E402
 import step  # noqa: E402
 
-from gitdistill import plan, report  # noqa: E402
+from gitdistill import GenerativeImageTextTeacher, StudentCandidateV1, plan, plots, report  # noqa: E402
 
 EXPERIMENTS = ("labels", "losses", "sizes", "temperature")
 MEASURES = ROOT / "data" / "experiments"
@@ -179,6 +179,11 @@ def main() -> int:
             return 1
         for name in MEASURED:
             shutil.copy(ROOT / "runs" / name, ROOT / "data" / name)
+        teacher = GenerativeImageTextTeacher.from_pretrained(ROOT / "data" / "teacher")
+        student = StudentCandidateV1.from_pretrained(ROOT / "data" / "student")
+        (ROOT / "data" / "architecture.png").write_bytes(
+            plots.png(plots.architecture(teacher, student, True))
+        )
     return int(fill(options.check) and options.check)
 
 
