@@ -39,10 +39,19 @@ def caption_scores(captions: Sequence[str], references: Sequence[Sequence[str]])
     _check_lengths(captions, references, "reference lists")
     said = {i: [normalise(caption)] for i, caption in enumerate(captions)}
     truth = {i: _references(i, texts) for i, texts in enumerate(references)}
-    cider, _ = Cider().compute_score(truth, said)
+    cider = cider_scores(captions, references).mean()
     bleu, _ = Bleu(4).compute_score(truth, said, verbose=0)  # verbose prints lengths
     rouge, _ = Rouge().compute_score(truth, said)
     return {"cider": float(cider), "bleu4": float(bleu[3]), "rouge_l": float(rouge)}
+
+
+def cider_scores(captions: Sequence[str], references: Sequence[Sequence[str]]) -> np.ndarray:
+    """CIDEr-D of each caption [B], whose mean is `cider` of `caption_scores`; arguments as there."""
+    _check_lengths(captions, references, "reference lists")
+    said = {i: [normalise(caption)] for i, caption in enumerate(captions)}
+    return np.asarray(
+        Cider().compute_score({i: _references(i, r) for i, r in enumerate(references)}, said)[1]
+    )
 
 
 def facts_scores(captions: Sequence[str], scenes: Sequence) -> dict[str, float]:

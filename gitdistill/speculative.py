@@ -22,10 +22,13 @@ class Speculated(Decoded):
 
     judged: long [B], the student's own words that the teacher looked at: up to the first wrong one of a draft and
         up to the caption's end. accepted: long [B], those of them that were the teacher's choice, too.
+    passes: for each pass the words drafted [B, d] and those by which the captions grew [B, g], padding after their
+        end.
     """
 
     judged: Tensor | None = None
     accepted: Tensor | None = None
+    passes: list[tuple[Tensor, Tensor]] | None = None
 
     @property
     def acceptance(self) -> float:
@@ -94,7 +97,7 @@ class _Drafter:
 
 
 def _speculate(teacher, drafter, frames, text, max_length, draft):
-    state, read, steps, prefix = teacher.start(frames), 0, 0, text.shape[1]
+    state, read, passes, prefix = teacher.start(frames), 0, [], text.shape[1]
     known, live = text[:, :0], torch.ones(len(text), dtype=torch.bool, device=text.device)
     total = torch.zeros(len(text), device=text.device)  # sums of log-probabilities
     count, judged, accepted = (torch.zeros_like(text[:, 0]) for _ in range(3))
@@ -102,7 +105,7 @@ def _speculate(teacher, drafter, frames, text, max_length, draft):
         size = min(draft, max_length - text.shape[1] - 1)
         words, own = drafter.draft(text, size, known)
         logits, state = teacher.step(torch.cat([text[:, read:], words], 1), state)
-        logits, steps = logits[:, -size - 1 :].float(), steps + 1
+        logits = logits[:, -size - 1 :].float()
         choice = logits.argmax(-1)  # [B, size + 1]: what the teacher says after 0, 1, … drafted words
         right = words == choice[:, :-1]
         won, ended = _won(choice, right, live, teacher.eos_token_id)
@@ -117,12 +120,14 @@ def _speculate(teacher, drafter, frames, text, max_length, draft):
         total, count = total + log_probs.masked_fill(~mine, 0.0).sum(1), count + mine.sum(1)
         known = choice[:, gain:].masked_fill(~won[:, gain:], -1)
         live = live & ~((new == teacher.eos_token_id) & mine).any(1)
-        text = torch.cat([text, new.masked_fill(~mine, teacher.pad_token_id)], 1)
+        new = new.masked_fill(~mine, teacher.pad_token_id)
+        passes.append((words, new))
+        text = torch.cat([text, new], 1)
         read = text.shape[1] - 1  # the last word may not be the one that was drafted and read
         state = state.cut(read)
         drafter.cut(read)
     scores, longest = (total / count)[:, None], prefix + int(count.max())  # a last draft may outrun all ends
-    return Speculated(text[:, None, :longest], scores, steps, None, judged, accepted)
+    return Speculated(text[:, None, :longest], scores, len(passes), None, judged, accepted, passes)
 
 
 def _won(choice, right, live, end):

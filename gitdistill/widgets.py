@@ -86,18 +86,17 @@ def _bytes(picture):
 # take longer: they are drawn beforehand, all of them, when the explorer is made.
 
 
-def gaze(frames, words, rows, probabilities=None, difference=True):
+def gaze(frames, words, rows, probabilities=None, difference=True, masks=None):
     """Word by word: teacher, student and their difference, a frame a column. Slider: word.
 
     frames: [F, 3, H, W]. words: T texts. rows: model -> attention [T, F, h, w]. probabilities: model -> T numbers.
-    The still twin is `plots.gaze`.
+    masks: for each word None or [F, H, W], what it names. The still twin is `plots.gaze`.
     """
-    limit = max(float(values.max()) for values in rows.values())
 
     def draw(word):
         maps = {label: values[word] for label, values in rows.items()}
         notes = {label: f"p = {float(values[word]):.2f}" for label, values in (probabilities or {}).items()}
-        return plots.word_card(frames, words[word], maps, notes, limit, difference)
+        return plots.word_card(frames, words[word], maps, notes, difference, masks and masks[word])
 
     return explore(draw, {"word": words}, play="word")
 

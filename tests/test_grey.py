@@ -75,6 +75,15 @@ def word_card(swap):
     return plots.word_card(np.zeros((2, 3, 24, 24), np.uint8), "cup", rows)
 
 
+def ribbon(swap):
+    first, second = (["a", "cup"], ["a", "bell"]) if swap else (["a", "cup"], ["a", "cup"])
+    return plots.ribbon({"greedy": (first, second, [0.9, 0.2])})
+
+
+def drafts(swap):
+    return plots.drafts([(["bell" if swap else "mill"], ["mill"])])
+
+
 def channels(side):
     """Eight channels with one strong cell each."""
     return np.stack([(8 - k) * pointer((side, side), (k % side, 1)) for k in range(8)])
@@ -99,7 +108,18 @@ def fine_module_card(swap):
     return module_card(swap, 24)
 
 
-TOLD_APART = (curves, board, grounding, winner, gaze, word_card, feature_maps, module_card)
+TOLD_APART = (
+    curves,
+    board,
+    grounding,
+    winner,
+    ribbon,
+    drafts,
+    gaze,
+    word_card,
+    feature_maps,
+    module_card,
+)
 
 
 def part(draw, values):

@@ -64,6 +64,13 @@ def test_cider_depends_on_the_reference_corpus():
     assert alone == 0 and among > 1
 
 
+def test_cider_of_each_caption_averages_to_the_corpus_score():
+    said = [*first_references()[:-1], "something else"]
+    each = metrics.cider_scores(said, REFERENCES)
+    assert len(each) == len(said) and each[-1] == 0 < each[0]
+    assert each.mean() == pytest.approx(metrics.caption_scores(said, REFERENCES)["cider"])
+
+
 def test_cider_by_hand():
     """One word a caption: unigrams alone count, one of four n-gram lengths, times 10."""
     scores = metrics.caption_scores(["star", "key"], [["star"], ["wheel"]])

@@ -92,6 +92,11 @@ PICTURES = {
     ),
     "grounding": lambda title: plots.grounding(BOARDS, {"object": 0.1, "colour": 0.12}, title=title),
     "board": lambda title: plots.board(PANELS, SAID, step=20, title=title),
+    "pointed": lambda title: plots.pointed(
+        frames(2), attention(2, 1)[:, 0], torch.ones(2, 24, 24), ["a", "b"], title
+    ),
+    "ribbon": lambda title: plots.ribbon({"greedy": (["a", "cup"], ["a", "bell"], [0.9, 0.2])}, title=title),
+    "drafts": lambda title: plots.drafts([(["a", "bell"], ["a", "cup"])], title=title),
 }
 
 
@@ -273,8 +278,8 @@ def test_overlay_lights_the_one_cell_it_should():
     expected = np.zeros((24, 24), bool)
     expected[4:8, 16:20] = True
     assert (bright == expected).all()
-    assert np.allclose(image[4, 16], 0.85 * np.array(mpl.colormaps["cividis"](1.0)[:3]))  # opacity 0.85
-    assert np.allclose(image[0, 0], 0.15 * np.array(mpl.colormaps["cividis"](0.0)[:3]))  # opacity 0.15
+    assert np.allclose(image[4, 16], 0.9 * np.array(mpl.colormaps["cividis"](1.0)[:3]))  # opacity 0.9
+    assert (image[0, 0] == 0).all()  # the photo itself
 
 
 def test_overlay_shows_the_photo_in_grey_and_never_brighter_than_strong_attention():
@@ -284,6 +289,15 @@ def test_overlay_shows_the_photo_in_grey_and_never_brighter_than_strong_attentio
     image = style._overlay(photo, pointer((2, 2), (0, 0)), style._amounts(np.ones(1)), style.AMOUNT)
     assert image[-1, -1] @ style.LUMA > image[-1, 0] @ style.LUMA + 0.2  # white shines more than red
     assert image[0, 0] @ style.LUMA > image[-1, -1] @ style.LUMA + 0.1  # attention on red above plain white
+
+
+def test_overlay_leaves_a_dark_photo_as_bright_as_it_is_and_darkens_a_bright_one():
+    dark = np.zeros((12, 12, 3))
+    dark[-4:, -4:] = 0.9  # a bright thing on black
+    bright = np.full((12, 12, 3), 0.5)
+    for photo, expected in ((dark, 0.9), (bright, 0.25)):
+        image = style._overlay(photo, pointer((3, 3), (0, 0)), style._amounts(np.ones(1)), style.AMOUNT)
+        assert np.allclose(image[-1, -1], expected)
 
 
 def test_overlay_of_a_difference_is_pale_at_zero_and_dark_at_both_ends():
@@ -322,18 +336,30 @@ def test_gaze_shows_the_frames_in_colour_first():
     assert (image[:, :24] == (1.0, 0.0, 0.0)).all()
 
 
-def test_gaze_shares_one_scale_and_marks_the_sign_of_a_difference():
+def test_gaze_gives_each_model_its_scale_and_marks_the_sign_of_a_difference():
     strong, weak = pointer((3, 4, 6, 6), (1, 2, 3, 4)), pointer((3, 4, 6, 6), (2, 0, 0, 5)) / 2
     figure = plots.gaze(frames(), WORDS, {"teacher": strong, "student": weak}, difference=True)
     labels = [text for text in texts(figure) if text in ("teacher", "student", "teacher\nminus student")]
     assert labels == ["teacher", "student", "teacher\nminus student"]
     bars = [axes for axes in figure.axes if axes.get_ylabel().startswith(("attention", "difference"))]
-    assert [axes.get_ylim() for axes in bars] == [(0.0, 1.0), (-1.0, 1.0)]
+    assert [axes.get_ylim() for axes in bars] == [(0.0, 1.0), (0.0, 0.5), (-1.0, 1.0)]
     panel = next(axes for axes in figure.axes if len(axes.collections) == 2 and axes.images)
     plus, minus = (collection.get_offsets() for collection in panel.collections)
     step = 26
     assert plus.tolist() == [[2 * step + 17.5, 2 * step + 13.5]]  # the middle of a cell of 4 x 4 pixels
     assert minus.tolist() == [[3 * step + 21.5, 1.5]]
+
+
+def test_gaze_outlines_what_a_word_names_in_every_frame():
+    masks = [None, np.zeros((4, 24, 24), bool), None]
+    masks[1][:, 8:16, 4:12] = True
+    figure = plots.gaze(frames(), WORDS, {"teacher": attention()}, masks=masks)
+    lines = [c for axes in figure.axes for c in axes.collections if type(c).__name__ == "QuadContourSet"]
+    boxes = {tuple(line.get_paths()[0].get_extents().get_points().mean(0).round()) for line in lines}
+    step = 26
+    assert boxes == {(2 * step + 8, f * step + 12) for f in range(4)}  # the middle of the thing, second word
+    with pytest.raises(ValueError, match=r"mask must have shape \[4, 24, 24\], got \[1, 24, 24\]"):
+        plots.gaze(frames(), WORDS, {"teacher": attention()}, masks=[masks[1][:1], None, None])
 
 
 def test_gaze_wraps_long_captions_and_takes_two_grids():
@@ -488,6 +514,15 @@ def test_grounding_tells_the_named_thing_from_the_other():
     assert {"90%", "10%"} <= {t.get_text() for t in axes.texts}
 
 
+def test_pointed_marks_the_strongest_cell_and_the_middle_of_the_thing():
+    mask = np.zeros((24, 24), bool)
+    mask[4:8, 12:20] = True
+    (axes,) = plots.pointed(frames(1), [pointer((6, 6), (5, 0))], [mask], ["bell"]).axes
+    marks = {(line.get_marker(), *line.get_xydata()[0].tolist()) for line in axes.lines}
+    assert marks == {("+", 26 + 1.5, 21.5), ("x", 26 + 15.5, 5.5)}  # beside the frame of 24 pixels
+    assert axes.get_xlabel() == "bell" and len(axes.collections) == 2  # the outline, black on white
+
+
 def test_board_marks_the_moment_and_underlines_new_words():
     figure = plots.board(PANELS, SAID, step=20, levels={"CIDEr": {"teacher": 5.0}})
     losses, cider, said = figure.axes
@@ -566,6 +601,14 @@ def test_curves_keep_one_look_for_one_run_and_never_tell_by_colour_alone():
     assert cider.get_xlabel() == "step"
 
 
+def test_curves_draw_intervals_where_there_are_some():
+    figure = plots.curves({"a": ([1, 2], [(0.5, 0.4, 0.7), (0.6, 0.6, 0.6)])})
+    (axes,) = figure.axes
+    assert axes.lines[0].get_ydata().tolist() == [0.5, 0.6]
+    bars = [segment[:, 1].tolist() for segment in axes.collections[0].get_segments()]
+    assert bars == [[0.4, 0.7], [0.6, 0.6]]
+
+
 def test_scores_have_an_axis_for_each_score_and_leave_out_what_is_missing():
     table = {"teacher": {"CIDEr": 5.25, "ms": 41.0}, "student": {"CIDEr": 4.5}}
     figure = plots.scores(table)
@@ -619,10 +662,13 @@ def test_beam_tree_draws_every_fate_and_the_winners_path():
     assert {"bell\n\u22120.50", "wheel\n\u22120.90", "star\n\u22122.00", "[SEP]\n(\u22120.50)"} <= set(found)
     assert not any(text.startswith("exclam") for text in found)  # the second pruned one
     edges = [line for line in axes.lines if len(line.get_xdata())]
-    won = [line.get_xydata().tolist() for line in edges if line.get_linewidth() > 3]
+    won = [line.get_xydata()[[0, -1]].tolist() for line in edges if line.get_linewidth() > 3]
     assert won == [[[-1, 0], [0, 1]], [[0, 1], [1, 0]]]  # start, wheel (second rank), its end (first rank)
-    pruned = [line.get_xydata().tolist() for line in edges if line.get_linestyle() == "--"]
-    assert pruned == [[[-1, 0], [0, 2]]]
+    pruned = [line.get_xydata()[[0, -1]].tolist() for line in edges if line.get_linestyle() == "--"]
+    assert pruned == [[[-1, 0], [0, 2]], [[0, 1], [1, 2]]]  # the last was a beam, but the search ended
+    for line in edges:  # slanting only where no box is
+        x, y = line.get_xydata().T
+        assert y[0] == y[1] and y[2] == y[3] and x[0] + 0.25 < x[1] < x[2] < x[3] - 0.25
     bold = {text.get_text() for text in axes.texts if text.get_weight() == "bold"}
     assert bold == {"wheel\n\u22120.90", "[SEP]\n(\u22120.50)"}
     ends = [text for text in axes.texts if text.get_text() == "[SEP]\n(\u22120.60)"]
@@ -636,6 +682,48 @@ def test_beam_tree_grows_step_by_step_in_one_frame():
     assert (whole.get_size_inches() == part.get_size_inches()).all()
     assert not any("[SEP]" in text for text in texts(part))
     assert "the caption that won" in texts(whole) and "the caption that won" not in texts(part)
+
+
+def test_the_ribbon_tells_where_two_captions_differ_and_how_likely_the_first_is():
+    figure = plots.ribbon(
+        {"greedy": (["a", "cup"], ["a", "bell", "moves"], [0.75, 0.1]), "sampled": (["a"], ["a"], [0.5])}
+    )
+    axes, _ = figure.axes
+    marks = [line.get_xdata()[0] for line in axes.lines if line.get_marker() == "^"]
+    assert marks == [1.5, 2.5]  # cup, bell; then nothing against moves
+    cells = [patch for patch in axes.patches if hasattr(patch, "get_xy")]
+    assert [round(cell.get_x()) for cell in cells] == [0, 1, 0]
+    assert np.allclose(cells[1].get_facecolor(), mpl.colormaps["cividis"](0.1))
+    assert {"a\n0.75", "cup\n0.10", "bell", "moves", "greedy: teacher"} <= set(texts(figure))
+    with pytest.raises(ValueError, match="probabilities of greedy must have shape"):
+        plots.ribbon({"greedy": (["a"], ["a"], [0.5, 0.5])})
+
+
+def test_drafts_stand_in_boxes_kept_or_struck_out_with_the_others_own_word_below():
+    figure = plots.drafts([(["a", "bell", "moves"], ["a", "cup"]), (["moves"], ["moves"])])
+    (axes,) = figure.axes
+    found = {(t.get_text(), *t.get_position()): t for t in axes.texts}
+    assert set(found) == {
+        ("a", 0, -0.2),
+        ("bell", 1, -0.2),
+        ("moves", 2, -0.2),
+        ("cup", 1, 0.22),
+        ("moves", 2, 0.8),
+    }
+    struck = [line.get_xdata().mean() for line in axes.lines]
+    assert struck == [1, 2]  # bell, and what came after it
+    assert found["cup", 1, 0.22].get_weight() == "bold" != found["a", 0, -0.2].get_weight()
+
+
+def test_an_animation_shows_each_figure_in_turn():
+    grown = [plots.beam_tree(trace(), VOCABULARY, upto=k) for k in (1, 2)]
+    image = Image.open(io.BytesIO(plots.animation(grown, 500)))
+    assert image.format == "PNG" and image.n_frames == 2
+    for k, figure in enumerate(grown):
+        image.seek(k)
+        shown = np.asarray(image.convert("RGB"), float)
+        assert image.info["duration"] == (500, 1500)[k]
+        assert abs(shown - pixels(figure)).mean() < 2 < abs(shown - pixels(grown[1 - k])).mean()
 
 
 class Counting:

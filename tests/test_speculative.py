@@ -45,6 +45,21 @@ def test_equals_greedy_on_200_random_pairs():
     assert rates[0::4].nanmean() < rates[3::4].nanmean() < rates[2::4].nanmean() < 1
 
 
+@pytest.mark.parametrize("clip", range(3))
+def test_the_passes_tell_how_a_caption_grew(clip):
+    teacher, student = TableModel(seed=clip, eos_bias=1.0), TableModel(seed=clip, eos_bias=2.5)
+    out = speculative(teacher, student, clips(1, clip), 14, draft=3)
+    assert len(out.passes) == out.steps
+    grown = torch.cat([gained for _, gained in out.passes], 1)
+    grown = grown[grown != teacher.pad_token_id]
+    assert grown.tolist() == out.tokens[0, 0, 1:].tolist()
+    kept = 0
+    for words, gained in out.passes:
+        size = min(words.shape[1], gained.shape[1])
+        kept += int((words[:, :size] == gained[:, :size]).long().cumprod(1).sum())
+    assert kept == int(out.accepted)
+
+
 @pytest.mark.parametrize("draft", [1, 2, 5, 30])
 def test_rows_that_end_at_different_steps(draft):
     """Tables of words: next to no two texts go on alike."""

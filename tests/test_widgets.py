@@ -247,6 +247,23 @@ def test_the_word_card_lights_one_cell_and_signs_the_difference():
     assert tall - short == cards.SIDE + 12
 
 
+def test_the_word_card_gives_each_row_its_scale_and_outlines_what_is_named():
+    black, faint, strong = np.zeros((F, 3, 96, 96), np.uint8), np.zeros((F, 4, 4)), np.zeros((F, 4, 4))
+    faint[1, 2, 3], strong[0, 0, 0] = 0.01, 1
+    mask = np.zeros((F, 96, 96), bool)
+    mask[1, 48:72, 24:48] = True  # a cell
+    rows = {"teacher": faint, "student": strong}
+    plain = plots.word_card(black, "cup", rows, difference=False)
+    data = plots.word_card(black, "cup", rows, difference=False, mask=mask)
+    x, y, cell = 150 + cards.SIDE + 8, 62, cards.SIDE / 4
+    assert lit(plain, x + 3 * cell, y + 2 * cell, cell, cell).mean() > 0.5
+    changed = np.asarray(Image.open(io.BytesIO(data)).convert("L"), int)
+    changed = np.abs(changed - np.asarray(Image.open(io.BytesIO(plain)).convert("L"), int)) > 50
+    rows, columns = (np.nonzero(changed[:190].any(axis))[0] for axis in (1, 0))
+    assert abs(rows[0] - (y + 2 * cell)) <= 3 and abs(rows[-1] - (y + 3 * cell)) <= 3
+    assert abs(columns[0] - (x + cell)) <= 3 and abs(columns[-1] - (x + 2 * cell)) <= 3
+
+
 def test_the_head_card_enlarges_the_chosen_head():
     black, values = np.zeros((3, 96, 96), np.uint8), np.zeros((L, H, 6, 6))
     values[1, 2, 0, 5] = 1.0

@@ -10,18 +10,19 @@ Letters: C clips, F frames, H x W pixels, h x w cells of a map, T words, L layer
 that are looked at.
 """
 
-from gitdistill.plots.attention import explanations, frame_word_map, gaze, grounding, heads, overview
+from gitdistill.plots.attention import explanations, frame_word_map, gaze, grounding, heads, overview, pointed
 from gitdistill.plots.cards import frame_word_card, head_card, module_card, word_card
 from gitdistill.plots.clips import film
 from gitdistill.plots.features import components, feature_maps, similarity
 from gitdistill.plots.model import budget, token_mask
 from gitdistill.plots.networks import architecture
-from gitdistill.plots.search import beam_tree
-from gitdistill.plots.style import Picture, png
+from gitdistill.plots.search import beam_tree, drafts, ribbon
+from gitdistill.plots.style import Picture, animation, png
 from gitdistill.plots.training import board, curves, dots, pareto, scores
 
 __all__ = [
     "Picture",
+    "animation",
     "architecture",
     "beam_tree",
     "board",
@@ -29,6 +30,7 @@ __all__ = [
     "components",
     "curves",
     "dots",
+    "drafts",
     "explanations",
     "feature_maps",
     "film",
@@ -42,6 +44,8 @@ __all__ = [
     "overview",
     "pareto",
     "png",
+    "pointed",
+    "ribbon",
     "scores",
     "similarity",
     "token_mask",

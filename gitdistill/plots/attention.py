@@ -4,6 +4,7 @@ import numpy as np
 from matplotlib.colors import Normalize
 from matplotlib.patches import Rectangle
 
+from gitdistill.plots.clips import _outline
 from gitdistill.plots.style import (
     AMOUNT,
     DIFFERENCE,
@@ -32,25 +33,28 @@ from gitdistill.plots.style import (
 
 
 @_styled
-def gaze(frames, words, rows, probabilities=None, difference=False, wrap=None, title=None):
+def gaze(frames, words, rows, probabilities=None, difference=False, wrap=None, title=None, masks=None):
     """Where each word looks: words from left to right, frames from top to bottom, a block for each model.
 
-    The idea is the word-by-word strip of Show, Attend and Tell (https://arxiv.org/abs/1502.03044). All blocks
-    share one scale; a square marks the strongest cell of each word. The first column shows the frames.
+    The idea is the word-by-word strip of Show, Attend and Tell (https://arxiv.org/abs/1502.03044). Each block has a
+    scale of its own, up to its largest value; a square marks the strongest cell of each word. The first column shows
+    the frames.
 
     frames: [F, 3, H, W]. words: T texts.
     rows: label -> attention [T, F, h, w]; the grids of two models may differ unless `difference` is asked for.
     probabilities: a number for each word, or label -> such numbers; printed beside the word.
     difference: append first minus second (exactly two rows); + and - mark its strongest cells.
     wrap: words in a line; by default 12 for clips and 6 for single frames.
+    masks: for each word None or boolean [F, H, W], the thing it names, outlined in the models' blocks.
     """
     frames = _frames(frames)
     maps = {label: _array(values, f"attention of {label}", "T F h w") for label, values in rows.items()}
     for label, values in _some(maps, "rows").items():
         _same(values.shape[:2], (len(words), len(frames)), f"the words and frames of {label}")
     wrap = min(wrap or (6 if len(frames) == 1 else 12), len(_some(words, "words")))
-    scale = _amounts(*maps.values())
-    panels = [(label, values, scale, AMOUNT) for label, values in maps.items()]
+    masks = [None] * len(words) if masks is None else masks
+    _same((len(masks),), (len(words),), "masks")
+    panels = [(label, values, _amounts(values), AMOUNT) for label, values in maps.items()]
     if difference:
         panels.append(_minus(maps))
     lines = [slice(start, start + wrap) for start in range(0, len(words), wrap)]
@@ -65,14 +69,16 @@ def gaze(frames, words, rows, probabilities=None, difference=False, wrap=None, t
         chosen = lines[k // len(panels)]
         top = above + k * (above + height)
         axes = _place(figure, 1.0, top, width, height)
-        _gaze_panel(
-            axes, frames, _gaze_texts(words, probabilities, label)[chosen], values[chosen], norm, cmap, wrap
-        )
+        said = _gaze_texts(words, probabilities, label)[chosen]
+        step = _gaze_panel(axes, frames, said, values[chosen], norm, cmap, wrap)
+        if cmap == AMOUNT:
+            _named(axes, frames, masks[chosen], values.shape[-2:], step)
         side = {"rotation": 90, "ha": "center", "va": "center", "transform": axes.transAxes}
         axes.text(-0.82 / width, 0.5, label, **side)
-        if k < len(panels) and (k == 0 or cmap == DIFFERENCE):
+        if k < len(panels):
             bar = _place(figure, 1.15 + width, top, 0.15, min(height, 4.0))
-            _bar(figure, norm, cmap, "difference" if k else "attention\n(\u221a scale)", cax=bar)
+            name = "difference" if cmap == DIFFERENCE else "attention\n(\u221a scale)"
+            _bar(figure, norm, cmap, name, cax=bar)
     return figure
 
 
@@ -112,6 +118,20 @@ def _gaze_panel(axes, frames, words, values, norm, cmap, wrap):
         axes.set_yticks(_centres(len(frames), height, gap), [f"frame {f + 1}" for f in range(len(frames))])
     mark = _signs if cmap == DIFFERENCE else _peaks
     mark(axes, values, norm, size, (height + gap, width + gap))
+    return height + gap, width + gap
+
+
+def _named(axes, frames, masks, cells, step):
+    """The outline of what each word names, in the panel's pixels; masks: for each word None or [F, H, W]."""
+    size = _cell(np.empty(cells), frames[0])
+    for t, mask in enumerate(masks):
+        if mask is None:
+            continue
+        mask = _array(mask, "mask", "F H W") > 0
+        _same(mask.shape, frames.shape[:3], "mask")
+        for f, shape in enumerate(mask):
+            shape = _resized(shape, cells[0] * size[0], cells[1] * size[1])
+            _outline(axes, shape, (t + 1) * step[1], f * step[0], thin=0.6)
 
 
 def _peaks(axes, values, norm, size, step):
@@ -311,6 +331,41 @@ def explanations(frame, rows, agreement=None, title=None):
             0.06 / figure.get_figheight(),
             "below a map: its rank correlation with the last one",
         )
+    return figure
+
+
+@_styled
+def pointed(frames, maps, masks, notes, title=None):
+    """Where a model pointed for one word of each clip: a frame, and beside it the map of that word on it.
+
+    The thing that the word names is outlined, an x marks its centre, a + the strongest cell.
+
+    frames: C times [3, H, W]. maps: C times [h, w]. masks: C times boolean [H, W]. notes: a text below each clip.
+    """
+    frames = [_frames(frame, "frame", "3 H W") for frame in _some(frames, "frames")]
+    columns = min(3, len(frames))
+    tile = min(1.6, (WIDTH - 0.3) / columns / 2 - 0.1)
+    rows, block = -(-len(frames) // columns), tile * frames[0].shape[0] / frames[0].shape[1] + 0.45
+    figure = _figure((2 * tile + 0.3) * columns + 0.1, rows * block + 0.1, "Pointing", title, None)
+    for k, (frame, values, mask, note) in enumerate(zip(frames, maps, masks, notes, strict=True)):
+        row, column = divmod(k, columns)
+        axes = _place(figure, 0.1 + column * (2 * tile + 0.3), 0.08 + row * block, 2 * tile, block - 0.45)
+        values, mask = _array(values, "map", "h w"), _array(mask, "mask", "H W") > 0
+        _same(mask.shape, frame.shape[:2], "mask")
+        size = _cell(values, frame)
+        over = _overlay(frame, values, _amounts(values), AMOUNT)
+        high, wide = over.shape[:2]
+        _bare(axes)
+        axes.imshow(_mosaic([[_resized(frame, high, wide), over]], 2), interpolation="antialiased")
+        shape = _resized(mask, high, wide)
+        _outline(axes, shape, wide + 2)
+        r, c = np.unravel_index(values.argmax(), values.shape)
+        y, x = (np.mean(at) for at in np.nonzero(shape)) if shape.any() else (np.nan, np.nan)
+        strongest = (c + 0.5) * size[1] - 0.5, (r + 0.5) * size[0] - 0.5
+        for (left, top), mark in ((strongest, "+"), ((x, y), "x")):
+            axes.plot(left + wide + 2, top, mark, color="black", markersize=11, markeredgewidth=4)
+            axes.plot(left + wide + 2, top, mark, color="white", markersize=10, markeredgewidth=2)
+        axes.set_xlabel(note, fontsize=9)
     return figure
 
 

@@ -63,6 +63,19 @@ class Canvas:
         self.pen.rectangle(outer, outline="white", width=thickness + 2)
         self.pen.rectangle(box, outline="black", width=thickness)
 
+    def outline(self, mask, left, top, width, height):
+        """A black line around a mask [H, W] that fills the place, a white one outside it."""
+        mask = np.pad(_resized(mask, round(height), round(width)), 3)
+        rings = [mask]
+        for _ in range(3):
+            last = rings[-1]
+            rings.append(
+                last | np.roll(last, 1, 0) | np.roll(last, -1, 0) | np.roll(last, 1, 1) | np.roll(last, -1, 1)
+            )
+        for ring, colour in ((rings[3] & ~rings[2], "white"), (rings[2] & ~rings[1], "black")):
+            ring = Image.fromarray(ring[3:-3, 3:-3])
+            self.image.paste(colour, (round(left), round(top)), ring)
+
     def peak(self, values, left, top, width, height):
         """A square around the strongest cell of a map [h, w] that fills the place."""
         r, c = np.unravel_index(values.argmax(), values.shape)
@@ -89,19 +102,23 @@ def _small(frame, side):
     return _resized(frame, round(shrink * frame.shape[0]), round(shrink * frame.shape[1]))
 
 
-def word_card(frames, word, maps, notes=None, limit=None, difference=True):
+def word_card(frames, word, maps, notes=None, difference=True, mask=None):
     """One word of a caption in full: a row for each model, a column for each frame, and their difference below.
 
+    Each row has a scale of its own, up to its largest value, which stands beside it.
+
     frames: [F, 3, H, W]. maps: label -> attention [F, h, w]. notes: label -> a text below its name.
-    limit: the largest value of the scale, so that it stays the same from word to word.
     difference: first minus second, when there are exactly two maps on one grid; + and - mark its strong cells.
+    mask: boolean [F, H, W], the thing that the word names, outlined in the rows of the models.
     """
     frames = _frames(frames)
     rows = {label: _array(values, f"attention of {label}", "F h w") for label, values in maps.items()}
     for label, values in rows.items():
         _same(values.shape[:1], frames.shape[:1], f"the frames of {label}")
-    top = _amounts(*rows.values()) if limit is None else _amounts(np.array([limit]))
-    panels = [(label, values, top, AMOUNT) for label, values in rows.items()]
+    if mask is not None:
+        mask = _array(mask, "mask", "F H W") > 0
+        _same(mask.shape, frames.shape[:3], "mask")
+    panels = [(label, values, _amounts(values), AMOUNT) for label, values in rows.items()]
     pair = list(rows.values())
     if difference and len(pair) == 2 and pair[0].shape == pair[1].shape:
         panels.append(("difference", pair[0] - pair[1], _around_zero(pair[0] - pair[1]), DIFFERENCE))
@@ -119,11 +136,13 @@ def word_card(frames, word, maps, notes=None, limit=None, difference=True):
             canvas.tile(_overlay(_small(frame, SIDE), values[f], norm, cmap), x, y, SIDE, high)
             if cmap == DIFFERENCE:
                 _plus_and_minus(canvas, values[f], norm.vmax, x, y, SIDE, high)
+            elif mask is not None:
+                canvas.outline(mask[f], x, y, SIDE, high)
         if cmap == AMOUNT:
             f = values.max((1, 2)).argmax()
             canvas.peak(values[f], 150 + (SIDE + 8) * f, y, SIDE, high)
-        if k == 0 or cmap == DIFFERENCE:
-            canvas.bar(norm, cmap, 150 + (SIDE + 8) * len(frames) + 4, y, high, "\u221a" if k == 0 else "")
+        name = "\u221a scale" if cmap == AMOUNT else ""
+        canvas.bar(norm, cmap, 150 + (SIDE + 8) * len(frames) + 4, y, high, name)
     return canvas.png()
 
 
@@ -169,7 +188,7 @@ def head_card(frame, word, maps, layer, head, note=""):
     canvas.tile(_overlay(_small(frame, 280), chosen, norm, AMOUNT), x, 62, 280)
     canvas.peak(chosen, x, 62, 280, 280)
     canvas.text(x, 56, f"layer {layer}, head {head}: {share[layer, head]:.0%} on this frame", 13, True, "ls")
-    canvas.bar(norm, AMOUNT, x + 292, 62, 280, "\u221a")
+    canvas.bar(norm, AMOUNT, x + 292, 62, 280, "\u221a scale")
     return canvas.png()
 
 

@@ -75,8 +75,8 @@ def _strip(axes, clip, length, mask, smoothing):
             _outline(axes, shape, f * (width + gap))
 
 
-def _outline(axes, mask, left, margin=2):
-    """A line around a mask [H, W], `margin` pixels outside it so that thin shapes stay visible."""
+def _outline(axes, mask, left, top=0, margin=2, thin=1.0):
+    """A line around a mask [H, W], `margin` pixels outside it so that thin shapes stay visible; thin: its scale."""
     if not mask.any():
         return
     side = 2 * margin + 1
@@ -85,4 +85,4 @@ def _outline(axes, mask, left, margin=2):
     wide = np.pad(wide[margin:-margin, margin:-margin], 1).astype(float)  # padding closes lines at the border
     y, x = (np.arange(n) - 1 for n in wide.shape)
     for colour, thickness in (("white", 2.6), ("black", 1.0)):
-        axes.contour(x + left, y, wide, [0.5], colors=colour, linewidths=thickness)
+        axes.contour(x + left, y + top, wide, [0.5], colors=colour, linewidths=thin * thickness)

@@ -77,6 +77,16 @@ def png(figure: Figure) -> bytes:
     return small.getvalue()
 
 
+def animation(figures, milliseconds=900) -> bytes:
+    """Figures of one size one after the other, for ever, as an animated PNG; the last one stays three times as long."""
+    images = [Image.open(io.BytesIO(png(figure))).convert("RGB") for figure in _some(figures, "figures")]
+    palette = images[-1].quantize(64, method=Image.Quantize.MAXCOVERAGE, dither=0)
+    images = [image.quantize(palette=palette, dither=0) for image in images]
+    out, times = io.BytesIO(), [milliseconds] * (len(images) - 1) + [3 * milliseconds]
+    images[0].save(out, "PNG", save_all=True, append_images=images[1:], duration=times, loop=0)
+    return out.getvalue()
+
+
 def _styled(function):
     """Let `function` return a picture in this module's style, laid out once and for all."""
 
@@ -167,17 +177,23 @@ def _cell(values, photo):
 def _overlay(photo, values, norm, cmap):
     """A map [h, w] as cells over a grey photo [H, W, 3]; RGB in [0, 1].
 
-    Opacity grows with the value. The photo keeps to the dark half under amounts, whose large values are bright,
-    and to the bright half under differences, whose large values are dark.
+    Opacity grows with the value. Under amounts, whose large values are bright, a bright photo is darkened and a dark
+    one stays as it is; under differences, whose large values are dark, a photo keeps to the bright half.
     """
     size = _cell(values, photo)
     grey = _resized(photo, values.shape[0] * size[0], values.shape[1] * size[1]) @ LUMA
     position = np.asarray(norm(values), dtype=float)
     strength = np.abs(2 * position - 1) if cmap == DIFFERENCE else position
-    grey = 0.55 + 0.45 * grey[..., None] if cmap == DIFFERENCE else 0.5 * grey[..., None]
+    grey = 0.55 + 0.45 * grey[..., None] if cmap == DIFFERENCE else _darkened(grey)[..., None]
+    opacity = 0.15 + 0.7 * np.sqrt(strength) if cmap == DIFFERENCE else 0.9 * strength
     cells = np.ones((*size, 1))
-    alpha = np.kron((0.15 + 0.7 * np.sqrt(strength))[..., None], cells)
+    alpha = np.kron(opacity[..., None], cells)
     return alpha * np.kron(mpl.colormaps[cmap](position)[..., :3], cells) + (1 - alpha) * grey
+
+
+def _darkened(grey):
+    """A grey photo of a mean brightness of at most a quarter, unless it is nearly white."""
+    return grey * np.clip(0.25 / max(grey.mean(), 1e-9), 0.4, 1.0)
 
 
 def _resized(photo, height, width):

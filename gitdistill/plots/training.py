@@ -27,7 +27,8 @@ from gitdistill.plots.style import (
 def curves(logs, log=(), levels=None, xlabel="step", ylabel="", title=None):
     """Training curves: a line style and a mark for each run or term.
 
-    logs: label -> (steps, values), or panel -> (label -> (steps, values)).
+    logs: label -> (steps, values), or panel -> (label -> (steps, values)). A value may be (mean, low, high): a bar is
+        drawn from low to high.
     log: True, or the panels whose vertical axis is logarithmic.
     levels: horizontal lines to compare with, e.g. the teacher's score; label -> value, or panel -> such a dict.
     ylabel: what a single panel measures; several panels say it in their titles.
@@ -84,6 +85,9 @@ def _log_axis(axes):
 
 def _curve(axes, label, steps, values, k):
     steps, values = _array(steps, "steps", "n"), np.asarray(values, dtype=float)
+    if values.ndim == 2 and values.shape[1] == 3:
+        values, *ends = values.T
+        axes.vlines(steps, *ends, color=OKABE_ITO[k % len(OKABE_ITO)], linewidth=5, alpha=0.3)
     _same(values.shape, steps.shape, f"values of {label}")
     every = max(1, len(steps) // 6)
     offset = min(k * every // 4, max(len(steps) - 1, 0))  # marks of different curves stand apart
