@@ -131,7 +131,7 @@ def _named(axes, frames, masks, cells, step):
         _same(mask.shape, frames.shape[:3], "mask")
         for f, shape in enumerate(mask):
             shape = _resized(shape, cells[0] * size[0], cells[1] * size[1])
-            _outline(axes, shape, (t + 1) * step[1], f * step[0], thin=0.6)
+            _outline(axes, shape, (t + 1) * step[1], f * step[0], margin=3, thin=0.6)
 
 
 def _peaks(axes, values, norm, size, step):
@@ -358,7 +358,7 @@ def pointed(frames, maps, masks, notes, title=None):
         _bare(axes)
         axes.imshow(_mosaic([[_resized(frame, high, wide), over]], 2), interpolation="antialiased")
         shape = _resized(mask, high, wide)
-        _outline(axes, shape, wide + 2)
+        _outline(axes, shape, wide + 2, thin=0.6)
         r, c = np.unravel_index(values.argmax(), values.shape)
         y, x = (np.mean(at) for at in np.nonzero(shape)) if shape.any() else (np.nan, np.nan)
         strongest = (c + 0.5) * size[1] - 0.5, (r + 0.5) * size[0] - 0.5

@@ -164,8 +164,8 @@ def ribbon(rows, title=None):
     rows: search -> (the teacher's T words, the student's words, probabilities [T] in [0, 1]).
     """
     longest = max(max(len(first), len(second)) for first, second, _ in _some(rows, "rows").values())
-    cell = min(0.95, (WIDTH - 2.8) / longest)
-    figure = _figure(2.8 + cell * longest, 1.05 * len(rows) + 0.3, "Decoding ribbon", title, None)
+    cell = min(0.95, (WIDTH - 3.0) / longest)
+    figure = _figure(3.0 + cell * longest, 1.05 * len(rows) + 0.3, "Decoding ribbon", title, None)
     axes = _place(figure, 1.75, 0.15, cell * longest, 1.05 * len(rows))
     axes.set(xlim=(0, longest), ylim=(1.05 * len(rows), 0))
     _bare(axes)
