@@ -21,6 +21,7 @@ from gitdistill.data.module import glyph_tokenizer
 from gitdistill.hooks import record
 from gitdistill.model.encoders import EMBEDDED, TinyVIT
 from gitdistill.model.git import GenerativeImageTextModel
+from gitdistill.model.pixels import area_means
 from gitdistill.optim import MuonAdamW, warmup_cosine
 from gitdistill.trainer import CaptionTrainer
 
@@ -67,7 +68,7 @@ def cell_truth(masks: Tensor, scenes: list, grid: tuple[int, int], least: float 
     x and y of its centre, width and height, in image widths. Its place in the picture, not in the cell: GIT's
     decoder adds no positions, so what the image encoder does not tell of where things are, no caption can.
     """
-    share = F.adaptive_avg_pool2d(masks.float().flatten(0, 1), grid).unflatten(0, masks.shape[:2])
+    share = area_means(masks.float(), grid)
     cover, owner = share.max(dim=1)  # (B, F, h, w)
     shown = cover > least
     truth = {}
