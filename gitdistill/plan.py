@@ -27,6 +27,7 @@ from gitdistill.model.encoders import TinyVIT
 from gitdistill.model.git import GenerativeImageTextModel
 from gitdistill.model.student import StudentCandidateV1
 from gitdistill.optim import split_parameters
+from gitdistill.pairs import image_layer
 
 FLOAT, HALF = 4, 2  # bytes
 
@@ -209,7 +210,7 @@ def step(run: Run, teacher: nn.Module, student: nn.Module):
     side, frames = teacher.config.vision_config.image_size, (run.batch, run.frames, 3)
     tokens = torch.zeros(run.batch * run.captions, run.tokens, dtype=torch.long, device="meta")
     clips = torch.zeros(*frames, side, side, device="meta")
-    path = f"layers.{max(0, len(teacher.layers) - 2)}"
+    path = image_layer(teacher)
     with torch.no_grad(), FlopCounterMode(display=False) as asked, record(teacher, [path]) as seen:
         logits = teacher(clips, tokens).logits
     cells = as_cells(seen[path][0], run.batch * run.frames)

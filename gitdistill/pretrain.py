@@ -23,6 +23,7 @@ from gitdistill.model.encoders import EMBEDDED, TinyVIT
 from gitdistill.model.git import GenerativeImageTextModel
 from gitdistill.model.pixels import area_means
 from gitdistill.optim import MuonAdamW, warmup_cosine
+from gitdistill.pairs import image_layer
 from gitdistill.trainer import CaptionTrainer
 
 KINDS = {
@@ -221,7 +222,7 @@ class TeacherTrainer(CaptionTrainer):
         config = model.config
         self.seen = CellHeads(config.vision_config.hidden_size, ("symbol", "colour"))
         self.understood = CellHeads(config.hidden_size, tuple(KINDS))
-        self.layer = f"layers.{len(model.layers) - 2}"
+        self.layer = image_layer(model)
         for embedding in model.temporal:
             if not embedding.any():  # zeros cannot tell one frame from the next: motion is learned much later
                 nn.init.normal_(embedding, std=0.5)
