@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from gitdistill.answers import as_cells
 from gitdistill.data.grammar import COLOURS, SYMBOLS
 from gitdistill.hooks import paths, record
+from gitdistill.model.pixels import area_means
 
 ON_THING = 0.04  # a cell shows a thing when at least this share of it does
 
@@ -257,7 +258,7 @@ def shuffled(model, seed: int = 0):
 
 def cells_of(mask: Tensor, grid: tuple[int, int]) -> Tensor:
     """Boolean [F, h, w]: the cells that show a thing of mask [F, H, W]."""
-    return F.adaptive_avg_pool2d(mask.float(), grid) >= ON_THING
+    return area_means(mask.float(), grid) >= ON_THING
 
 
 def pointing(attention: Tensor, cells: Tensor) -> float:

@@ -33,6 +33,7 @@ from gitdistill.processes import rank_and_world, wait_for_all
 FORMAT = 1
 TELL_EVERY = 10.0  # seconds
 DONE = "done.npy"  # a checksum of each clip's numbers, 0 for one that is still to do
+KEPT_WORDS = 8  # a token's likeliest ones
 CHUNK = 256  # clips that are read at once
 
 
@@ -81,7 +82,7 @@ class TeacherCache:
         teacher,
         data,
         wants: Wants,
-        k: int = 8,
+        k: int = KEPT_WORDS,
         dtype: str = "float16",
         feature_dtype: str = "int8",
         teacher_dtype: str = "float32",

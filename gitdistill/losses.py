@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gitdistill.model.pixels import area_means
+
 
 def cross_entropy(logits: Tensor, tokens: Tensor, pad_id: int, smoothing: float = 0.0) -> Tensor:
     """Cross-entropy of captions, each token predicted from those before it; nats per token.
@@ -276,7 +278,7 @@ def align_grid(features: Tensor, grid_from: tuple[int, int], grid_to: tuple[int,
         return features
     maps = _wide(features).transpose(1, 2).unflatten(2, grid_from)  # [B, D, h, w]
     shrunk = (min(height, grid_to[0]), min(width, grid_to[1]))
-    maps = F.interpolate(maps, size=shrunk, mode="area")
+    maps = area_means(maps, shrunk)
     maps = F.interpolate(maps, size=tuple(grid_to), mode="bilinear", align_corners=False)
     return maps.flatten(2).transpose(1, 2)
 

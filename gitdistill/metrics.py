@@ -17,7 +17,8 @@ RECALLED = ("object", "colour", "motion")
 def normalise(text: str) -> str:
     """Lower case, punctuation to spaces, single spaces: how every caption is split into words here.
 
-    The usual scripts call the PTB tokenizer, which needs Java. On plain sentences the words are the same.
+    The usual scripts call the PTB tokenizer, which needs Java. The words are the same but for those
+    with an apostrophe, a hyphen or a point inside: of "it's" it makes "it 's", this function "it s".
     """
     return " ".join(re.sub(r"[^\w\s]", " ", text.lower()).split())
 

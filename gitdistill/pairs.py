@@ -59,10 +59,14 @@ def stage_pairs(teacher: GenerativeImageTextTeacher, student: nn.Module) -> dict
     }
 
 
+def image_layer(git: nn.Module) -> str:
+    """Module path of GIT's last layer whose image rows go anywhere: the last but one, or its only one."""
+    return f"layers.{max(0, len(git.layers) - 2)}"
+
+
 def pairs_of(teacher: GenerativeImageTextTeacher, student: nn.Module, features) -> list[Pair]:
     """What `DistillationTrainer` can compare; see its weights."""
-    count = len(teacher.model.layers)
-    last, above = f"model.layers.{count - 1}", f"model.layers.{max(0, count - 2)}"
+    last, above = f"model.layers.{len(teacher.model.layers) - 1}", f"model.{image_layer(teacher.model)}"
     mine = f"layers.{len(getattr(student, 'layers', [])) - 1}"
     if features == "stages":
         features = stage_pairs(teacher, student)

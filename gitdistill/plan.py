@@ -20,15 +20,16 @@ from transformers import GitConfig
 
 from gitdistill import losses
 from gitdistill.answers import as_cells
+from gitdistill.cache import KEPT_WORDS
 from gitdistill.hooks import record
 from gitdistill.model import checkpoints, files
 from gitdistill.model.encoders import TinyVIT
 from gitdistill.model.git import GenerativeImageTextModel
 from gitdistill.model.student import StudentCandidateV1
 from gitdistill.optim import split_parameters
+from gitdistill.pairs import image_layer
 
 FLOAT, HALF = 4, 2  # bytes
-KEPT_WORDS = 8  # a token's likeliest words in a teacher's cache
 
 
 @dataclass(frozen=True)
@@ -71,11 +72,12 @@ def main(arguments: list[str]) -> int:
 def described(arguments: list[str]) -> Run:
     """The run that the command's arguments describe."""
     options = parser().parse_args(arguments)
-    run = read_run(options.config) if options.config else Run()
+    names = {known.name for known in fields(Run)}
+    given = {k: v for k, v in vars(options).items() if k in names and v is not None}
+    run = read_run(options.config, **given) if options.config else Run(**given)
     if options.backbone:
         run = replace(run, student=run.student | {"backbone": options.backbone})
-    names = {known.name for known in fields(Run)}
-    return replace(run, **{k: v for k, v in vars(options).items() if k in names and v is not None})
+    return run
 
 
 def parser() -> argparse.ArgumentParser:
@@ -90,7 +92,7 @@ def parser() -> argparse.ArgumentParser:
         "batch": "clips a step and device",
         "captions": "of a clip in a step",
         "tokens": "of a caption (default: 20)",
-        "clips": "to train on (default: 100,000)",
+        "clips": "to train on (default without a configuration: 100,000)",
         "told": "captions that a clip has (default: 5)",
         "steps": "as if on one device; with n devices there are n times fewer",
         "devices": "on all machines together",
@@ -108,8 +110,11 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
-def read_run(path: Path) -> Run:
-    """What a configuration of `fit` says; ValueError unless it is a `DistillationTrainer`'s."""
+def read_run(path: Path, **given) -> Run:
+    """What a configuration of `fit` says, but for what is `given`.
+
+    ValueError unless it is a `DistillationTrainer`'s, and says or is given how many clips and steps there are.
+    """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no configuration {path}")
@@ -120,20 +125,31 @@ def read_run(path: Path) -> Run:
     model = said.get("model") if isinstance(said, dict) else None
     if not isinstance(model, dict) or not str(model.get("class_path")).endswith("DistillationTrainer"):
         raise ValueError(f"{path} configures no DistillationTrainer")
-    model, data, trainer = model["init_args"], said["data"].get("init_args", {}), said["trainer"]
-    student = model["student"]["init_args"]
+    try:
+        model, trainer = model["init_args"], said.get("trainer") or {}
+        data = (said.get("data") or {}).get("init_args") or {}
+        teacher, student = model["teacher"], model["student"]["init_args"]
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{path} tells teacher and student not as fit reads them: {error!r}") from None
+    steps = trainer.get("max_steps")
     found = {
+        "teacher": teacher,
+        "student": student,
         "frames": data.get("frames", student.get("frames", 4)),
         "batch": data.get("batch_size", 32),
         "captions": data.get("captions_per_clip", 1),
-        "clips": data.get("train_clips") or Run.clips,
-        "steps": trainer["max_steps"],
+        "clips": data.get("train_clips"),  # files do not say, and a stream has no end
+        "steps": None if steps == -1 else steps,  # as Lightning writes it where epochs are counted
         "mixed": "mixed" in str(trainer.get("precision", "")),
         "teacher_half": model.get("teacher_dtype", "float32") != "float32",
         "cached": model.get("cache") is not None,  # what a run saved of itself says null
         "muon": model.get("muon", True),
     }
-    return Run(teacher=model["teacher"], student=student, **found)
+    found |= given
+    for name in ("clips", "steps"):
+        if found[name] is None:
+            raise ValueError(f"{path} does not say how many {name} there are: give --{name}")
+    return Run(**found)
 
 
 def teacher_config(name: str) -> GitConfig:
@@ -194,7 +210,7 @@ def step(run: Run, teacher: nn.Module, student: nn.Module):
     side, frames = teacher.config.vision_config.image_size, (run.batch, run.frames, 3)
     tokens = torch.zeros(run.batch * run.captions, run.tokens, dtype=torch.long, device="meta")
     clips = torch.zeros(*frames, side, side, device="meta")
-    path = f"layers.{max(0, len(teacher.layers) - 2)}"
+    path = image_layer(teacher)
     with torch.no_grad(), FlopCounterMode(display=False) as asked, record(teacher, [path]) as seen:
         logits = teacher(clips, tokens).logits
     cells = as_cells(seen[path][0], run.batch * run.frames)

@@ -21,7 +21,9 @@ from gitdistill.data.module import glyph_tokenizer
 from gitdistill.hooks import record
 from gitdistill.model.encoders import EMBEDDED, TinyVIT
 from gitdistill.model.git import GenerativeImageTextModel
+from gitdistill.model.pixels import area_means
 from gitdistill.optim import MuonAdamW, fit_steps, warmup_cosine
+from gitdistill.pairs import image_layer
 from gitdistill.trainer import CaptionTrainer
 
 KINDS = {
@@ -67,7 +69,7 @@ def cell_truth(masks: Tensor, scenes: list, grid: tuple[int, int], least: float 
     x and y of its centre, width and height, in image widths. Its place in the picture, not in the cell: GIT's
     decoder adds no positions, so what the image encoder does not tell of where things are, no caption can.
     """
-    share = F.adaptive_avg_pool2d(masks.float().flatten(0, 1), grid).unflatten(0, masks.shape[:2])
+    share = area_means(masks.float(), grid)
     cover, owner = share.max(dim=1)  # (B, F, h, w)
     shown = cover > least
     truth = {}
@@ -220,7 +222,7 @@ class TeacherTrainer(CaptionTrainer):
         config = model.config
         self.seen = CellHeads(config.vision_config.hidden_size, ("symbol", "colour"))
         self.understood = CellHeads(config.hidden_size, tuple(KINDS))
-        self.layer = f"layers.{len(model.layers) - 2}"
+        self.layer = image_layer(model)
         for embedding in model.temporal:
             if not embedding.any():  # zeros cannot tell one frame from the next: motion is learned much later
                 nn.init.normal_(embedding, std=0.5)

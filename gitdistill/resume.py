@@ -13,7 +13,9 @@ from gitdistill.processes import gather, rank_and_world
 
 class ExactResume(Callback):
     """Lets a fit that is continued by as many processes end with the weights of one that was never interrupted:
-    keeps torch's random numbers, of each process its own, in checkpoints, and begins epochs where they begin."""
+    keeps torch's random numbers, of each process its own, in checkpoints, and begins epochs where they begin.
+
+    Exactly so on the CPU. On CUDA sums may round otherwise from run to run, and MPS's random numbers are not kept."""
 
     _kept = None
 

@@ -5,7 +5,7 @@ import pytorch_lightning as pl
 import torch
 from transformers import AutoTokenizer, BertTokenizerFast
 
-from gitdistill.data.glyphs import STEPS, content_bucket
+from gitdistill.data.glyphs import HELD_OUT, STEPS, content_bucket
 from gitdistill.data.grammar import KINDS, facts, words
 from gitdistill.data.module import STREAM_EPOCH, GlyphData, encode, glyph_tokenizer
 
@@ -177,8 +177,8 @@ def test_validation_and_test_batches():
         (batch,) = loader
         assert len(batch["tokens"]) == len(batch["scenes"]) == size
         assert texts(batch, data.tokenizer) == [row[0] for row in batch["references"]]
-        pairs = [(scene.things[0].colour, scene.things[0].symbol) for scene in batch["scenes"]]
-        assert len(pairs) == size
+        pairs = {(scene.things[0].colour, scene.things[0].symbol) for scene in batch["scenes"]}
+        assert pairs <= HELD_OUT if loader is unseen else not pairs & HELD_OUT
     assert all(80 <= content_bucket(scene.things) < 90 for scene in next(iter(val))["scenes"])
 
 

@@ -466,6 +466,14 @@ def test_align_grid_of_the_same_grid_changes_nothing():
     assert torch.equal(losses.align_grid(tokens, (2, 3), (2, 3)), tokens)
 
 
+def test_align_grid_needs_no_adaptive_pooling(monkeypatch):
+    """Which MPS knows only for grids that divide each other."""
+    tokens = torch.randn(2, 28 * 28, 3)
+    maps = torch.nn.functional.adaptive_avg_pool2d(tokens.transpose(1, 2).unflatten(2, (28, 28)), (16, 16))
+    monkeypatch.setattr(torch.nn.functional, "adaptive_avg_pool2d", None)
+    torch.testing.assert_close(losses.align_grid(tokens, (28, 28), (16, 16)), maps.flatten(2).transpose(1, 2))
+
+
 # --- half precision
 
 

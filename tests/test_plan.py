@@ -157,8 +157,24 @@ def test_configurations_that_are_none_and_what_a_run_saved_of_itself(tmp_path):
     assert not plan.read_run(path).cached
 
 
+def test_what_a_configuration_does_not_say(tmp_path):
+    """Is asked for in one line, unless it is given."""
+    path, said = tmp_path / "a.yaml", yaml.safe_load((CONFIGS / "coco.yaml").read_text())
+    for steps in ({"max_epochs": 3}, {"max_steps": -1, "max_epochs": 3}):
+        path.write_text(yaml.safe_dump(said | {"trainer": steps}))
+        with pytest.raises(ValueError, match=r"a.yaml does not say how many steps there are: give --steps$"):
+            plan.described(["--config", str(path), "--clips", "9"])
+        assert plan.described(["--config", str(path), "--clips", "9", "--steps", "8"]).steps == 8
+    with pytest.raises(ValueError, match=r"coco.yaml does not say how many clips there are: give --clips$"):
+        plan.read_run(CONFIGS / "coco.yaml")
+    del said["model"]["init_args"]["teacher"]
+    path.write_text(yaml.safe_dump(said))
+    with pytest.raises(ValueError, match="a.yaml tells teacher and student not as fit reads them: .*teacher"):
+        plan.read_run(path)
+
+
 def test_the_command_reads_configurations(monkeypatch, capsys):
-    run = plan.read_run(CONFIGS / "msrvtt.yaml")
+    run = plan.read_run(CONFIGS / "msrvtt.yaml", clips=6513)
     assert (run.frames, run.batch, run.captions, run.mixed, run.teacher_half) == (6, 16, 2, True, True)
     assert run.student["width"] == 384 and run.steps == 40_000 and not run.cached
     monkeypatch.setattr(
@@ -182,3 +198,20 @@ def test_the_command_reads_configurations(monkeypatch, capsys):
         with pytest.raises(SystemExit) as stopped:
             __main__.main()
         assert message in stopped.value.code
+
+
+def test_published_commands_warm_up_briefly_and_validate_to_the_end():
+    """A rate that has come down is worth nothing if the last validation, which chooses what is kept, is before."""
+    text = (CONFIGS / "README.md").read_text().replace("\\\n", " ")
+    commands = [line.partition("gitdistill fit ")[2].split() for line in text.splitlines() if "`" not in line]
+    commands = [words for words in commands if words]
+    assert len(commands) == 5
+    for words in commands:
+        given = dict(zip(words[::2], words[1::2]))
+        said = yaml.safe_load((ROOT / given["--config"]).read_text())
+        trainer, model, data = said["trainer"], said["model"]["init_args"], said["data"]["init_args"]
+        steps = int(given.get("--trainer.max_steps", trainer["max_steps"]))
+        every = given.get("--trainer.val_check_interval", trainer.get("val_check_interval"))
+        every = int(every or -(-data["train_clips"] // data.get("batch_size", 32)))  # an epoch
+        warmup = int(given.get("--model.init_args.warmup", model.get("warmup", 50)))
+        assert steps % every == 0 and warmup < steps / 5, words

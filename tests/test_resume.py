@@ -121,7 +121,7 @@ def test_an_epoch_is_not_continued_with_other_batches():
     next(iter(loader))
     state = loader.state_dict()
     assert isinstance(loader, ClipLoader) and state["batches"] == 1
-    with pytest.raises(ValueError, match="of was 3 and is 4, use the same settings|of was 3 and is 4"):
+    with pytest.raises(ValueError, match="of was 3 and is 4.*use the same settings"):
         data(7).train_dataloader().load_state_dict(state)
 
 

@@ -58,6 +58,19 @@ def resize(frames: Tensor, size: int, longest: float) -> Tensor:
     return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2)
 
 
+def area_means(maps: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Maps [..., H, W] as [..., *grid], each cell the mean of the pixels that it covers or touches.
+
+    The numbers of `adaptive_avg_pool2d`, which on MPS knows no grid that does not divide the map
+    (https://github.com/pytorch/pytorch/issues/96056).
+    """
+    for dim, cells in zip((-2, -1), grid):
+        size = maps.shape[dim]
+        spans = [(k * size // cells, -(-(k + 1) * size // cells)) for k in range(cells)]
+        maps = torch.stack([maps.narrow(dim, a, b - a).mean(dim) for a, b in spans], dim)
+    return maps
+
+
 def fitted(height: int, width: int, size: int, longest: float) -> tuple[int, int]:
     """Height and width of a picture whose shorter side becomes `size`, proportions kept.
 
