@@ -9,13 +9,14 @@ from gitdistill.plots.style import GREY, OKABE_ITO, _array, _bars, _count, _figu
 
 
 @_styled
-def token_mask(mask, groups, labels=None, title=None):
+def token_mask(mask, groups, labels=None, title=None, axes=("looks", "is looked at"), verb="sees"):
     """Who sees whom: one row a token that looks, one column a token that is looked at.
 
     mask: boolean [Q, S], True may be seen; Q = S, or the last Q of the S tokens look.
     groups: blocks of tokens in order, as (name, count) pairs that add up to S; e.g. image and text in GIT
         (https://arxiv.org/abs/2205.14100). Each pair of blocks is bracketed, and named by what its cells hold.
     labels: a text for each of the S tokens, drawn when they fit (up to 40).
+    axes, verb: what rows and columns are, and what a row does to the columns it is true for.
     """
     mask = _array(mask, "mask", "Q S").astype(bool)
     looking, seen = mask.shape
@@ -23,10 +24,11 @@ def token_mask(mask, groups, labels=None, title=None):
     if ends[-1] != seen or looking > seen:
         raise ValueError(f"groups hold {ends[-1]} tokens, but mask is {list(mask.shape)}")
     figure = _figure(7.5, 1.0 + 5.0 * looking / seen, "Attention mask", title)
+    down, along = axes
     axes = figure.subplots()
     colours = ListedColormap(["white", OKABE_ITO[5]])
     axes.imshow(mask, cmap=colours, vmin=0, vmax=1, extent=(0, seen, seen, seen - looking))
-    axes.set(xlabel="is looked at", ylabel="looks", xlim=(0, seen), ylim=(seen, seen - looking))
+    axes.set(xlabel=along, ylabel=down, xlim=(0, seen), ylim=(seen, seen - looking))
     axes.spines[:].set_visible(True)
     if seen <= 40:
         grid = {"color": "white", "linewidth": 0.8}
@@ -48,19 +50,19 @@ def token_mask(mask, groups, labels=None, title=None):
             place = {"xycoords": ("axes fraction", "data"), "va": "center", "rotation": 270}
             axes.annotate(name, (1.02, middle), **place)
             for left, right in zip(starts, ends):
-                _describe(axes, mask, (max(start, seen - looking), end), (left, right), seen - looking)
+                _describe(axes, mask, (max(start, seen - looking), end), (left, right), seen - looking, verb)
     return figure
 
 
-def _describe(axes, mask, rows, columns, offset):
+def _describe(axes, mask, rows, columns, offset, verb):
     """Write into one block what it lets through, if there is room."""
     block = mask[rows[0] - offset : rows[1] - offset, columns[0] : columns[1]]
     if block.shape[0] < 0.045 * mask.shape[1] or block.shape[1] < 0.15 * mask.shape[1]:
         return
     past = np.tril(np.ones_like(block), block.shape[1] - block.shape[0])
     causal = (block == past).all() and not block.all()
-    text = "sees itself\nand the past" if causal else "sees a part"
-    text = "sees all" if block.all() else text if block.any() else "sees nothing"
+    text = f"{verb} itself\nand the past" if causal else f"{verb} a part"
+    text = f"{verb} all" if block.all() else text if block.any() else f"{verb} nothing"
     x, y = (0.32, 0.8) if causal else (0.5, 0.5)  # the lower left of a triangle
     x, y = columns[0] + x * block.shape[1], rows[0] + y * block.shape[0]
     style = {"boxstyle": "round", "facecolor": "white", "edgecolor": GREY}
