@@ -25,7 +25,7 @@ from gitdistill.model.teacher import GenerativeImageTextTeacher
 from gitdistill.model.text import to_text
 from gitdistill.optim import MuonAdamW, fit_steps, warmup_cosine
 from gitdistill.pairs import Pair, pairs_of
-from gitdistill.processes import gather
+from gitdistill.processes import gather, on_any
 
 ATTENTION = "layers.*.cross_attention.softmax"  # the student's; the teacher's is in `gitdistill.answers`
 
@@ -46,7 +46,6 @@ class CaptionTrainer(pl.LightningModule):
     """
 
     split_names = ("test", "unseen")
-    explosion = 10.0  # a loss so many times the first one stops the training
 
     def __init__(
         self,
@@ -67,7 +66,6 @@ class CaptionTrainer(pl.LightningModule):
         self.freeze = freeze
         self.label_smoothing, self.max_length = label_smoothing, max_length
         self._heard = {}
-        self._first_loss = None
 
     def configure_optimizers(self):
         if self.muon:
@@ -99,14 +97,15 @@ class CaptionTrainer(pl.LightningModule):
     def training_step(self, batch: dict, index: int) -> Tensor:
         terms = self.losses(batch)
         total = sum(terms.values())
-        self.stop_if_lost(terms, total.item(), batch, index)
+        # Reading a number waits for a GPU to finish: there, only in steps that are logged.
+        if total.device.type == "cpu" or index % self.trainer.log_every_n_steps == 0:
+            self.check_loss(terms, total.item(), batch, index)
         self.log_dict({f"train/{name}": value.detach() for name, value in terms.items()})
         self.log("train/loss", total.detach(), prog_bar=True)
         return total
 
     def on_train_start(self) -> None:
         self.model.train()  # one that was loaded comes in eval mode, and Lightning leaves it so
-        self._first_loss = None
 
     def on_train_batch_start(self, batch: dict, index: int) -> None:
         if self.global_step < self.freeze:
@@ -124,18 +123,19 @@ class CaptionTrainer(pl.LightningModule):
         """The part of the model that sees: a student's backbone, GIT's image encoder."""
         return self.model.backbone if hasattr(self.model, "backbone") else self.model.image_encoder
 
-    def stop_if_lost(self, terms: dict, total: float, batch: dict, index: int) -> None:
-        """A ValueError that says when, where and which term, if the loss is no number or has exploded."""
-        if self._first_loss is None:
-            self._first_loss = max(total, 1.0)
-        if math.isfinite(total) and total <= self.explosion * self._first_loss:
+    def check_loss(self, terms: dict, total: float, batch: dict, index: int) -> None:
+        """A ValueError that says when, where and which term, if the loss is not finite; in all processes if it is
+        not in one, so that none waits for another."""
+        if not on_any(not math.isfinite(total), self.device):
             return
+        where = f"in step {self.global_step}, epoch {self.current_epoch}, batch {index}"
+        if math.isfinite(total):
+            raise ValueError(f"the loss of another process is not finite {where}")
         values = ", ".join(f"{name} {value.item():.4g}" for name, value in terms.items())
         clips = f", clips {batch['clip'].tolist()}" if "clip" in batch else ""
         raise ValueError(
-            f"the loss is {total:.4g} after {self._first_loss:.4g} at the start ({values}) in step "
-            f"{self.global_step}, epoch {self.current_epoch}, batch {index}{clips}: try a lower lr, a longer "
-            "warmup or gradient_clip_val"
+            f"the loss is {total:.4g} ({values}) {where}{clips}: try a lower lr, a longer warmup or "
+            "gradient_clip_val"
         )
 
     def validation_step(self, batch: dict, _) -> None:

@@ -9,7 +9,7 @@ import pytorch_lightning as pl
 import tiny
 import torch
 
-from gitdistill import losses
+from gitdistill import losses, processes
 from gitdistill.answers import CaptionFilter, as_cells
 from gitdistill.data.module import GlyphData
 from gitdistill.decoding import beam
@@ -202,22 +202,54 @@ def test_gradients_are_compared(batch):
     assert found["cosine/cross_entropy/kl"] == pytest.approx(cosine, abs=1e-4)
 
 
-def test_a_lost_loss_stops_with_the_batch_named(data, tmp_path):
-    class Lost(CaptionTrainer):
-        factor = float("nan")
+class Times(CaptionTrainer):
+    """Multiplies the loss of step 1."""
 
-        def losses(self, batch):
-            terms = super().losses(batch)
-            return {**terms, "odd": terms["cross_entropy"] * (self.factor if self.global_step == 1 else 0)}
+    factor = float("nan")
 
-    with pytest.raises(ValueError, match=r"^the loss is nan after .*odd nan\) in step 1, .*clips \[\d+,"):
-        fit(Lost(tiny.student()), data, tmp_path, max_steps=3)
-    Lost.factor = 100.0
-    with pytest.raises(ValueError, match="batch 1.*lower lr") as error:
-        fit(Lost(tiny.student()), data, tmp_path, max_steps=3)
+    def losses(self, batch):
+        terms = super().losses(batch)
+        return {**terms, "odd": terms["cross_entropy"] * (self.factor if self.global_step == 1 else 0)}
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_batch_named(data, tmp_path):
+    with pytest.raises(
+        ValueError, match=r"^the loss is nan \(.*odd nan\) in step 1, .*1, clips \[\d+,.*lower lr"
+    ) as error:
+        fit(Times(tiny.student()), data, tmp_path, max_steps=3)
     assert "\n" not in str(error.value)
-    Lost.factor = 5.0
-    fit(Lost(tiny.student()), data, tmp_path, max_steps=3)
+
+
+def test_a_loss_that_is_not_finite_elsewhere_stops_all_processes(batch, monkeypatch):
+    module = CaptionTrainer(tiny.student())
+    monkeypatch.setattr(processes, "rank_and_world", lambda: (0, 2))
+    for there in (0.0, 1.0):
+        monkeypatch.setattr(
+            processes.distributed, "all_reduce", lambda x, op, there=there: x.clamp_(min=there)
+        )
+        if there:
+            with pytest.raises(ValueError, match="^the loss of another process is not finite in step 0,"):
+                module.check_loss({}, 1.0, batch, 0)
+        else:
+            module.check_loss({}, 1.0, batch, 0)
+
+
+def test_a_large_loss_does_not_stop(data, tmp_path):
+    """A weight may grow: `Anneal`."""
+    module = Times(tiny.student())
+    module.factor = 1000.0
+    assert fit(module, data, tmp_path, max_steps=3).global_step == 3
+
+
+def test_a_gpu_is_waited_for_only_in_steps_that_are_logged(batch, monkeypatch):
+    module, checked = silent(CaptionTrainer(tiny.student())), []
+    module.trainer = pl.Trainer(accelerator="cpu", log_every_n_steps=4, **QUIET)
+    monkeypatch.setattr(module, "losses", lambda batch: {"some": torch.zeros((), device="meta")})
+    monkeypatch.setattr(torch.Tensor, "item", lambda self: 0.0)
+    monkeypatch.setattr(module, "check_loss", lambda *arguments: checked.append(arguments[-1]))
+    for index in range(9):
+        module.training_step(batch, index)
+    assert checked == [0, 4, 8]
 
 
 def test_the_teachers_own_captions_join_the_batch(batch):
