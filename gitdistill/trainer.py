@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gitdistill import losses, metrics
-from gitdistill.answers import CaptionFilter, Wants, ask, beside, speak, text_to_cells
+from gitdistill.answers import CaptionFilter, Wants, ask, beside, parse_dtype, speak, text_to_cells
 from gitdistill.cache import TeacherCache, is_finished
 from gitdistill.data.module import glyph_tokenizer
 from gitdistill.decoding import greedy
@@ -257,6 +257,7 @@ class DistillationTrainer(CaptionTrainer):
                 f"the student's vocabulary has {student.vocab_size} words and the teacher's {teacher.vocab_size}: "
                 "build the student with vocab_size=teacher.vocab_size"
             )
+        self._dtype = parse_dtype(teacher_dtype)
         self._teacher = (teacher,)  # a tuple hides it from nn.Module
         self.weights = {
             "cross_entropy": cross_entropy,
@@ -403,8 +404,7 @@ class DistillationTrainer(CaptionTrainer):
             numbers = torch.cat([batch["caption"].unflatten(0, (clips, -1)), numbers], dim=1)
             batch = {**batch, "caption": numbers.flatten()}
         else:
-            dtype = getattr(torch, self.teacher_dtype)
-            said, judged = speak(self.teacher, batch["frames"], count, self.max_length, dtype)
+            said, judged = speak(self.teacher, batch["frames"], count, self.max_length, self._dtype)
             said = self.caption_filter.apply(said, judged, pad)
         return {**batch, "tokens": beside(own, said, pad).flatten(0, 1)}, own.shape[1]
 
@@ -427,7 +427,7 @@ class DistillationTrainer(CaptionTrainer):
         if not self.wants.names():
             return {}
         if self._cache is None:
-            return ask(self.teacher, frames, tokens, self.wants, getattr(torch, self.teacher_dtype))
+            return ask(self.teacher, frames, tokens, self.wants, self._dtype)
         return self._opened().read(batch["clip"], batch["caption"], tokens, self.wants)
 
     def _opened(self) -> TeacherCache:

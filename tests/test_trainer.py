@@ -10,7 +10,8 @@ import tiny
 import torch
 
 from gitdistill import losses, processes
-from gitdistill.answers import CaptionFilter, as_cells
+from gitdistill.answers import CaptionFilter, Wants, as_cells
+from gitdistill.cache import TeacherCache
 from gitdistill.data.module import GlyphData
 from gitdistill.decoding import beam
 from gitdistill.export import as_stored, export_run, training_log
@@ -502,6 +503,13 @@ def test_the_teacher_can_answer_in_bfloat16(batch):
     torch.testing.assert_close(terms[1]["cross_entropy"], terms[0]["cross_entropy"])
     assert terms[1]["kl"] != terms[0]["kl"] and terms[1]["kl"].dtype == torch.float32
     torch.testing.assert_close(terms[1]["kl"], terms[0]["kl"], rtol=0.05, atol=0.01)
+
+
+def test_an_unknown_precision_of_the_teacher_is_refused_at_once(tmp_path):
+    with pytest.raises(ValueError, match="^teacher_dtype must be float32, bfloat16 or float16, not 'bf16'$"):
+        DistillationTrainer(tiny.teacher(), tiny.student(), teacher_dtype="bf16")
+    with pytest.raises(ValueError, match="^teacher_dtype must be"):
+        TeacherCache.build(tmp_path / "new", None, None, Wants(), teacher_dtype="bf16")
 
 
 def test_the_optimiser_gives_matrices_to_muon_and_the_rest_to_adamw():
