@@ -25,7 +25,7 @@ from gitdistill.model.teacher import GenerativeImageTextTeacher
 from gitdistill.model.text import to_text
 from gitdistill.optim import MuonAdamW, fit_steps, warmup_cosine
 from gitdistill.pairs import Pair, pairs_of
-from gitdistill.processes import gather, on_any
+from gitdistill.processes import gather, on_any, rank_and_world
 
 ATTENTION = "layers.*.cross_attention.softmax"  # the student's; the teacher's is in `gitdistill.answers`
 
@@ -155,7 +155,10 @@ class CaptionTrainer(pl.LightningModule):
             float(losses.cross_entropy(logits[i, None], tokens[i, None], pad)) for i in range(len(tokens))
         ]
         heard = self._heard.setdefault(split, {})
-        clips = batch["clip"].tolist() if "clip" in batch else range(len(heard), len(heard) + len(captions))
+        if "clip" in batch:
+            clips = batch["clip"].tolist()
+        else:  # by process and number, so that nobody's clips take the place of another's
+            clips = [(rank_and_world()[0], len(heard) + row) for row in range(len(captions))]
         scenes = batch.get("scenes", [None] * len(captions))
         rows = zip(captions, batch["references"], scenes, loss, words, strict=True)
         heard.update(zip(clips, rows, strict=True))
@@ -172,8 +175,8 @@ class CaptionTrainer(pl.LightningModule):
 
     def log_scores(self) -> None:
         """Log the scores of what was heard; of several processes, of what all of them heard, each clip once."""
-        for split, heard in self._heard.items():
-            captions, references, scenes, loss, words = zip(*everywhere(heard), strict=True)
+        for split, heard in merged(gather(self._heard)).items():
+            captions, references, scenes, loss, words = zip(*heard, strict=True)
             total = sum(nats * count for nats, count in zip(loss, words))
             self.log(f"{split}/cross_entropy", total / max(1, sum(words)))
             scores = metrics.caption_scores(list(captions), list(references))
@@ -184,10 +187,14 @@ class CaptionTrainer(pl.LightningModule):
         self._heard.clear()
 
 
-def everywhere(heard: dict) -> list:
-    """What all processes know by clip, in the order of the clips; a clip that several have counts once."""
-    heard = {clip: row for part in reversed(gather(heard)) for clip, row in part.items()}
-    return [heard[clip] for clip in sorted(heard)]
+def merged(parts: list[dict]) -> dict[str, list]:
+    """Split -> what all processes heard of it, in the order of the clips; a clip that several have counts once."""
+    splits = dict.fromkeys(split for part in parts for split in part)
+    found = {split: {} for split in splits}
+    for part in reversed(parts):
+        for split, heard in part.items():
+            found[split] |= heard
+    return {split: [heard[clip] for clip in sorted(heard)] for split, heard in found.items()}
 
 
 class DistillationTrainer(CaptionTrainer):

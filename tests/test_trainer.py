@@ -426,6 +426,29 @@ def test_scores_are_kept_when_the_log_cannot_be_read(tmp_path, monkeypatch):
     assert json.loads((tmp_path / "end" / "scores.json").read_text())["test/cider"] == 1.5
 
 
+def test_processes_score_clips_without_numbers_and_one_may_have_none(data, monkeypatch):
+    batch = next(iter(data.val_dataloader()))
+    del batch["clip"]
+    parts, logged = [], {}
+    for rank, batches in enumerate((2, 1, 0)):
+        monkeypatch.setattr("gitdistill.trainer.rank_and_world", lambda rank=rank: (rank, 3))
+        module = CaptionTrainer(tiny.student().eval(), max_length=8)
+        for _ in range(batches):
+            module.score_batch("val", batch)
+        parts.append(module._heard)
+    monkeypatch.setattr(
+        "gitdistill.trainer.gather", lambda mine: parts
+    )  # as the last one's, who heard nothing
+    counts = []
+    monkeypatch.setattr(
+        "gitdistill.metrics.caption_scores", lambda said, _: counts.append(len(said)) or {"cider": 0}
+    )
+    module.log = lambda name, value, **_: logged.update({name: value})
+    module.log_dict = lambda *_, **__: None
+    module.log_scores()
+    assert counts == [12] and "val/cross_entropy" in logged
+
+
 def batch_frames(data):
     return next(iter(data.val_dataloader()))["frames"]
 
