@@ -65,7 +65,7 @@ class CaptionTrainer(pl.LightningModule):
         self.lr, self.weight_decay, self.warmup, self.muon = lr, weight_decay, warmup, muon
         self.freeze = freeze
         self.label_smoothing, self.max_length = label_smoothing, max_length
-        self._heard = {}
+        self._heard, self._frozen = {}, []
 
     def configure_optimizers(self):
         if self.muon:
@@ -109,14 +109,21 @@ class CaptionTrainer(pl.LightningModule):
 
     def on_train_batch_start(self, batch: dict, index: int) -> None:
         if self.global_step < self.freeze:
+            if not self._frozen:
+                self._frozen = [(p, p.requires_grad) for p in self.eyes.parameters()]
             self.eyes.requires_grad_(False).eval()
-        elif self.global_step == self.freeze > 0:
-            self.eyes.requires_grad_(True)
+        elif self._frozen:
+            self._unfreeze()
             self.model.train()
 
     def on_train_end(self) -> None:
-        if self.freeze:
-            self.eyes.requires_grad_(True)
+        self._unfreeze()
+
+    def _unfreeze(self) -> None:
+        """What was frozen before `freeze` stays so."""
+        for parameter, learns in self._frozen:
+            parameter.requires_grad_(learns)
+        self._frozen = []
 
     @property
     def eyes(self) -> nn.Module:

@@ -516,6 +516,17 @@ def test_a_frozen_backbone_stays_as_it_came_for_so_many_steps(data, tmp_path):
     assert "backbone" in moved(3)
 
 
+@pytest.mark.parametrize("steps", [1, 3])
+def test_what_was_frozen_before_stays_frozen(data, tmp_path, steps):
+    student = tiny.student()
+    mine = student.backbone.net.stages_1.requires_grad_(False)
+    before = {name: value.clone() for name, value in mine.named_parameters()}
+    fit(CaptionTrainer(student, warmup=1, freeze=2), data, tmp_path, max_steps=steps, limit_val_batches=0)
+    assert not any(p.requires_grad for p in mine.parameters())
+    assert all(p.requires_grad for p in student.backbone.net.stages_2.parameters())
+    torch.testing.assert_close(dict(mine.named_parameters()), before, rtol=0, atol=0)
+
+
 def test_the_teacher_can_answer_in_bfloat16(batch):
     terms = [
         silent(
