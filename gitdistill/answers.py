@@ -43,6 +43,13 @@ class Wants:
 ATTENTION = "model.layers.*.attention.softmax"
 
 
+def parse_dtype(name: str) -> torch.dtype:
+    """What a teacher computes in, by name; ValueError for another one."""
+    if name not in ("float32", "bfloat16", "float16"):
+        raise ValueError(f"teacher_dtype must be float32, bfloat16 or float16, not {name!r}")
+    return getattr(torch, name)
+
+
 @torch.no_grad()
 def ask(teacher, frames: Tensor, tokens: Tensor, wants: Wants, dtype: torch.dtype = torch.float32) -> dict:
     """The teacher's answer on a batch, by the names of `wants`.

@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gitdistill import losses
-from gitdistill.answers import CaptionFilter, Wants, ask, beside, speak
+from gitdistill.answers import CaptionFilter, Wants, ask, beside, parse_dtype, speak
 from gitdistill.model.files import facts_text, parse_facts, write_whole
 from gitdistill.model.pixels import CLIP_MEAN, CLIP_STD
 from gitdistill.processes import rank_and_world, wait_for_all
@@ -108,6 +108,7 @@ class TeacherCache:
         Raises ValueError naming what differs when the folder holds something else, OSError when the disk is too
         small.
         """
+        parse_dtype(teacher_dtype)
         folder = Path(folder)
         settings = {"names": wants.names(), "k": k, "dtype": dtype, "feature_dtype": feature_dtype}
         settings |= {"teacher_dtype": teacher_dtype, "said": wants.captions, "max_tokens": data.max_tokens}
@@ -300,7 +301,7 @@ class _Builder:
         facts, teacher = self.facts, self.teacher
         device = next(teacher.parameters()).device
         frames, tokens = batch["frames"].to(device), batch["tokens"].to(device)
-        dtype = getattr(torch, facts["teacher_dtype"])
+        dtype = parse_dtype(facts["teacher_dtype"])
         clips, vocabulary, parts = len(frames), teacher.vocab_size, {}
         facts["own"], facts["pad"] = len(tokens) // clips, teacher.pad_token_id
         facts["captions"] = facts["own"] + self.wants.captions

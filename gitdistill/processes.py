@@ -1,5 +1,6 @@
 """Several processes that work on one thing, started by Lightning, torchrun or SLURM: who am I, and are all here?"""
 
+import torch
 from torch import distributed
 
 
@@ -14,6 +15,15 @@ def wait_for_all() -> None:
     """Return when all processes have come here."""
     if rank_and_world()[1] > 1:
         distributed.barrier()
+
+
+def on_any(flag: bool, device) -> bool:
+    """Is `flag` true in any process? All have to call it; `device` is one that their group can talk about."""
+    if rank_and_world()[1] == 1:
+        return flag
+    found = torch.tensor(float(flag), device=device)
+    distributed.all_reduce(found, distributed.ReduceOp.MAX)
+    return bool(found)
 
 
 def gather(value) -> list:

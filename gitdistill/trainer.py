@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gitdistill import losses, metrics
-from gitdistill.answers import CaptionFilter, Wants, ask, beside, speak, text_to_cells
+from gitdistill.answers import CaptionFilter, Wants, ask, beside, parse_dtype, speak, text_to_cells
 from gitdistill.cache import TeacherCache, is_finished
 from gitdistill.data.module import glyph_tokenizer
 from gitdistill.decoding import greedy
@@ -25,7 +25,7 @@ from gitdistill.model.teacher import GenerativeImageTextTeacher
 from gitdistill.model.text import to_text
 from gitdistill.optim import MuonAdamW, fit_steps, warmup_cosine
 from gitdistill.pairs import Pair, pairs_of
-from gitdistill.processes import gather
+from gitdistill.processes import gather, on_any, rank_and_world
 
 ATTENTION = "layers.*.cross_attention.softmax"  # the student's; the teacher's is in `gitdistill.answers`
 
@@ -46,7 +46,6 @@ class CaptionTrainer(pl.LightningModule):
     """
 
     split_names = ("test", "unseen")
-    explosion = 10.0  # a loss so many times the first one stops the training
 
     def __init__(
         self,
@@ -66,8 +65,7 @@ class CaptionTrainer(pl.LightningModule):
         self.lr, self.weight_decay, self.warmup, self.muon = lr, weight_decay, warmup, muon
         self.freeze = freeze
         self.label_smoothing, self.max_length = label_smoothing, max_length
-        self._heard = {}
-        self._first_loss = None
+        self._heard, self._frozen = {}, []
 
     def configure_optimizers(self):
         if self.muon:
@@ -99,43 +97,52 @@ class CaptionTrainer(pl.LightningModule):
     def training_step(self, batch: dict, index: int) -> Tensor:
         terms = self.losses(batch)
         total = sum(terms.values())
-        self.stop_if_lost(terms, total.item(), batch, index)
+        # Reading a number waits for a GPU to finish: there, only in steps that are logged.
+        if total.device.type == "cpu" or index % self.trainer.log_every_n_steps == 0:
+            self.check_loss(terms, total.item(), batch, index)
         self.log_dict({f"train/{name}": value.detach() for name, value in terms.items()})
         self.log("train/loss", total.detach(), prog_bar=True)
         return total
 
     def on_train_start(self) -> None:
         self.model.train()  # one that was loaded comes in eval mode, and Lightning leaves it so
-        self._first_loss = None
 
     def on_train_batch_start(self, batch: dict, index: int) -> None:
         if self.global_step < self.freeze:
+            if not self._frozen:
+                self._frozen = [(p, p.requires_grad) for p in self.eyes.parameters()]
             self.eyes.requires_grad_(False).eval()
-        elif self.global_step == self.freeze > 0:
-            self.eyes.requires_grad_(True)
+        elif self._frozen:
+            self._unfreeze()
             self.model.train()
 
     def on_train_end(self) -> None:
-        if self.freeze:
-            self.eyes.requires_grad_(True)
+        self._unfreeze()
+
+    def _unfreeze(self) -> None:
+        """What was frozen before `freeze` stays so."""
+        for parameter, learns in self._frozen:
+            parameter.requires_grad_(learns)
+        self._frozen = []
 
     @property
     def eyes(self) -> nn.Module:
         """The part of the model that sees: a student's backbone, GIT's image encoder."""
         return self.model.backbone if hasattr(self.model, "backbone") else self.model.image_encoder
 
-    def stop_if_lost(self, terms: dict, total: float, batch: dict, index: int) -> None:
-        """A ValueError that says when, where and which term, if the loss is no number or has exploded."""
-        if self._first_loss is None:
-            self._first_loss = max(total, 1.0)
-        if math.isfinite(total) and total <= self.explosion * self._first_loss:
+    def check_loss(self, terms: dict, total: float, batch: dict, index: int) -> None:
+        """A ValueError that says when, where and which term, if the loss is not finite; in all processes if it is
+        not in one, so that none waits for another."""
+        if not on_any(not math.isfinite(total), self.device):
             return
+        where = f"in step {self.global_step}, epoch {self.current_epoch}, batch {index}"
+        if math.isfinite(total):
+            raise ValueError(f"the loss of another process is not finite {where}")
         values = ", ".join(f"{name} {value.item():.4g}" for name, value in terms.items())
         clips = f", clips {batch['clip'].tolist()}" if "clip" in batch else ""
         raise ValueError(
-            f"the loss is {total:.4g} after {self._first_loss:.4g} at the start ({values}) in step "
-            f"{self.global_step}, epoch {self.current_epoch}, batch {index}{clips}: try a lower lr, a longer "
-            "warmup or gradient_clip_val"
+            f"the loss is {total:.4g} ({values}) {where}{clips}: try a lower lr, a longer warmup or "
+            "gradient_clip_val"
         )
 
     def validation_step(self, batch: dict, _) -> None:
@@ -155,7 +162,10 @@ class CaptionTrainer(pl.LightningModule):
             float(losses.cross_entropy(logits[i, None], tokens[i, None], pad)) for i in range(len(tokens))
         ]
         heard = self._heard.setdefault(split, {})
-        clips = batch["clip"].tolist() if "clip" in batch else range(len(heard), len(heard) + len(captions))
+        if "clip" in batch:
+            clips = batch["clip"].tolist()
+        else:  # by process and number, so that nobody's clips take the place of another's
+            clips = [(rank_and_world()[0], len(heard) + row) for row in range(len(captions))]
         scenes = batch.get("scenes", [None] * len(captions))
         rows = zip(captions, batch["references"], scenes, loss, words, strict=True)
         heard.update(zip(clips, rows, strict=True))
@@ -172,8 +182,8 @@ class CaptionTrainer(pl.LightningModule):
 
     def log_scores(self) -> None:
         """Log the scores of what was heard; of several processes, of what all of them heard, each clip once."""
-        for split, heard in self._heard.items():
-            captions, references, scenes, loss, words = zip(*everywhere(heard), strict=True)
+        for split, heard in merged(gather(self._heard)).items():
+            captions, references, scenes, loss, words = zip(*heard, strict=True)
             total = sum(nats * count for nats, count in zip(loss, words))
             self.log(f"{split}/cross_entropy", total / max(1, sum(words)))
             scores = metrics.caption_scores(list(captions), list(references))
@@ -184,10 +194,14 @@ class CaptionTrainer(pl.LightningModule):
         self._heard.clear()
 
 
-def everywhere(heard: dict) -> list:
-    """What all processes know by clip, in the order of the clips; a clip that several have counts once."""
-    heard = {clip: row for part in reversed(gather(heard)) for clip, row in part.items()}
-    return [heard[clip] for clip in sorted(heard)]
+def merged(parts: list[dict]) -> dict[str, list]:
+    """Split -> what all processes heard of it, in the order of the clips; a clip that several have counts once."""
+    splits = dict.fromkeys(split for part in parts for split in part)
+    found = {split: {} for split in splits}
+    for part in reversed(parts):
+        for split, heard in part.items():
+            found[split] |= heard
+    return {split: [heard[clip] for clip in sorted(heard)] for split, heard in found.items()}
 
 
 class DistillationTrainer(CaptionTrainer):
@@ -257,6 +271,7 @@ class DistillationTrainer(CaptionTrainer):
                 f"the student's vocabulary has {student.vocab_size} words and the teacher's {teacher.vocab_size}: "
                 "build the student with vocab_size=teacher.vocab_size"
             )
+        self._dtype = parse_dtype(teacher_dtype)
         self._teacher = (teacher,)  # a tuple hides it from nn.Module
         self.weights = {
             "cross_entropy": cross_entropy,
@@ -403,8 +418,7 @@ class DistillationTrainer(CaptionTrainer):
             numbers = torch.cat([batch["caption"].unflatten(0, (clips, -1)), numbers], dim=1)
             batch = {**batch, "caption": numbers.flatten()}
         else:
-            dtype = getattr(torch, self.teacher_dtype)
-            said, judged = speak(self.teacher, batch["frames"], count, self.max_length, dtype)
+            said, judged = speak(self.teacher, batch["frames"], count, self.max_length, self._dtype)
             said = self.caption_filter.apply(said, judged, pad)
         return {**batch, "tokens": beside(own, said, pad).flatten(0, 1)}, own.shape[1]
 
@@ -427,7 +441,7 @@ class DistillationTrainer(CaptionTrainer):
         if not self.wants.names():
             return {}
         if self._cache is None:
-            return ask(self.teacher, frames, tokens, self.wants, getattr(torch, self.teacher_dtype))
+            return ask(self.teacher, frames, tokens, self.wants, self._dtype)
         return self._opened().read(batch["clip"], batch["caption"], tokens, self.wants)
 
     def _opened(self) -> TeacherCache:

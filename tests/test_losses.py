@@ -520,7 +520,7 @@ def test_autocast_changes_no_loss(name):
 
 @pytest.mark.parametrize("name", every_loss())
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_halves_are_computed_in_float32(name, dtype):
+def test_every_loss_of_halves_is_float32(name, dtype):
     (half, x), (_, plain) = every_loss(dtype=dtype)[name], every_loss()[name]
     found = half(x)
     assert found.dtype == torch.float32 and torch.isfinite(found)

@@ -9,8 +9,9 @@ import pytorch_lightning as pl
 import tiny
 import torch
 
-from gitdistill import losses
-from gitdistill.answers import CaptionFilter, as_cells
+from gitdistill import losses, processes
+from gitdistill.answers import CaptionFilter, Wants, as_cells
+from gitdistill.cache import TeacherCache
 from gitdistill.data.module import GlyphData
 from gitdistill.decoding import beam
 from gitdistill.export import as_stored, export_run, training_log
@@ -202,22 +203,54 @@ def test_gradients_are_compared(batch):
     assert found["cosine/cross_entropy/kl"] == pytest.approx(cosine, abs=1e-4)
 
 
-def test_a_lost_loss_stops_with_the_batch_named(data, tmp_path):
-    class Lost(CaptionTrainer):
-        factor = float("nan")
+class Times(CaptionTrainer):
+    """Multiplies the loss of step 1."""
 
-        def losses(self, batch):
-            terms = super().losses(batch)
-            return {**terms, "odd": terms["cross_entropy"] * (self.factor if self.global_step == 1 else 0)}
+    factor = float("nan")
 
-    with pytest.raises(ValueError, match=r"^the loss is nan after .*odd nan\) in step 1, .*clips \[\d+,"):
-        fit(Lost(tiny.student()), data, tmp_path, max_steps=3)
-    Lost.factor = 100.0
-    with pytest.raises(ValueError, match="batch 1.*lower lr") as error:
-        fit(Lost(tiny.student()), data, tmp_path, max_steps=3)
+    def losses(self, batch):
+        terms = super().losses(batch)
+        return {**terms, "odd": terms["cross_entropy"] * (self.factor if self.global_step == 1 else 0)}
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_batch_named(data, tmp_path):
+    with pytest.raises(
+        ValueError, match=r"^the loss is nan \(.*odd nan\) in step 1, .*1, clips \[\d+,.*lower lr"
+    ) as error:
+        fit(Times(tiny.student()), data, tmp_path, max_steps=3)
     assert "\n" not in str(error.value)
-    Lost.factor = 5.0
-    fit(Lost(tiny.student()), data, tmp_path, max_steps=3)
+
+
+def test_a_loss_that_is_not_finite_elsewhere_stops_all_processes(batch, monkeypatch):
+    module = CaptionTrainer(tiny.student())
+    monkeypatch.setattr(processes, "rank_and_world", lambda: (0, 2))
+    for there in (0.0, 1.0):
+        monkeypatch.setattr(
+            processes.distributed, "all_reduce", lambda x, op, there=there: x.clamp_(min=there)
+        )
+        if there:
+            with pytest.raises(ValueError, match="^the loss of another process is not finite in step 0,"):
+                module.check_loss({}, 1.0, batch, 0)
+        else:
+            module.check_loss({}, 1.0, batch, 0)
+
+
+def test_a_large_loss_does_not_stop(data, tmp_path):
+    """A weight may grow: `Anneal`."""
+    module = Times(tiny.student())
+    module.factor = 1000.0
+    assert fit(module, data, tmp_path, max_steps=3).global_step == 3
+
+
+def test_a_gpu_is_waited_for_only_in_steps_that_are_logged(batch, monkeypatch):
+    module, checked = silent(CaptionTrainer(tiny.student())), []
+    module.trainer = pl.Trainer(accelerator="cpu", log_every_n_steps=4, **QUIET)
+    monkeypatch.setattr(module, "losses", lambda batch: {"some": torch.zeros((), device="meta")})
+    monkeypatch.setattr(torch.Tensor, "item", lambda self: 0.0)
+    monkeypatch.setattr(module, "check_loss", lambda *arguments: checked.append(arguments[-1]))
+    for index in range(9):
+        module.training_step(batch, index)
+    assert checked == [0, 4, 8]
 
 
 def test_the_teachers_own_captions_join_the_batch(batch):
@@ -393,6 +426,29 @@ def test_scores_are_kept_when_the_log_cannot_be_read(tmp_path, monkeypatch):
     assert json.loads((tmp_path / "end" / "scores.json").read_text())["test/cider"] == 1.5
 
 
+def test_processes_score_clips_without_numbers_and_one_may_have_none(data, monkeypatch):
+    batch = next(iter(data.val_dataloader()))
+    del batch["clip"]
+    parts, logged = [], {}
+    for rank, batches in enumerate((2, 1, 0)):
+        monkeypatch.setattr("gitdistill.trainer.rank_and_world", lambda rank=rank: (rank, 3))
+        module = CaptionTrainer(tiny.student().eval(), max_length=8)
+        for _ in range(batches):
+            module.score_batch("val", batch)
+        parts.append(module._heard)
+    monkeypatch.setattr(
+        "gitdistill.trainer.gather", lambda mine: parts
+    )  # as the last one's, who heard nothing
+    counts = []
+    monkeypatch.setattr(
+        "gitdistill.metrics.caption_scores", lambda said, _: counts.append(len(said)) or {"cider": 0}
+    )
+    module.log = lambda name, value, **_: logged.update({name: value})
+    module.log_dict = lambda *_, **__: None
+    module.log_scores()
+    assert counts == [12] and "val/cross_entropy" in logged
+
+
 def batch_frames(data):
     return next(iter(data.val_dataloader()))["frames"]
 
@@ -460,6 +516,17 @@ def test_a_frozen_backbone_stays_as_it_came_for_so_many_steps(data, tmp_path):
     assert "backbone" in moved(3)
 
 
+@pytest.mark.parametrize("steps", [1, 3])
+def test_what_was_frozen_before_stays_frozen(data, tmp_path, steps):
+    student = tiny.student()
+    mine = student.backbone.net.stages_1.requires_grad_(False)
+    before = {name: value.clone() for name, value in mine.named_parameters()}
+    fit(CaptionTrainer(student, warmup=1, freeze=2), data, tmp_path, max_steps=steps, limit_val_batches=0)
+    assert not any(p.requires_grad for p in mine.parameters())
+    assert all(p.requires_grad for p in student.backbone.net.stages_2.parameters())
+    torch.testing.assert_close(dict(mine.named_parameters()), before, rtol=0, atol=0)
+
+
 def test_the_teacher_can_answer_in_bfloat16(batch):
     terms = [
         silent(
@@ -470,6 +537,13 @@ def test_the_teacher_can_answer_in_bfloat16(batch):
     torch.testing.assert_close(terms[1]["cross_entropy"], terms[0]["cross_entropy"])
     assert terms[1]["kl"] != terms[0]["kl"] and terms[1]["kl"].dtype == torch.float32
     torch.testing.assert_close(terms[1]["kl"], terms[0]["kl"], rtol=0.05, atol=0.01)
+
+
+def test_an_unknown_precision_of_the_teacher_is_refused_at_once(tmp_path):
+    with pytest.raises(ValueError, match="^teacher_dtype must be float32, bfloat16 or float16, not 'bf16'$"):
+        DistillationTrainer(tiny.teacher(), tiny.student(), teacher_dtype="bf16")
+    with pytest.raises(ValueError, match="^teacher_dtype must be"):
+        TeacherCache.build(tmp_path / "new", None, None, Wants(), teacher_dtype="bf16")
 
 
 def test_the_optimiser_gives_matrices_to_muon_and_the_rest_to_adamw():
