@@ -8,7 +8,7 @@ from pathlib import Path
 import nbformat
 import numpy as np
 import pytest
-from nbformat.v4 import new_code_cell, new_notebook, new_output
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from PIL import Image
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
@@ -45,6 +45,10 @@ def problems(notebook):
         found.append("the kernel is not python3")
     if "widgets" in notebook.metadata:
         found.append("holds widget state")
+    headings = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    sections = [int(number) for number in re.findall(r"^## (\d+)\.", headings, re.MULTILINE)]
+    if sections != list(range(1, len(sections) + 1)):
+        found.append(f"sections do not count up from 1: {sections}")
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     counts = [cell.execution_count for cell in code]
     if counts != list(range(1, len(code) + 1)):
@@ -106,6 +110,7 @@ def good():
     shown = new_output("display_data", data=picture(), metadata=ALT)
     cells = [
         new_code_cell("print(1)", execution_count=1, outputs=[new_output("stream", text="1\n")]),
+        new_markdown_cell("## 1. One\n\n## 2. Two"),
         new_code_cell("draw()", execution_count=2, outputs=[shown], metadata={"tags": ["figure"]}),
     ]
     return new_notebook(cells=cells, metadata={"kernelspec": {"name": "python3", "display_name": "Python 3"}})
@@ -116,7 +121,7 @@ def test_a_good_notebook_passes(good):
 
 
 def show(notebook, data):
-    notebook.cells[1].outputs = [new_output("display_data", data=data, metadata=ALT)]
+    notebook.cells[2].outputs = [new_output("display_data", data=data, metadata=ALT)]
 
 
 def say(notebook, text):
@@ -124,11 +129,12 @@ def say(notebook, text):
 
 
 SPOILT = {
+    "do not count up": lambda nb: nb.cells[1].update(source="## 1. One\n\n## 3. Three"),
     "not executed": lambda nb: nb.cells[0].update(execution_count=None),
-    "executed once": lambda nb: nb.cells[1].update(execution_count=5),
+    "executed once": lambda nb: nb.cells[2].update(execution_count=5),
     "not python3": lambda nb: nb.metadata.kernelspec.update(name="mine"),
     "widget state": lambda nb: nb.metadata.update(widgets={}),
-    "tagged figure": lambda nb: nb.cells[1].metadata.update(tags=[]),
+    "tagged figure": lambda nb: nb.cells[2].metadata.update(tags=[]),
     "longer than": lambda nb: nb.cells[0].update(source="x = 1\n" * 31),
     "ended in an error": lambda nb: nb.cells[0].update(outputs=[new_output("error", ename="E", evalue="")]),
     "widget's view": lambda nb: show(nb, picture() | {"application/vnd.jupyter.widget-view+json": {}}),
@@ -136,7 +142,7 @@ SPOILT = {
     "holds no PNG": lambda nb: show(nb, {"text/plain": "<Figure>"}),
     "more than 300000": lambda nb: show(nb, picture(side=400, noise=True)),
     "less than 200": lambda nb: show(nb, picture(side=100)),
-    "without alternative text": lambda nb: nb.cells[1].outputs[0].update(metadata={}),
+    "without alternative text": lambda nb: nb.cells[2].outputs[0].update(metadata={}),
     "a blank figure": lambda nb: show(nb, picture(blank=True)),
 }
 

@@ -207,6 +207,11 @@ def test_the_losses_lie_between_the_networks():
         plots.architecture(tiny.git(), losses=True)
 
 
+def test_a_mask_says_what_its_rows_do():
+    figure = plots.token_mask(np.tri(6) > 0, [("text", 6)], axes=("moves", "exchanged"), verb="moves with")
+    assert {"moves", "exchanged", "moves with itself\nand the past"} <= set(texts(figure))
+
+
 def test_the_small_mask_is_gits():
     axes = plots.Picture().add_axes((0, 0, 1, 1))
     networks._mask(axes, 0, 0, image=2, words=3, memory=2)
