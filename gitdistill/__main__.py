@@ -43,7 +43,7 @@ class GitdistillCLI(LightningCLI):
     def after_fit(self):
         best = getattr(self.trainer.checkpoint_callback, "best_model_path", None)
         if best:
-            saved = read_checkpoint(best, self.model.device, weights_only=True)
+            saved = read_checkpoint(best, weights_only=True)
             self.model.load_state_dict(saved["state_dict"])
         export = self.config.fit.export and not self.trainer.fast_dev_run  # which is no result
         if export:
@@ -77,6 +77,8 @@ def main() -> None:
     except BrokenPipeError:  # whoever read the output, head for one, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except MISTAKES as error:
+        if os.environ.get("GITDISTILL_DEBUG"):  # where it comes from
+            raise
         sys.exit(f"gitdistill: {reason(error)}")
 
 

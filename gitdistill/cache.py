@@ -270,7 +270,7 @@ class _Builder:
                 parts[DONE] = clip_checksums(parts)
                 for name, value in parts.items():
                     streams[name].seek(starts[name] + first * value[0].nbytes)
-                    streams[name].write(value.tobytes())
+                    write_all(streams[name], value.tobytes())
                 count += len(batch["frames"])
                 if self.rank == 0 and time.monotonic() - told > TELL_EVERY:
                     told = time.monotonic()
@@ -418,6 +418,15 @@ def open_files(folder: Path, layout: dict, mode: str) -> dict[str, np.memmap]:
         if list(files[name].shape) != shape or str(files[name].dtype) != kind:
             raise ValueError(f"{folder / name} has another shape: delete the folder and build again")
     return files
+
+
+def write_all(stream, content: bytes) -> None:
+    """A plain write, which a full disk may cut short without an error of its own: then an OSError."""
+    written = stream.write(content)
+    if written != len(content):
+        raise OSError(
+            f"{written} of {len(content)} bytes could be written to {stream.name}: is the disk full?"
+        )
 
 
 def clip_checksums(parts: dict[str, np.ndarray]) -> np.ndarray:

@@ -61,16 +61,18 @@ class WholeCheckpoints(TorchCheckpointIO):
     def load_checkpoint(self, path, map_location="cpu", weights_only=None) -> dict:
         if "://" in str(path):
             return super().load_checkpoint(path, map_location, weights_only)
-        return read_checkpoint(path, map_location, weights_only)
+        return read_checkpoint(path, weights_only)
 
 
-def read_checkpoint(path, map_location="cpu", weights_only: bool | None = None) -> dict:
-    """A checkpoint; FileNotFoundError or ValueError, naming it, when it is not there, cut off or changed."""
+def read_checkpoint(path, weights_only: bool | None = None) -> dict:
+    """A checkpoint, on the CPU; FileNotFoundError or ValueError, naming it, if it is gone, cut off or changed."""
     if not Path(path).is_file():
         raise FileNotFoundError(f"there is no checkpoint {path}")
     try:
         check_records(path)
-        return torch.load(path, map_location=map_location, weights_only=weights_only)
+        return torch.load(path, map_location="cpu", weights_only=weights_only)
+    except (MemoryError, PermissionError):
+        raise
     except Exception as error:  # damage shows in many ways
         raise ValueError(
             f"the checkpoint {path} is damaged, continue from another one: {first_line(error)}"

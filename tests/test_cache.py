@@ -195,6 +195,14 @@ def test_a_disk_too_small_is_refused(tmp_path, monkeypatch):
         build(tmp_path)
 
 
+def test_a_write_that_is_cut_short_is_an_error():
+    class Full:
+        name, write = "tokens.npy", lambda self, content: len(content) - 1
+
+    with pytest.raises(OSError, match="^3 of 4 bytes could be written to tokens.npy: is the disk full?"):
+        caches.write_all(Full(), b"1234")
+
+
 class Killed(Exception):
     pass
 

@@ -134,6 +134,12 @@ def test_wrong_arguments_are_told_in_one_line(run, arguments, message):
     assert re.search(message, said) and said.startswith("gitdistill: ") and "\n" not in said
 
 
+def test_a_traceback_can_be_asked_for(run, monkeypatch):
+    monkeypatch.setenv("GITDISTILL_DEBUG", "1")
+    with pytest.raises(FileNotFoundError):
+        run("caption", "nowhere.png", "--student=nowhere")
+
+
 def test_the_reason_of_an_error(tmp_path):
     assert reason(KeyError("no module is called x")) == "no module is called x"
     with pytest.raises(OSError) as stopped:

@@ -208,6 +208,19 @@ def test_a_damaged_checkpoint_is_named(tmp_path):
         keep.load_checkpoint(tmp_path / "gone.ckpt")
 
 
+@pytest.mark.parametrize("error", [MemoryError, PermissionError])
+def test_what_is_no_damage_is_not_called_so(tmp_path, monkeypatch, error):
+    WholeCheckpoints().save_checkpoint({"step": 1}, tmp_path / "last.ckpt")
+
+    def fail(path, map_location, weights_only):
+        assert map_location == "cpu"  # there is room for it; Lightning copies it to where it belongs
+        raise error("no room")
+
+    monkeypatch.setattr(torch, "load", fail)
+    with pytest.raises(error, match="^no room$"):
+        WholeCheckpoints().load_checkpoint(tmp_path / "last.ckpt", map_location="cuda")
+
+
 def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one(tmp_path):
     keep, path = WholeCheckpoints(), tmp_path / "last.ckpt"
     keep.save_checkpoint({"step": 1}, path)

@@ -1,6 +1,7 @@
 """The student: what it sees, how it decodes, and how it is saved."""
 
 import json
+import os
 
 import pytest
 import safetensors.torch
@@ -10,6 +11,7 @@ from torch.nn import functional as F
 from transformers import BertTokenizerFast
 
 from gitdistill.decoding import beam, greedy
+from gitdistill.model import files
 from gitdistill.model.attention import packed_causal_mask
 from gitdistill.model.encoders import EMBEDDED, TinyVIT, WindowAttention
 from gitdistill.model.student import NEVER, PositionalEncoding, StudentCandidateV1
@@ -539,3 +541,15 @@ def test_the_mask_lets_each_caption_see_itself_so_far():
         [1, 0, 0, 0, 1, 1, 0],
         [1, 0, 0, 0, 1, 1, 1],
     ]
+
+
+def test_all_files_have_the_mode_that_the_umask_says(tmp_path):
+    before = os.umask(0o027)
+    try:
+        files.write_folder(tmp_path / "end", {}, {"weight": torch.zeros(2)})
+    finally:
+        os.umask(before)
+    assert {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "end").iterdir()} == {
+        "config.json": 0o640,
+        "model.safetensors": 0o640,
+    }

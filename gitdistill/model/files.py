@@ -156,7 +156,11 @@ def write_whole(folder, writers: dict[str, Callable[[Path], object]]) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, write in writers.items():
-            write(temporary[folder / name])
+            path = temporary[folder / name]
+            path.touch()
+            mode = path.stat().st_mode  # what the umask says; safetensors lets nobody else read
+            write(path)
+            path.chmod(mode)
     except BaseException as error:
         for path in temporary.values():
             if path.exists():
