@@ -37,7 +37,7 @@ run test notebooks: export JUPYTER_RUNTIME_DIR := $(CURDIR)/$(VENV)/jupyter/runt
 run test notebooks: export IPYTHONDIR          := $(CURDIR)/$(VENV)/ipython
 
 # Notebook 01 ends with a checkpoint from the hub, if it may: hundreds of megabytes, for `make lab` alone.
-run test notebooks: export HF_HUB_OFFLINE ?= 1
+run test notebooks: export HF_HUB_OFFLINE := 1
 
 run: $(STAMP)
 	@$(BIN)/python tools/run_notebooks.py --html runs
