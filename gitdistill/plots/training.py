@@ -240,7 +240,7 @@ def _point_labels(axes, rows):
             "arrowprops": line,
         }
         ground = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5}
-        axes.annotate(text, (row["ms"], row["score"]), fontsize=9, bbox=ground, **place)
+        axes.annotate(text, (row["ms"], row["score"]), fontsize=9, bbox=ground, zorder=1.5, **place)
 
 
 @_styled
