@@ -152,10 +152,6 @@ class TeacherCache:
         """The words that the pool's captions use, the teacher's own captions included."""
         return np.unique(self.files["tokens.npy"]).tolist()
 
-    def share_kept(self, keep: CaptionFilter) -> float:
-        """The share of the teacher's own captions that `keep` lets pass."""
-        return keep(torch.from_numpy(np.array(self.files["judged.npy"])).float()).float().mean().item()
-
     def read(self, clips: Tensor, captions: Tensor, tokens: Tensor, wants: Wants) -> dict:
         """The answer on a batch as `ask` gives it, but "logits" is a `losses.TopK`.
 

@@ -6,7 +6,6 @@ Batches are dicts as `gitdistill.data.GlyphData` makes them: "frames" uint8 [B, 
 """
 
 import math
-from itertools import combinations
 from pathlib import Path
 
 import pytorch_lightning as pl
@@ -510,21 +509,6 @@ class DistillationTrainer(CaptionTrainer):
                 parameter.requires_grad_(flag)
             for module, flag in training:
                 module.training = flag
-
-    def compare_gradients(self, batch: dict) -> dict[str, float]:
-        """Norm of each active loss's gradient on the student, weight included, and the cosine of each two.
-
-        Keys "norm/kl", "cosine/cross_entropy/kl", ...; a cosine below 0 says that two losses pull apart.
-        """
-        flat = {}
-        for name, gradients in self.gradients(batch).items():
-            shapes = dict(self.model.named_parameters())
-            parts = [torch.zeros_like(shapes[k]) if g is None else g for k, g in gradients.items()]
-            flat[name] = self.weights[name] * torch.cat([part.flatten() for part in parts])
-        found = {f"norm/{name}": value.norm().item() for name, value in flat.items()}
-        for a, b in combinations(flat, 2):
-            found[f"cosine/{a}/{b}"] = F.cosine_similarity(flat[a], flat[b], dim=0).item()
-        return found
 
 
 class Anneal(pl.Callback):

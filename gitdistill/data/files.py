@@ -661,5 +661,5 @@ class FileData(CaptionedData):
         }
 
     def _loader(self, clips, sampler=None):
-        clips.report = self._report
-        return ClipLoader(clips, sampler=sampler, persistent_workers=self.workers > 0, **self._options())
+        kept = {"persistent_workers": self.workers > 0, "report": self._report}
+        return ClipLoader(clips, sampler=sampler, **kept, **self._options())

@@ -90,9 +90,14 @@ class _EpochSampler(DistributedSampler):
 class ClipLoader(DataLoader):
     """A DataLoader that can continue in the middle of an epoch: Lightning keeps `state_dict` in its checkpoints.
 
-    A batch's "broken", the files that could not be read, goes to the data set's `report`."""
+    A batch's "broken", the files that could not be read, goes to `report`, which is not a matter of the worker
+    processes and so not the data set's."""
 
     _passed = None  # (epoch, batches handed out in it)
+
+    def __init__(self, *args, report=None, **options):
+        super().__init__(*args, **options)
+        self.report = report
 
     @property
     def order(self):
@@ -104,7 +109,7 @@ class ClipLoader(DataLoader):
         for number, batch in enumerate(super().__iter__(), skipped + 1):
             self._passed = (getattr(self.sampler, "epoch", 1) - 1, number)
             if broken := batch.pop("broken", None):
-                self.dataset.report(broken)
+                self.report(broken)
             yield batch
 
     def state_dict(self) -> dict:
