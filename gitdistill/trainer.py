@@ -355,7 +355,13 @@ class DistillationTrainer(CaptionTrainer):
 
     def _open_cache(self, folder: Path, data) -> TeacherCache:
         if data is None or is_finished(folder):
-            return TeacherCache(folder)
+            cache = TeacherCache(folder)
+            if (made := cache.facts["teacher_dtype"]) != self.teacher_dtype:
+                raise ValueError(
+                    f"the cache in {folder} was made with teacher_dtype {made}, not {self.teacher_dtype}: "
+                    "set the same, or another folder"
+                )
+            return cache
         teacher = self.teacher.to(self.trainer.strategy.root_device)  # Lightning moves this module only later
         return TeacherCache.build(folder, teacher, data, self.wants, teacher_dtype=self.teacher_dtype)
 

@@ -107,6 +107,7 @@ def folder(tmp_path_factory):
     teacher = GenerativeImageTextTeacher.from_pretrained("glyphs")
     for name in ("student", "baseline"):
         StudentCandidateV1.like(teacher, backbone="glyphs").save_pretrained(root / "runs" / name)
+    (root / "data").symlink_to(FOLDER.parent / "data")
     (root / "notebooks").mkdir()
     return root / "notebooks"
 
