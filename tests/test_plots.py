@@ -442,7 +442,7 @@ def test_overview_shows_for_each_word_the_frame_it_looked_at_most():
     )  # row 1, column 4; row 5, column 0
     assert [patch.get_xy() for patch in figure.axes[1].patches][::2] == [(15.5, 3.5), (step - 0.5, 19.5)]
     assert (student[:, step:] == 1).all()  # no second word
-    assert {"teacher: a red bell", "student: a bell", "red", "frame 3", "frame 1"} <= set(texts(figure))
+    assert {"teacher\na red bell", "student\na bell", "red", "frame 3", "frame 1"} <= set(texts(figure))
     with pytest.raises(
         ValueError, match=r"words and frames of teacher must have shape \[1, 4\], got \[2, 4\]"
     ):

@@ -256,7 +256,7 @@ def overview(frames, models, title=None):
     most = max(len(words) for _, words, _ in told.values())
     side = 3.4  # inches, the clip's width
     strip = min(1.15 * most, WIDTH - side - 0.4)  # a model's row of tiles
-    block = 0.85 + strip / most * frames.shape[1] / frames.shape[2]
+    block = 1.05 + strip / most * frames.shape[1] / frames.shape[2]
     height = max(block * len(told), side * high / wide + 0.45)
     figure = _figure(side + strip + 0.4, height, "Overview", title, None)
     axes = _place(figure, 0.1, 0.42, side, side * high / wide)
@@ -264,7 +264,7 @@ def overview(frames, models, title=None):
     axes.set_title(f"{len(frames)} frames" if len(frames) > 1 else "the image", loc="left")
     _bare(axes)
     for k, (label, row) in enumerate(told.items()):
-        axes = _place(figure, side + 0.3, k * block + 0.42, strip, block - 0.85)
+        axes = _place(figure, side + 0.3, k * block + 0.62, strip, block - 1.05)
         _told(axes, frames, label, *row, most)
     return figure
 
@@ -282,8 +282,10 @@ def _told(axes, frames, label, caption, words, values, most):
     axes.xaxis.tick_top()
     x = _centres(len(words), width, gap)
     axes.set_xticks(x, words)
-    above = 1 + 0.3 / (axes.get_position().height * axes.figure.get_figheight())
-    axes.text(0, above, f"{label}: {caption}", transform=axes.transAxes, weight="bold")
+    above = 1 + 0.26 / (axes.get_position().height * axes.figure.get_figheight())
+    axes.text(
+        0, above, f"{label}\n{caption}", transform=axes.transAxes, weight="bold", va="bottom", linespacing=1.3
+    )
     for k, f in enumerate(frame):
         axes.text(x[k], height + gap / 2, f"frame {f + 1}", ha="center", va="top", fontsize=8, color=GREY)
         r, c = np.unravel_index(peak[k].argmax(), peak[k].shape)
