@@ -358,6 +358,9 @@ def test_a_trainer_fills_a_folder_and_finds_it_again(tmp_path, capsys):
         fit(module, world(), tmp_path, max_steps=1)
     assert capsys.readouterr().out.count(" MB in ") == 1
     assert TeacherCache(folder).names == ["logits", "cells/model.layers.0"]
+    coarse = DistillationTrainer(tiny.teacher(), tiny.student(), cache=str(folder), teacher_dtype="bfloat16")
+    with pytest.raises(ValueError, match="was made with teacher_dtype float32, not bfloat16: set the same"):
+        fit(coarse, world(), tmp_path, max_steps=1)
 
 
 def test_the_command_line_takes_a_folder_and_a_filter(tmp_path, monkeypatch):

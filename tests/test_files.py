@@ -2,6 +2,8 @@
 
 import csv
 import json
+import pickle
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -327,6 +329,14 @@ def test_training_batches(tmp_path):
     assert heard == {(clip, number) for clip in range(5) for number in range(clip + 1)} | {(0, -1)}
     again = list(folder_data(tmp_path, captions_per_clip=2).train_dataloader())
     assert all(torch.equal(a["tokens"], b["tokens"]) for a, b in zip(epochs[0], again))
+
+
+def test_worker_processes_get_the_clips_and_nothing_of_the_training(tmp_path):
+    """Where they are spawned, as on macOS, all that they get is pickled."""
+    data = folder_data(tmp_path)
+    data.trainer = SimpleNamespace(optimizer=lambda: None)  # cannot be pickled
+    for loader in (data.train_dataloader(), data.pool_dataloader()):
+        pickle.dumps((loader.dataset, loader.collate_fn))
 
 
 def test_a_network_sees_what_it_would_make_of_the_picture_itself(tmp_path):
