@@ -21,7 +21,9 @@ class Explorer(widgets.VBox):
     slider of the axis `play` by itself."""
 
     def __init__(self, draw, axes, play=None):
-        self.picture = widgets.Image(format="png", layout={"max_width": "100%", "object_fit": "contain"})
+        self.picture = widgets.Image(
+            format="png", layout={"max_width": "100%", "object_fit": "contain", "align_self": "flex-start"}
+        )
         self.sliders = {name: _slider(name, labels) for name, labels in axes.items()}
         self._draw = draw
         self._show()
