@@ -33,11 +33,11 @@ from matplotlib.figure import Figure
 from transformers import GitConfig, GitForCausalLM
 
 from gitdistill import GenerativeImageTextTeacher
-from gitdistill.data.glyphs import GlyphClips
 from gitdistill.decoding import beam
-from gitdistill.model import checkpoints
-from gitdistill.model.files import write_whole
-from gitdistill.model.git import GenerativeImageTextModel
+from gitdistill.models import checkpoints
+from gitdistill.models.git import GenerativeImageTextModel
+from gitdistill.models.storage import write_whole
+from gitdistill.world.scenes import GlyphClips
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -73,15 +73,15 @@ class Timed:
         yield
         self.seconds[name] += time.perf_counter() - start
 
-    def start(self, frames):
+    def prefill(self, frames):
         with self.part("encode"):
             features = self.model.encode(frames)
         with self.part("prefix"):
             return self.model.read_image(features)
 
-    def step(self, tokens, state):
+    def decode_step(self, tokens, state):
         with self.part("steps"):
-            return self.model.step(tokens, state)
+            return self.model.decode_step(tokens, state)
 
 
 def theirs(port, pixels, beams):

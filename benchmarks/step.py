@@ -21,12 +21,12 @@ import torch
 from decoding import machine
 
 from gitdistill import DistillationTrainer, GenerativeImageTextTeacher, StudentCandidateV1
-from gitdistill.answers import Wants
-from gitdistill.cache import TeacherCache
-from gitdistill.data import GlyphData
-from gitdistill.model.files import write_whole
-from gitdistill.optim import MuonAdamW
-from gitdistill.trainer import CaptionTrainer
+from gitdistill.distillation.cache import TeacherCache
+from gitdistill.distillation.optim import MuonAdamW
+from gitdistill.distillation.targets import TargetSpec
+from gitdistill.distillation.trainer import CaptionTrainer
+from gitdistill.models.storage import write_whole
+from gitdistill.world import GlyphData
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -41,7 +41,7 @@ CASES = {
 }
 
 
-def everything(teacher, student) -> Wants:
+def everything(teacher, student) -> TargetSpec:
     """What all losses together ask of a teacher."""
     return DistillationTrainer(teacher, student, **dict.fromkeys(TERMS, 1.0)).wants
 

@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from gitdistill.bundle import Captioner, load_captioner
-from gitdistill.caption import caption_files, live
+from gitdistill.use.caption import caption_files, live
+from gitdistill.use.captioner import Captioner, load_captioner
 
 PICTURES, SECONDS, RATE = 200, 120, 25
 

@@ -22,8 +22,8 @@ from transformers import GitConfig
 
 from gitdistill import StudentCandidateV1, TinyVIT
 from gitdistill.decoding import beam
-from gitdistill.model.files import write_whole
-from gitdistill.model.git import GenerativeImageTextModel
+from gitdistill.models.git import GenerativeImageTextModel
+from gitdistill.models.storage import write_whole
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT / "benchmarks"))

@@ -24,15 +24,14 @@ from pathlib import Path
 
 import pytorch_lightning as pl
 import torch
+from report import draw, read_rows, table, write_rows
 from seen import SeenBackbone, SeenClips, SeenData, SeenDistillation
 
 from gitdistill import GenerativeImageTextTeacher, StudentCandidateV1, TinyVIT
-from gitdistill.answers import Wants
-from gitdistill.cache import TeacherCache
-from gitdistill.data import GlyphData
-from gitdistill.pairs import pairs_of
-from gitdistill.report import draw, read_rows, table, write_rows
-from gitdistill.trainer import CaptionTrainer
+from gitdistill.distillation.cache import TeacherCache
+from gitdistill.distillation.targets import TargetSpec, layer_pairs
+from gitdistill.distillation.trainer import CaptionTrainer
+from gitdistill.world import GlyphData
 
 ROOT = Path(__file__).resolve().parents[1]
 WEIGHTS = {
@@ -171,11 +170,11 @@ class Bench:
     @cached_property
     def cache(self) -> TeacherCache:
         """All that any variant asks of the teacher."""
-        pairs = pairs_of(self.teacher, self.new_student({}), None)
+        pairs = layer_pairs(self.teacher, self.new_student({}), None)
         pairs = [pair for pair in pairs if pair.term in WEIGHTS]
-        wants = Wants(
-            cells=tuple(dict.fromkeys(pair.theirs for pair in pairs if pair.of_image)),
-            rows=tuple(dict.fromkeys(pair.theirs for pair in pairs if not pair.of_image)),
+        wants = TargetSpec(
+            image_features=tuple(dict.fromkeys(pair.teacher for pair in pairs if pair.of_image)),
+            rows=tuple(dict.fromkeys(pair.teacher for pair in pairs if not pair.of_image)),
             attention=True,
             captions=1,
         )

@@ -14,9 +14,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from gitdistill import DistillationTrainer, TinyVIT
-from gitdistill.data import GlyphData
-from gitdistill.data.glyphs import Clip, GlyphClips
-from gitdistill.model.files import write_whole
+from gitdistill.models.storage import write_whole
+from gitdistill.world import GlyphData
+from gitdistill.world.scenes import Clip, GlyphClips
 
 AT_ONCE = 32  # clips
 

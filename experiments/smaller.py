@@ -26,17 +26,17 @@ from copy import deepcopy
 from pathlib import Path
 
 import torch
+from report import write_rows
 from torch import nn
 from torch.nn.utils import prune
 
 from gitdistill import load_student, metrics
-from gitdistill.bundle import Student
-from gitdistill.data.glyphs import GlyphClips
 from gitdistill.decoding import greedy
-from gitdistill.export import as_stored
-from gitdistill.model.text import to_text
-from gitdistill.onnx import ENCODER, STEP, OnnxStudent, export_student, plain
-from gitdistill.report import write_rows
+from gitdistill.models.tokenizer import to_text
+from gitdistill.use.captioner import Student
+from gitdistill.use.export import as_stored
+from gitdistill.use.onnx import ENCODER, STEP, OnnxStudent, export_student
+from gitdistill.world.scenes import GlyphClips
 
 ROOT = Path(__file__).resolve().parents[1]
 PRUNED = (0.1, 0.3, 0.5)
@@ -55,7 +55,7 @@ def quantised(network: nn.Module) -> nn.Module:
     """A copy whose linear layers hold int8."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it is deprecated: torch points to torchao, another package
-        return torch.ao.quantization.quantize_dynamic(plain(network), {nn.Linear}, torch.qint8)
+        return torch.ao.quantization.quantize_dynamic(deepcopy(network).eval(), {nn.Linear}, torch.qint8)
 
 
 def pruned(network: nn.Module, share: float) -> nn.Module:

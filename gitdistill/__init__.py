@@ -1,6 +1,6 @@
-"""Distil GIT, an image and video captioner, into a student a tenth of its size, and watch every step.
+"""Distil GIT, an image and video captioner, into a student a tenth of its size, and look inside both.
 
-Letters of the shapes, everywhere in the package: B clips, F frames, T tokens, K captions (or beams) per clip,
+Letters in shapes, everywhere in the package: B clips, F frames, T tokens, K captions (or beams) per clip,
 N image tokens, M memory tokens, D width, H heads, V vocabulary.
 """
 
@@ -9,13 +9,13 @@ from importlib import import_module
 __version__ = "0.1.0"
 
 _HOMES = {
-    "TinyVIT": "gitdistill.model.encoders",
-    "StudentCandidateV1": "gitdistill.model.student",
-    "PositionalEncoding": "gitdistill.model.student",
-    "GenerativeImageTextModel": "gitdistill.model.git",
-    "GenerativeImageTextTeacher": "gitdistill.model.teacher",
-    "DistillationTrainer": "gitdistill.trainer",
-    "load_student": "gitdistill.bundle",
+    "TinyVIT": "gitdistill.models.backbone",
+    "StudentCandidateV1": "gitdistill.models.student",
+    "PositionalEncoding": "gitdistill.models.student",
+    "GenerativeImageTextModel": "gitdistill.models.git",
+    "GenerativeImageTextTeacher": "gitdistill.models.teacher",
+    "DistillationTrainer": "gitdistill.distillation.trainer",
+    "load_student": "gitdistill.use.captioner",
 }
 __all__ = [*_HOMES, "__version__"]
 

@@ -17,15 +17,15 @@ from pytorch_lightning import LightningDataModule, LightningModule
 from pytorch_lightning.cli import LightningCLI
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
-from gitdistill.export import as_stored, export_run
-from gitdistill.resume import ExactResume, read_checkpoint
+from gitdistill.distillation.resume import ExactResume, read_checkpoint
+from gitdistill.use.export import as_stored, export_run
 
 COMMANDS = {  # the others are Lightning's
-    "caption": "gitdistill.caption",
-    "check": "gitdistill.check",
-    "onnx": "gitdistill.onnx",
+    "caption": "gitdistill.use.caption",
+    "check": "gitdistill.use.check",
+    "onnx": "gitdistill.use.onnx",
     "pack": "gitdistill.data.shards",
-    "plan": "gitdistill.plan",
+    "plan": "gitdistill.use.plan",
 }
 # What a user can do about it.
 MISTAKES = (ValueError, KeyError, OSError, ImportError, ArgumentError, MisconfigurationException)
@@ -71,7 +71,7 @@ def main() -> None:
             parser_kwargs={"exit_on_error": False},
             trainer_defaults={
                 "callbacks": ExactResume(),
-                "plugins": {"class_path": "gitdistill.resume.WholeCheckpoints"},
+                "plugins": {"class_path": "gitdistill.distillation.resume.WholeCheckpoints"},
             },
         )
     except BrokenPipeError:  # whoever read the output, head for one, has seen enough

@@ -8,7 +8,7 @@ from pycocoevalcap.bleu.bleu import Bleu
 from pycocoevalcap.cider.cider import Cider
 from pycocoevalcap.rouge.rouge import Rouge
 
-from gitdistill.data import grammar
+from gitdistill.world import grammar
 
 RECALLED = ("object", "colour", "motion")
 """Kinds of facts that `facts_recall` counts; a caption may well leave out sizes and relations."""
@@ -58,12 +58,12 @@ def cider_scores(captions: Sequence[str], references: Sequence[Sequence[str]]) -
 def facts_scores(captions: Sequence[str], scenes: Sequence) -> dict[str, float]:
     """How much of what captions of the embedded world state is true, and how much of the truth they state.
 
-    Facts are parsed by `gitdistill.data.grammar.facts` and summed over all captions. All values are shares,
+    Facts are parsed by `gitdistill.world.grammar.facts` and summed over all captions. All values are shares,
     0 to 1; nan where nothing was stated (precision) or there was nothing to state (recall).
 
     Args:
         captions: B captions.
-        scenes: B scenes, the ground truth of their clips (see `gitdistill.data.grammar`).
+        scenes: B scenes, the ground truth of their clips (see `gitdistill.world.grammar`).
 
     Returns:
         `<kind>_precision` (correct / stated) and `<kind>_recall` (correct / true) for every kind of fact;

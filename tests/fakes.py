@@ -13,13 +13,13 @@ class FakeState:
     clips: Tensor
     tokens: Tensor
 
-    def select(self, rows):
+    def reorder(self, rows):
         """New row j continues old row rows[j]; the rows of a clip must stay together."""
         before, after = len(self.tokens) // len(self.clips), len(rows) // len(self.clips)
         assert torch.equal(rows // before, torch.arange(len(self.clips)).repeat_interleave(after))
         return FakeState(self.clips, self.tokens[rows])
 
-    def cut(self, length):
+    def truncate(self, length):
         """Forget all but the first tokens."""
         return FakeState(self.clips, self.tokens[:, :length])
 
@@ -59,12 +59,12 @@ class TableModel(nn.Module):
             logits = logits.masked_fill(rank >= self.branching, -60.0)
         return logits
 
-    def start(self, frames):
+    def prefill(self, frames):
         """One fingerprint for each clip: the sum of its pixels."""
         self.starts += 1
         return FakeState(frames.flatten(1).long().sum(1), torch.empty(len(frames), 0, dtype=torch.long))
 
-    def step(self, tokens, state):
+    def decode_step(self, tokens, state):
         """Append tokens [R, t]; logits [R, t, V]."""
         self.rows.append(len(tokens))
         self.grad |= torch.is_grad_enabled()

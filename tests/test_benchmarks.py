@@ -9,7 +9,7 @@ import tiny
 import torch
 from tiny_git import git_config
 
-from gitdistill.data import GlyphData
+from gitdistill.world import GlyphData
 
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT / "tools")]
@@ -48,9 +48,9 @@ def test_the_floor_does_the_products_of_the_steps():
         with FlopCounterMode(display=False) as floor:
             benchmark.floor.__wrapped__(model, pixels, 1)
         with FlopCounterMode(display=False) as ours:
-            state = model.start(pixels)
+            state = model.prefill(pixels)
             for _ in range(benchmark.NEW):
-                _, state = model.step(torch.full((1, 1), 5), state)
+                _, state = model.decode_step(torch.full((1, 1), 5), state)
     assert floor.get_total_flops() == pytest.approx(ours.get_total_flops(), rel=0.02)
 
 

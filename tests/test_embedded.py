@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from gitdistill import GenerativeImageTextTeacher, TinyVIT, load_student
-from gitdistill.data import GlyphClips, grammar
 from gitdistill.metrics import facts_scores
+from gitdistill.world import GlyphClips, grammar
 
 ROOT = Path(__file__).parents[1]
 DATA = ROOT / "data"

@@ -12,11 +12,13 @@ from tiny_git import git_config
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))
 import real_size
+import report
 import run
 from seen import SeenBackbone, SeenClips, SeenData
 
-from gitdistill import StudentCandidateV1, plots, report
-from gitdistill.data import GlyphData
+from gitdistill import StudentCandidateV1
+from gitdistill.viz import plots
+from gitdistill.world import GlyphData
 
 LOOK = {"frames": tiny.FRAMES, "image_size": tiny.SIDE}
 

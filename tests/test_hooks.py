@@ -11,9 +11,9 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from gitdistill.decoding import greedy
 from gitdistill.hooks import paths, record
-from gitdistill.model.encoders import TinyVIT
-from gitdistill.model.git import GenerativeImageTextModel
-from gitdistill.model.student import StudentCandidateV1
+from gitdistill.models.backbone import TinyVIT
+from gitdistill.models.git import GenerativeImageTextModel
+from gitdistill.models.student import StudentCandidateV1
 
 FRAMES = torch.randint(
     0, 256, (2, 3, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)

@@ -11,11 +11,11 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))
 import smaller
+from report import write_rows
 
-from gitdistill.bundle import Student
-from gitdistill.data.glyphs import GlyphClips
-from gitdistill.data.module import glyph_tokenizer
-from gitdistill.report import write_rows
+from gitdistill.use.captioner import Student
+from gitdistill.world.module import glyph_tokenizer
+from gitdistill.world.scenes import GlyphClips
 
 
 def test_smaller_students(tmp_path):

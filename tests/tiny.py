@@ -2,12 +2,12 @@
 
 import torch
 
-from gitdistill.data.module import glyph_tokenizer
-from gitdistill.model.encoders import TinyVIT
-from gitdistill.model.git import GenerativeImageTextModel
-from gitdistill.model.student import StudentCandidateV1
-from gitdistill.model.teacher import GenerativeImageTextTeacher
-from gitdistill.pretrain import glyph_git_config
+from gitdistill.models.backbone import TinyVIT
+from gitdistill.models.git import GenerativeImageTextModel
+from gitdistill.models.student import StudentCandidateV1
+from gitdistill.models.teacher import GenerativeImageTextTeacher
+from gitdistill.world.module import glyph_tokenizer
+from gitdistill.world.pretrain import glyph_git_config
 
 SIDE, FRAMES = 32, 2
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from transformers import BertTokenizerFast, GitConfig, GitForCausalLM
 
-from gitdistill.model.git import GenerativeImageTextModel
+from gitdistill.models.git import GenerativeImageTextModel
 
 REFERENCE = Path(__file__).parent / "reference" / "microsoft_git"
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmnopqrstuvwxy"]

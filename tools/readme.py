@@ -6,7 +6,7 @@
     python tools/readme.py --check   exit code 1 if a page does not say what the files say
 
 The scores of the embedded networks come from data/*/scores.json, which their training wrote; what the experiments
-and benchmarks found, from data/experiments and benchmarks/*.json; what runs will take, from `gitdistill.plan`.
+and benchmarks found, from data/experiments and benchmarks/*.json; what runs will take, from `gitdistill.use.plan`.
 """
 
 import argparse
@@ -21,10 +21,13 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "experiments"), str(ROOT / "benchmarks")]
 import decoding  # noqa: E402
 import real_size  # noqa: E402
+import report  # noqa: E402
 import smaller  # noqa: E402
 import step  # noqa: E402
 
-from gitdistill import GenerativeImageTextTeacher, StudentCandidateV1, plan, plots, report  # noqa: E402
+from gitdistill import GenerativeImageTextTeacher, StudentCandidateV1  # noqa: E402
+from gitdistill.use import plan  # noqa: E402
+from gitdistill.viz import plots  # noqa: E402
 
 EXPERIMENTS = ("labels", "losses", "sizes", "temperature")
 MEASURES = ROOT / "data" / "experiments"

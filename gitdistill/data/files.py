@@ -26,10 +26,11 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms.v2 import functional as tv
 
-from gitdistill.data.module import _CHOICE, ClipLoader, _EpochSampler
 from gitdistill.data.video import IMAGES, VIDEOS, BrokenFile, FrameRule, read_clip
-from gitdistill.model import checkpoints, text
-from gitdistill.model.pixels import resize
+from gitdistill.models import checkpoints
+from gitdistill.models import tokenizer as text
+from gitdistill.models.preprocessing import resize
+from gitdistill.world.module import _CHOICE, ClipLoader, _EpochSampler
 
 __all__ = ["FileData", "Item", "read_items"]
 
@@ -339,7 +340,7 @@ class _Clips(Dataset):
         return (
             cropped(clip, self.size, self.draw(view, number, _CROP))
             if self.views
-            else squared(clip, self.size)
+            else center_crop(clip, self.size)
         )
 
     def readable(self, number, view=0):
@@ -421,7 +422,7 @@ def cropped(frames: Tensor, size: int, draw: np.random.RandomState) -> Tensor:
     return tv.resized_crop(frames, top, left, tall, wide, [size, size], tv.InterpolationMode.BICUBIC, True)
 
 
-def squared(frames: Tensor, size: int) -> Tensor:
+def center_crop(frames: Tensor, size: int) -> Tensor:
     """Frames [F, 3, H, W] as [F, 3, size, size]: the shorter side resized, the centre cut out, as networks do."""
     return tv.center_crop(resize(frames, size, float("inf")), [size, size]).contiguous()
 

@@ -26,11 +26,11 @@ import fsspec
 import numpy as np
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from gitdistill.data.files import SPLITS, CaptionedData, Item, read_items, squared
-from gitdistill.data.module import _CHOICE, ClipLoader
+from gitdistill.data.files import SPLITS, CaptionedData, Item, center_crop, read_items
 from gitdistill.data.video import BrokenFile, FrameRule, read_clip
-from gitdistill.model.files import CHECKSUM, facts_text, first_line, parse_facts, write_whole
-from gitdistill.processes import rank_and_world
+from gitdistill.distillation.distributed import rank_and_world
+from gitdistill.models.storage import CHECKSUM, first_line, metadata_text, parse_metadata, write_whole
+from gitdistill.world.module import _CHOICE, ClipLoader
 
 INDEX = "shards.json"
 FORMAT = 1
@@ -118,7 +118,7 @@ def clip_checksum(content: bytes, about: dict) -> str:
 
 
 def _write_index(folder: Path, index: dict) -> None:
-    write_whole(folder, {INDEX: lambda path: path.write_text(facts_text(index))})
+    write_whole(folder, {INDEX: lambda path: path.write_text(metadata_text(index))})
 
 
 def read_index(source, finished: bool = True) -> dict:
@@ -133,7 +133,7 @@ def read_index(source, finished: bool = True) -> dict:
         ) from None
     except Exception as error:  # of the network, or of a storage's own library
         raise ValueError(f"{where} cannot be read: {first_line(error)}") from None
-    index = parse_facts(content, where)
+    index = parse_metadata(content, where)
     if index.get("format") != FORMAT:
         raise ValueError(
             f"{where} is of format {index.get('format')}, this is format {FORMAT}: pack it again"
@@ -255,7 +255,7 @@ class _Stream(IterableDataset):
 
     def row(self, epoch, number, name, content, about):
         draw = np.random.RandomState([self.seed, epoch, number, _CHOICE])
-        frames = squared(read_clip(name, self.rule, draw, content), self.size)
+        frames = center_crop(read_clip(name, self.rule, draw, content), self.size)
         own = about["captions"]
         if self.count is None:
             chosen = [0 if own else -1]

@@ -1,0 +1,1 @@
+"""Distillation: losses, the teacher's targets and their cache, and the Lightning modules that train a student."""

@@ -1,0 +1,263 @@
+"""What the teacher is asked for, and which layers of student and teacher are compared.
+
+`teacher_targets` reads distributions and activations off one forward pass of the teacher; `pseudo_captions` lets
+it caption the clips itself. `gitdistill.distillation.cache` keeps both on disk.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from gitdistill.decoding import beam
+from gitdistill.hooks import record
+
+BEAMS = 4  # of the search for pseudo-captions
+TEACHER_ATTENTION = "model.layers.*.attention.softmax"
+STUDENT_ATTENTION = "layers.*.cross_attention.softmax"
+
+
+@dataclass(frozen=True)
+class TargetSpec:
+    """Which targets a distillation needs from the teacher.
+
+    logits: the distribution of the next token, at each token of each caption.
+    image_features, text_features: module paths of the teacher, whose outputs are read over the image's grid or
+        over the captions' tokens.
+    attention: the attention from each token to the image, averaged over heads and layers.
+    pseudo_captions: how many captions per clip the teacher decodes itself.
+    """
+
+    logits: bool = True
+    image_features: tuple[str, ...] = ()
+    text_features: tuple[str, ...] = ()
+    attention: bool = False
+    pseudo_captions: int = 0
+
+    def names(self) -> list[str]:
+        """Keys of the targets: "logits", "attention", "image_features/<path>", "text_features/<path>"."""
+        flags = [name for name in ("logits", "attention") if getattr(self, name)]
+        paths = [
+            f"{kind}/{path}" for kind in ("image_features", "text_features") for path in getattr(self, kind)
+        ]
+        return flags + paths
+
+
+def parse_dtype(name: str) -> torch.dtype:
+    """The dtype that the teacher computes in, by name; ValueError for an unknown one."""
+    if name not in ("float32", "bfloat16", "float16"):
+        raise ValueError(f"teacher_dtype must be float32, bfloat16 or float16, not {name!r}")
+    return getattr(torch, name)
+
+
+@torch.no_grad()
+def teacher_targets(
+    teacher, frames: Tensor, tokens: Tensor, spec: TargetSpec, dtype: torch.dtype = torch.float32
+) -> dict[str, Tensor]:
+    """The teacher's targets for a batch, float32, under the keys of `spec.names()`.
+
+    "logits" [B*K, T, V]; "image_features/…" [B*F, h, w, D] without class tokens; "text_features/…" [B*K, T, D];
+    "attention" [B*K, T, F*h*w], normalised over the image. With `dtype` bfloat16 or float16 the teacher runs under
+    autocast.
+    """
+    paths = [*spec.image_features, *spec.text_features, *([TEACHER_ATTENTION] if spec.attention else [])]
+    with (
+        record(teacher, paths) as seen,
+        torch.autocast(frames.device.type, dtype, enabled=dtype != torch.float32),
+    ):
+        output = teacher(frames, tokens)
+    count = num_frames(frames)
+    targets = {"logits": output.logits} if spec.logits else {}
+    if spec.attention:  # a layer's first call is the image's own pass, its last one the text's
+        layers = [calls[-1] for path, calls in seen.items() if path.endswith(".attention.softmax")]
+        mean = torch.stack(layers).float().mean((0, 2))
+        targets["attention"] = attention_over_image(mean, tokens, count, output.visual_features.shape[1])
+    for path in spec.image_features:
+        targets[f"image_features/{path}"] = as_feature_grid(seen[path][0], count)
+    for path in spec.text_features:
+        targets[f"text_features/{path}"] = seen[path][-1].reshape(*tokens.shape, -1)
+    return {name: value.float() for name, value in targets.items()}
+
+
+def num_frames(frames: Tensor) -> int:
+    """All frames of a batch of clips [B, F, 3, H, W] or images [B, 3, H, W]: B*F."""
+    return len(frames) * (frames.shape[1] if frames.dim() == 5 else 1)
+
+
+def as_feature_grid(activation: Tensor, count: int) -> Tensor:
+    """Image features of either network as a grid [B*F, h, w, D]; `count` = B*F.
+
+    Takes maps [B*F, C, h, w] or [B, F, C, h, w], tokens per frame [B*F, S, D] and tokens per clip [B, F*S, D]. A
+    leading class token is recognised by S being one more than a square number, and dropped.
+    """
+    if activation.dim() == 5:
+        activation = activation.flatten(0, 1)
+    if activation.dim() == 4:
+        return activation.permute(0, 2, 3, 1)
+    if activation.dim() != 3 or activation.shape[0] * activation.shape[1] % count:
+        raise ValueError(f"an activation of shape {list(activation.shape)} is not a map over {count} frames")
+    tokens = activation.reshape(count, -1, activation.shape[-1])
+    side = math.isqrt(tokens.shape[1])
+    if side**2 + 1 == tokens.shape[1]:
+        tokens = tokens[:, 1:]
+    elif side**2 != tokens.shape[1]:
+        raise ValueError(
+            f"{tokens.shape[1]} tokens a frame are no square grid, with or without a class token"
+        )
+    return tokens.unflatten(1, (side, side))
+
+
+def attention_over_image(attention: Tensor, tokens: Tensor, count: int, image_tokens: int) -> Tensor:
+    """Attention from text to the image's grid, [B*K, T, F*h*w], renormalised to sum to one.
+
+    attention: [B, K*T, S], its first `image_tokens` columns the image's, frame by frame. Columns of the text (in a
+    prefix decoder) and of class tokens are dropped. count: B*F.
+    """
+    per_token = attention[..., :image_tokens].transpose(1, 2)  # (B, N, K*T)
+    grid = as_feature_grid(per_token, count).flatten(1, 2)  # (B*F, h*w, K*T)
+    grid = grid.reshape(len(attention), -1, grid.shape[-1]).transpose(1, 2)  # (B, K*T, F*h*w)
+    grid = grid.reshape(*tokens.shape, -1)
+    return grid / grid.sum(-1, keepdim=True).clamp(min=1e-12)
+
+
+@dataclass(frozen=True)
+class FeaturePair:
+    """One layer of the student and one of the teacher whose outputs are compared.
+
+    term: the loss it belongs to. student, teacher: module paths. of_image: compared over the image's grid, otherwise
+    over the captions' tokens.
+    """
+
+    term: str
+    student: str
+    teacher: str
+    of_image: bool
+
+    @property
+    def name(self) -> str:
+        """The name of its projector."""
+        return self.student.replace(".", "/") if self.term == "features" else self.term
+
+    @property
+    def target(self) -> str:
+        """The key of the teacher's side; see `TargetSpec.names`."""
+        return f"{'image' if self.of_image else 'text'}_features/{self.teacher}"
+
+    @property
+    def projected(self) -> bool:
+        """True where the student's width is projected to the teacher's; relations need no projector."""
+        return self.term != "relations"
+
+    def student_features(self, activation, count: int, tokens: Tensor) -> Tensor:
+        """The student's side as [B*F, h, w, D] or [B*K, T, D]; of several maps, the last."""
+        if isinstance(activation, list | tuple):
+            activation = activation[-1]
+        return as_feature_grid(activation, count) if self.of_image else activation.reshape(*tokens.shape, -1)
+
+
+def stage_pairs(teacher, student: nn.Module) -> dict[str, str]:
+    """Each stage of the student's backbone with the teacher's image layer at the same relative depth.
+
+    Stages whose grid is more than twice as fine as the teacher's are left out: they hold edges, not objects.
+    """
+    vision, net = teacher.config.vision_config, student.backbone.net
+    side, layers = vision.image_size // vision.patch_size, vision.num_hidden_layers
+    known = dict(net.named_modules())
+    stages = [name if name in known else name.replace(".", "_", 1) for name in net.feature_info.module_name()]
+    return {
+        f"backbone.net.{stage}": f"model.image_encoder.layers.{round((i + 1) / len(stages) * layers) - 1}"
+        for i, (stage, grid) in enumerate(zip(stages, student.backbone.grids))
+        if max(grid) <= 2 * side
+    }
+
+
+def image_layer(git: nn.Module) -> str:
+    """Path of GIT's last decoder layer whose image outputs are used: the last but one, or its only one."""
+    return f"layers.{max(0, len(git.layers) - 2)}"
+
+
+def layer_pairs(teacher, student: nn.Module, features: dict[str, str] | str | None) -> list[FeaturePair]:
+    """Every pair that `DistillationTrainer` can compare; `features` as its argument `feature_pairs`."""
+    last, above = f"model.layers.{len(teacher.model.layers) - 1}", f"model.{image_layer(teacher.model)}"
+    decoder = f"layers.{len(getattr(student, 'layers', [])) - 1}"
+    if features == "stages":
+        features = stage_pairs(teacher, student)
+    elif isinstance(features, str):
+        raise ValueError(f'feature_pairs is a dict of module paths or "stages", not {features!r}')
+    features = features or {"memory_norm": above}
+    pairs = [FeaturePair("features", ours, theirs, True) for ours, theirs in features.items()]
+    pairs += [
+        FeaturePair("visual", "backbone", "model.image_encoder", True),
+        FeaturePair("hidden", "norm", last, False),
+    ]
+    pairs += [
+        FeaturePair("relations", f"{decoder}.self_attention.{part}", f"{last}.attention.{part}", False)
+        for part in ("query", "key", "value")
+    ]
+    value = f"{decoder}.cross_attention.value", f"{last}.attention.value"
+    return [*pairs, FeaturePair("relations", *value, True)]
+
+
+@torch.no_grad()
+def pseudo_captions(teacher, frames: Tensor, count: int, max_length: int, dtype: torch.dtype = torch.float32):
+    """The teacher's `count` best captions of each clip by beam search, and their quality.
+
+    Returns tokens long [B, count, T] and quality float [B, count, 3]: confidence (mean log-probability of a token),
+    repetition (share of trigrams that occurred earlier in the caption), and agreement (mean F1 of its words with
+    those of the other beams).
+    """
+    beams = max(BEAMS, count)
+    with torch.autocast(frames.device.type, dtype, enabled=dtype != torch.float32):
+        found = beam(teacher, frames, beams=beams, max_length=max_length, num_return=beams)
+    special = {teacher.pad_token_id, teacher.bos_token_id, teacher.eos_token_id}
+    quality = []
+    for captions, scores in zip(found.tokens.tolist(), found.scores.tolist()):
+        words = [[word for word in caption if word not in special] for caption in captions]
+        for i in range(count):
+            others = [word_f1(words[i], words[k]) for k in range(beams) if k != i]
+            quality.append([scores[i], repetition(words[i]), sum(others) / len(others)])
+    quality = torch.tensor(quality, device=frames.device).unflatten(0, (len(frames), count))
+    return found.tokens[:, :count], quality
+
+
+def repetition(words: list) -> float:
+    """The share of trigrams that occurred before; 0 for a caption of fewer words."""
+    triples = list(zip(words, words[1:], words[2:]))
+    return 1 - len(set(triples)) / len(triples) if triples else 0.0
+
+
+def word_f1(a: list, b: list) -> float:
+    """F1 of two captions' words, each counted as often as it occurs; 1 for two empty captions."""
+    if not a and not b:
+        return 1.0
+    shared = sum(min(a.count(word), b.count(word)) for word in set(a))
+    return 2 * shared / (len(a) + len(b))
+
+
+@dataclass(frozen=True)
+class CaptionFilter:
+    """Thresholds on the quality of pseudo-captions (see `pseudo_captions`); by default every caption passes."""
+
+    confidence: float = -math.inf
+    repetition: float = 1.0
+    agreement: float = 0.0
+
+    def __call__(self, quality: Tensor) -> Tensor:
+        """True where a caption of `quality` [..., 3] passes."""
+        confidence, repetition, agreement = quality.unbind(-1)
+        passes = (confidence >= self.confidence) & (repetition <= self.repetition)
+        return passes & (agreement >= self.agreement)
+
+    def apply(self, tokens: Tensor, quality: Tensor, pad_id: int) -> Tensor:
+        """`tokens` [..., T] with captions that do not pass reduced to their start token."""
+        tokens = tokens.clone()
+        tokens[..., 1:].masked_fill_(~self(quality)[..., None], pad_id)
+        return tokens
+
+
+def join_captions(a: Tensor, b: Tensor, pad_id: int) -> Tensor:
+    """Captions [B, K, T] and [B, L, T'] of the same clips together, [B, K+L, max(T, T')]."""
+    longest = max(a.shape[-1], b.shape[-1])
+    return torch.cat([F.pad(x, (0, longest - x.shape[-1]), value=pad_id) for x in (a, b)], dim=1)

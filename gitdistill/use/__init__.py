@@ -1,0 +1,1 @@
+"""Using what was trained: captioners, the command line's tools, ONNX."""

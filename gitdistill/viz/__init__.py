@@ -1,0 +1,1 @@
+"""Pictures and explorers: arrays in, figures out. Nothing here knows a model."""

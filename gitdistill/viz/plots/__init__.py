@@ -1,0 +1,61 @@
+"""Pictures: arrays in, `Figure` out. Nothing here loads a model, and pyplot keeps no reference to anything.
+
+All arguments may be torch tensors or numpy arrays, on any device. One style for all pictures: at most 11 inches
+at 80 dpi; cividis for amounts; PuOr around zero for differences; Okabe and Ito's colours
+(https://jfly.uni-koeln.de/color/) for categories, each with a mark, dash or hatch of its own, so that a print
+in grey still tells them apart; maps as sharp cells over a grey photo; numbers where they matter. `title` states
+what the picture shows, and becomes the alternative text for readers who cannot see it.
+
+Letters: C clips, F frames, H x W pixels, h x w cells of a map, T words, L layers, Q and S tokens that look and
+that are looked at.
+"""
+
+from gitdistill.viz.plots.attention import (
+    explanations,
+    frame_word_map,
+    gaze,
+    grounding,
+    heads,
+    overview,
+    pointed,
+)
+from gitdistill.viz.plots.cards import frame_word_card, head_card, module_card, word_card
+from gitdistill.viz.plots.clips import film
+from gitdistill.viz.plots.features import components, feature_maps, similarity
+from gitdistill.viz.plots.model import budget, token_mask
+from gitdistill.viz.plots.networks import architecture
+from gitdistill.viz.plots.search import beam_tree, drafts, ribbon
+from gitdistill.viz.plots.style import Picture, animation, png
+from gitdistill.viz.plots.training import board, curves, dots, pareto, scores
+
+__all__ = [
+    "Picture",
+    "animation",
+    "architecture",
+    "beam_tree",
+    "board",
+    "budget",
+    "components",
+    "curves",
+    "dots",
+    "drafts",
+    "explanations",
+    "feature_maps",
+    "film",
+    "frame_word_card",
+    "frame_word_map",
+    "gaze",
+    "grounding",
+    "head_card",
+    "heads",
+    "module_card",
+    "overview",
+    "pareto",
+    "png",
+    "pointed",
+    "ribbon",
+    "scores",
+    "similarity",
+    "token_mask",
+    "word_card",
+]

@@ -1,0 +1,169 @@
+"""Speculative captioning: the teacher's greedy captions exactly, whoever drafts."""
+
+import pytest
+import torch
+from fakes import TableModel, clips
+from tiny_git import lively_git, random_git, random_inputs
+from torch.testing import assert_close
+
+from gitdistill.decoding import greedy
+from gitdistill.decoding.speculative import speculative
+
+
+def almost(model, seed, noise):
+    """A copy whose weights are a little off, as a student's would be."""
+    generator = torch.Generator().manual_seed(seed)
+    other = lively_git(0)
+    other.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.add_(noise * torch.randn(parameter.shape, generator=generator))
+    return other
+
+
+def test_equals_greedy_on_200_random_pairs():
+    """Strangers, close relatives and twins draft; one clip and batches; drafts of one to six words."""
+    rates, saved, lengths = [], 0, set()
+    for seed in range(200):
+        teacher = lively_git(seed)
+        student = (
+            lively_git(seed + 1000) if seed % 4 == 0 else almost(teacher, seed, (0, 0.02, 0.1)[seed % 4 - 1])
+        )
+        pixels, _ = random_inputs(clips=1 + seed % 3, seed=seed)
+        expected = greedy(teacher, pixels, 12)
+        out = speculative(teacher, student, pixels, 12, draft=1 + seed % 6)
+        assert torch.equal(out.tokens, expected.tokens), seed
+        assert_close(out.scores, expected.scores)
+        assert out.steps <= expected.steps and (out.accepted <= out.judged).all()
+        if seed % 4 == 1 and out.judged.sum():  # its own twin
+            assert out.acceptance == 1.0
+        rates.append(out.acceptance)
+        saved += expected.steps - out.steps
+        lengths |= set((expected.tokens[:, 0] != 0).sum(1).tolist())
+    assert saved > 300 and len(lengths) > 5
+    rates = torch.tensor(rates)
+    assert rates[0::4].nanmean() < rates[3::4].nanmean() < rates[2::4].nanmean() < 1
+
+
+@pytest.mark.parametrize("clip", range(3))
+def test_the_passes_tell_how_a_caption_grew(clip):
+    teacher, student = TableModel(seed=clip, eos_bias=1.0), TableModel(seed=clip, eos_bias=2.5)
+    out = speculative(teacher, student, clips(1, clip), 14, draft=3)
+    assert len(out.passes) == out.steps
+    grown = torch.cat([gained for _, gained in out.passes], 1)
+    grown = grown[grown != teacher.pad_token_id]
+    assert grown.tolist() == out.tokens[0, 0, 1:].tolist()
+    kept = 0
+    for words, gained in out.passes:
+        size = min(words.shape[1], gained.shape[1])
+        kept += int((words[:, :size] == gained[:, :size]).long().cumprod(1).sum())
+    assert kept == int(out.accepted)
+
+
+@pytest.mark.parametrize("draft", [1, 2, 5, 30])
+def test_rows_that_end_at_different_steps(draft):
+    """Tables of words: next to no two texts go on alike."""
+    ends = set()
+    for seed in range(20):
+        teacher, frames = TableModel(seed=seed, eos_bias=1.0), clips(5, seed)
+        expected = greedy(teacher, frames, 14)
+        for drafter in (teacher, TableModel(seed=seed, eos_bias=2.5), TableModel(seed=seed + 100)):
+            out = speculative(teacher, drafter, frames, 14, draft)
+            assert torch.equal(out.tokens, expected.tokens)
+            assert_close(out.scores, expected.scores)
+        ends |= set((expected.tokens[:, 0] != 0).sum(1).tolist())
+    assert len(ends) > 6
+
+
+def test_acceptance_counts_each_word_once():
+    class Sometimes(TableModel):
+        """Wrong after every text of three, six or nine words."""
+
+        def logits(self, clip, tokens):
+            logits = super().logits(clip, tokens)
+            return logits.roll(1, -1) if tokens.shape[1] % 3 == 0 else logits
+
+    teacher, student = (kind(seed=1, eos_bias=-20.0).eval() for kind in (TableModel, Sometimes))
+    for count in (1, 4):  # in a batch all rows stumble at the same words
+        frames = clips(count)
+        out = speculative(teacher, student, frames, 11, draft=4)
+        assert torch.equal(out.tokens, greedy(teacher, frames, 11).tokens)
+        # two words right and one wrong, three times; the tenth and last needs no draft
+        assert out.steps == 4 and out.judged.tolist() == [9] * count and out.accepted.tolist() == [6] * count
+        assert out.acceptance == pytest.approx(2 / 3)
+    twin = speculative(teacher, teacher, frames, 11, draft=4)
+    assert twin.steps == 2 and twin.judged.tolist() == twin.accepted.tolist() == [8] * 4  # 4 + 1 + 4 + 1
+
+
+def test_a_clip_that_waits_for_another_is_not_judged_twice():
+    class Unsure(TableModel):
+        """Always wrong about all clips but one."""
+
+        def logits(self, clip, tokens):
+            logits = super().logits(clip, tokens)
+            return logits.where((clip == clip.min())[:, None], logits.roll(1, -1))
+
+    teacher, student = (kind(seed=1, eos_bias=-20.0).eval() for kind in (TableModel, Unsure))
+    frames = clips(3)
+    good = int(teacher.prefill(frames).clips.argmin())
+    out = speculative(teacher, student, frames, 11, draft=3)
+    assert torch.equal(out.tokens, greedy(teacher, frames, 11).tokens)
+    assert out.steps == 10  # one word at a time
+    judged, accepted = out.judged.tolist(), out.accepted.tolist()
+    # three right words at first; all that follows the large model has said before, while it waited
+    assert judged.pop(good) == accepted.pop(good) == 3
+    assert judged == [9, 9] and accepted == [0, 0]
+
+
+def test_a_prefix_is_continued():
+    teacher, frames = TableModel(seed=4), clips(3)
+    prefix = torch.tensor([[1, 5, 7], [1, 2, 4], [1, 6, 6]])
+    out = speculative(teacher, TableModel(seed=5), frames, 12, prefix=prefix)
+    assert torch.equal(out.tokens, greedy(teacher, frames, 12, prefix=prefix).tokens)
+
+
+def test_states_forget():
+    model = random_git(frames=2)
+    pixels, tokens = random_inputs(frames=2, captions=2, length=7)
+    with torch.no_grad():
+        whole, state = model.decode_step(tokens, model.prefill(pixels))
+        state = state.truncate(3)
+        assert state.length == 3
+        logits, state = model.decode_step(tokens[:, 3:], state)
+        assert_close(logits, whole[:, 3:], atol=1e-5, rtol=0)
+        logits, _ = model.decode_step(tokens, state.truncate(0))
+        assert_close(logits, whole, atol=1e-5, rtol=0)
+
+
+def test_the_models_are_left_as_they_were():
+    teacher, student = TableModel().train(), TableModel(seed=1).train()
+    speculative(teacher, student, clips(2))
+    assert teacher.training and student.dropout.training
+    assert not teacher.grad and not student.grad and teacher.starts == student.starts == 1
+
+
+@pytest.mark.parametrize(
+    "student, options, message",
+    [
+        (TableModel(), {"draft": 0}, "draft must be at least 1, got 0"),
+        (TableModel(13), {}, "must share a vocabulary: vocab_size is 12 and 13"),
+        (TableModel(max_positions=10), {"max_length": 11}, "max_length 11 is above the model's 10 positions"),
+        (TableModel(), {"prefix": [[1, 4], [1]]}, "needs prefixes of one length"),
+        (TableModel(), {"max_length": 1}, "leaves no room"),
+    ],
+)
+def test_mistakes_are_named(student, options, message):
+    with pytest.raises(ValueError, match=message):
+        speculative(TableModel(), student, clips(2), **options)
+    with pytest.raises(ValueError, match="the batch is empty"):
+        speculative(TableModel(), TableModel(), clips(0))
+
+
+def test_nan_is_named():
+    class Broken(TableModel):
+        def logits(self, clip, tokens):
+            logits = super().logits(clip, tokens)
+            return logits.masked_fill(torch.arange(len(logits))[:, None] == 1, torch.nan)
+
+    with pytest.raises(ValueError, match="NaN among the logits of clip 1 at step 0"):
+        speculative(Broken(), TableModel(), clips(3))
