@@ -37,7 +37,7 @@ def networks(config: GitConfig, known: int, backbone: TinyVIT, **student) -> dic
     torch.manual_seed(0)
     special = {name: getattr(config, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     keep = list(range(known))
-    options = {"keep": keep, "unk_token_id": 100, "frames": 1, **special, **student}
+    options = {"vocab_subset": keep, "unk_token_id": 100, "num_frames": 1, **special, **student}
     student = StudentCandidateV1(config.vocab_size, backbone, **options)
     models = {"teacher": GenerativeImageTextModel(config).eval(), "student": student.eval()}
     for model, end in zip(models.values(), (config.eos_token_id, keep.index(config.eos_token_id))):

@@ -108,15 +108,23 @@ def labels(pool: int) -> Iterator[Variant]:
 
 def sizes(_) -> Iterator[Variant]:
     """Width and layers of decoder and mixer, one at a time."""
-    base = {"width": 128, "layers": 2, "mixer_layers": 1}
-    change = [{}, {"width": 64}, {"width": 96}, {"width": 192}, {"width": 256}, {"layers": 1}, {"layers": 4}]
+    base = {"embed_dim": 128, "layers": 2, "mixer_layers": 1}
+    change = [
+        {},
+        {"embed_dim": 64},
+        {"embed_dim": 96},
+        {"embed_dim": 192},
+        {"embed_dim": 256},
+        {"layers": 1},
+        {"layers": 4},
+    ]
     for one in (*change, {"mixer_layers": 0}, {"mixer_layers": 2}):
         yield Variant(shape(base | one), shape(base), weigh(*RECIPE), base | one)
 
 
 def shape(student: dict) -> str:
     """A size as its name."""
-    return "width {width}, layers {layers}, mixer {mixer_layers}".format(**student)
+    return "width {embed_dim}, layers {layers}, mixer {mixer_layers}".format(**student)
 
 
 def temperature(_) -> Iterator[Variant]:
@@ -184,7 +192,7 @@ class Bench:
     def new_student(self, options: dict) -> StudentCandidateV1:
         """A new student over the frozen backbone, whose weights are as they came."""
         self.backbone.load_state_dict(self.known)
-        options = {"frames": self.image.get("frames", 4), **self.student, **options}
+        options = {"num_frames": self.image.get("frames", 4), **self.student, **options}
         return StudentCandidateV1.like(self.teacher, backbone=self.backbone, **options)
 
     def data(self, variant: Variant, seed: int) -> SeenData:

@@ -34,7 +34,7 @@ def bench(tmp_path_factory):
         teacher=tiny.teacher(),
         backbone=tiny.backbone(),
         image=LOOK,
-        student={"width": 32, "heads": 2},
+        student={"embed_dim": 32, "heads": 2},
     )
 
 
@@ -166,8 +166,8 @@ def test_every_variant_can_be_trained(bench, variants):
     short = dataclasses.replace(bench, steps=1)
     for found in variants.values():
         for variant in found:
-            student = {"width": 32, "heads": 2} | {
-                k: min(v, 2) for k, v in variant.student.items() if k != "width"
+            student = {"embed_dim": 32, "heads": 2} | {
+                k: min(v, 2) for k, v in variant.student.items() if k != "embed_dim"
             }
             row = run.train(short, dataclasses.replace(variant, student=student), 0)
             assert math.isfinite(row["test/cider"]), variant.name
@@ -243,7 +243,7 @@ def test_dots_stand_where_the_runs_are():
 def test_real_size_says_the_same_of_small_networks():
     config = git_config(max_position_embeddings=24)
     net = tiny.backbone()
-    student = {"width": 32, "heads": 2, "layers": 1, "unk_token_id": 1}
+    student = {"embed_dim": 32, "heads": 2, "layers": 1, "unk_token_id": 1}
     models = real_size.networks(config, 10, net, **student)
     result = real_size.run(models, [1, 2], 1, 32)
     assert [(row["batch"], row["beams"]) for row in result["rows"]] == [(1, 1), (1, 4), (2, 1), (2, 4)]

@@ -46,7 +46,9 @@ def student():
         window_sizes=[2, 2, 2],
         out_indices=[0, 1, 2],
     )
-    return StudentCandidateV1(20, backbone, width=16, layers=2, heads=2, frames=3, max_positions=12).eval()
+    return StudentCandidateV1(
+        20, backbone, embed_dim=16, layers=2, heads=2, num_frames=3, max_positions=12
+    ).eval()
 
 
 @pytest.fixture(scope="module")

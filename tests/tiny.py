@@ -43,5 +43,5 @@ def backbone(seed: int = 0) -> TinyVIT:
 
 def student(seed: int = 0, **options) -> StudentCandidateV1:
     eyes = backbone(seed)
-    options = {"width": 32, "layers": 2, "heads": 2, "frames": FRAMES} | options
+    options = {"embed_dim": 32, "layers": 2, "heads": 2, "num_frames": FRAMES} | options
     return StudentCandidateV1(len(glyph_tokenizer()), eyes, **options)

@@ -476,8 +476,8 @@ class DistillationTrainer(CaptionTrainer):
         return share * losses.cross_entropy(logits, tokens, pad, self.label_smoothing)
 
     def _kl(self, logits: Tensor, teacher, tokens: Tensor, pad: int) -> Tensor:
-        if getattr(self.model, "kept", None) is not None:
-            teacher = losses.trim(teacher, self.model.kept, self.model.subset_unk_token_id)
+        if getattr(self.model, "vocab_subset", None) is not None:
+            teacher = losses.trim(teacher, self.model.vocab_subset, self.model.subset_unk_token_id)
         kl = losses.kl_top if isinstance(teacher, losses.TopK) else losses.kl
         return kl(logits, teacher, tokens, pad, self.temperature)
 
@@ -577,6 +577,6 @@ def reach(value: Tensor, parameters) -> list[Tensor | None]:
 
 def in_vocab_subset(model: nn.Module, output, tokens: Tensor) -> tuple[Tensor, Tensor, int]:
     """Logits, tokens and padding token in the numbers of the words that `model` knows; see `keep` of the student."""
-    if getattr(model, "kept", None) is None:
+    if getattr(model, "vocab_subset", None) is None:
         return output.logits, tokens, model.pad_token_id
-    return output.subset_logits, model.own[tokens], model.subset_pad_token_id
+    return output.subset_logits, model.subset_index[tokens], model.subset_pad_token_id

@@ -29,17 +29,17 @@ class Attention(nn.Module):
     # Up to this many query rows the keys are read where they lie: joining two memories would cost more.
     FEW_QUERIES = 16
 
-    def __init__(self, width: int, heads: int, dropout: float = 0.0):
+    def __init__(self, embed_dim: int, heads: int, dropout: float = 0.0):
         super().__init__()
-        if width % heads:
-            raise ValueError(f"width {width} is not divisible by {heads} heads")
+        if embed_dim % heads:
+            raise ValueError(f"embed_dim {embed_dim} is not divisible by {heads} heads")
         self.heads = heads
         self.dropout = dropout
-        self.query = nn.Linear(width, width)
-        self.key = nn.Linear(width, width)
-        self.value = nn.Linear(width, width)
+        self.query = nn.Linear(embed_dim, embed_dim)
+        self.key = nn.Linear(embed_dim, embed_dim)
+        self.value = nn.Linear(embed_dim, embed_dim)
         self.softmax = nn.Softmax(dim=-1)
-        self.output = nn.Linear(width, width)
+        self.output = nn.Linear(embed_dim, embed_dim)
 
     def split(self, x: Tensor) -> Tensor:
         """[B, S, D] -> [B, H, S, D/H]."""

@@ -24,9 +24,9 @@ from gitdistill.models.attention import (
 )
 from gitdistill.models.backbone import TinyVIT
 
-MASKED_LOGIT = (
-    -1e4
-)  # logit of a word that cannot be said; finite, also in float16, so that sums of them are no NaN
+MASKED_LOGIT = -1e4  # of words outside `vocab_subset`; finite also in float16, so that no sum of them is NaN
+# Arguments that version 0.1 wrote into config.json under other names.
+_FORMER = {"width": "embed_dim", "expand": "mlp_ratio", "frames": "num_frames", "keep": "vocab_subset"}
 
 
 class PositionalEncoding(nn.Module):
@@ -35,13 +35,13 @@ class PositionalEncoding(nn.Module):
     Nothing is learned, so every position up to `max_length` is as good as any other; beyond, a ValueError.
     """
 
-    def __init__(self, width: int, max_length: int, dropout: float = 0.0):
+    def __init__(self, embed_dim: int, max_length: int, dropout: float = 0.0):
         super().__init__()
         self.max_length = max_length
         self.dropout = nn.Dropout(dropout)
-        rates = 10_000 ** (-torch.arange(0, width, 2) / width)
+        rates = 10_000 ** (-torch.arange(0, embed_dim, 2) / embed_dim)
         angles = torch.arange(max_length)[:, None] * rates
-        table = torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)[:, :width]
+        table = torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)[:, :embed_dim]
         self.register_buffer("table", table, persistent=False)
 
     def forward(self, x: Tensor, start: int = 0) -> Tensor:
@@ -53,12 +53,12 @@ class PositionalEncoding(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Linear, GELU, linear; `expand` times as wide inside."""
+    """Linear, GELU, linear; `mlp_ratio` times as wide inside."""
 
-    def __init__(self, width: int, expand: int):
+    def __init__(self, embed_dim: int, mlp_ratio: int):
         super().__init__()
-        self.up = nn.Linear(width, expand * width)
-        self.down = nn.Linear(expand * width, width)
+        self.up = nn.Linear(embed_dim, mlp_ratio * embed_dim)
+        self.down = nn.Linear(mlp_ratio * embed_dim, embed_dim)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down(F.gelu(self.up(x)))
@@ -67,12 +67,12 @@ class FeedForward(nn.Module):
 class MixerLayer(nn.Module):
     """One pre-norm encoder layer: every token of every frame sees all others."""
 
-    def __init__(self, width: int, heads: int, expand: int, dropout: float):
+    def __init__(self, embed_dim: int, heads: int, mlp_ratio: int, dropout: float):
         super().__init__()
-        self.norm_1 = nn.LayerNorm(width)
-        self.attention = Attention(width, heads, dropout)
-        self.norm_2 = nn.LayerNorm(width)
-        self.feed_forward = FeedForward(width, expand)
+        self.norm_1 = nn.LayerNorm(embed_dim)
+        self.attention = Attention(embed_dim, heads, dropout)
+        self.norm_2 = nn.LayerNorm(embed_dim)
+        self.feed_forward = FeedForward(embed_dim, mlp_ratio)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -85,14 +85,14 @@ class MixerLayer(nn.Module):
 class StudentLayer(nn.Module):
     """One pre-norm decoder layer: the text so far, then the memory, then a feed-forward block."""
 
-    def __init__(self, width: int, heads: int, expand: int, dropout: float):
+    def __init__(self, embed_dim: int, heads: int, mlp_ratio: int, dropout: float):
         super().__init__()
-        self.norm_1 = nn.LayerNorm(width)
-        self.self_attention = Attention(width, heads, dropout)
-        self.norm_2 = nn.LayerNorm(width)
-        self.cross_attention = Attention(width, heads, dropout)
-        self.norm_3 = nn.LayerNorm(width)
-        self.feed_forward = FeedForward(width, expand)
+        self.norm_1 = nn.LayerNorm(embed_dim)
+        self.self_attention = Attention(embed_dim, heads, dropout)
+        self.norm_2 = nn.LayerNorm(embed_dim)
+        self.cross_attention = Attention(embed_dim, heads, dropout)
+        self.norm_3 = nn.LayerNorm(embed_dim)
+        self.feed_forward = FeedForward(embed_dim, mlp_ratio)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, state: KVCache, grown: list, rows: int, mask: Tensor | None) -> Tensor:
@@ -126,21 +126,21 @@ class StudentOutput:
 
 
 class StudentCandidateV1(nn.Module):
-    """Captions clips of up to `frames` frames; an image is a clip of one.
+    """Captions clips of up to `num_frames` frames; an image is a clip of one.
 
     Args:
         vocab_size: words; the teacher's own number where logits are distilled (see `like`).
         backbone: a `TinyVIT`; or "glyphs", a folder that `TinyVIT.save_pretrained` wrote, or a timm name
             ("tiny_vit_5m_224.dist_in22k_ft_in1k"), whose weights are then fetched.
-        width, layers, heads: of the decoder.
+        embed_dim, layers, heads: of the decoder.
         mixer_layers: encoder layers over the tokens of all frames; without one, motion is hardly learned.
-        expand: how many times wider the feed-forward blocks are inside.
-        frames: most frames of a clip.
+        mlp_ratio: how many times wider the feed-forward blocks are inside.
+        num_frames: most frames of a clip.
         max_positions: longest token sequence.
         dropout: in mixer and decoder.
         tie: one matrix for the words coming in and going out.
         freeze_norm: batch norms keep their statistics in training, too; for small batches, whose own are noise.
-        keep: the words to know, as token numbers (`TeacherCache.words`); embedding and head have rows for these
+        vocab_subset: the words to know, as token numbers (`TeacherCache.words`); embedding and head have rows for these
             alone and for the special tokens. Any other word is read as `unk_token_id` and never said. Token
             numbers and `vocab_size` stay the tokenizer's.
         bos_token_id, eos_token_id, pad_token_id, unk_token_id: by default those of the embedded world's tokenizer.
@@ -155,86 +155,96 @@ class StudentCandidateV1(nn.Module):
         self,
         vocab_size: int,
         backbone: str | TinyVIT = "glyphs",
-        width: int = 128,
+        embed_dim: int = 128,
         layers: int = 2,
         heads: int = 4,
         mixer_layers: int = 1,
-        expand: int = 2,
-        frames: int = 4,
+        mlp_ratio: int = 2,
+        num_frames: int = 4,
         max_positions: int = 40,
         dropout: float = 0.0,
         tie: bool = True,
         freeze_norm: bool = False,
-        keep: list[int] | None = None,
+        vocab_subset: list[int] | None = None,
         bos_token_id: int = 2,
         eos_token_id: int = 3,
         pad_token_id: int = 0,
         unk_token_id: int = 1,
     ):
         super().__init__()
-        if min(vocab_size, layers, frames, max_positions) < 1:
-            raise ValueError("vocab_size, layers, frames and max_positions must be at least 1")
+        if min(vocab_size, layers, num_frames, max_positions) < 1:
+            raise ValueError("vocab_size, layers, num_frames and max_positions must be at least 1")
         special = {"bos": bos_token_id, "eos": eos_token_id, "pad": pad_token_id}
-        if keep is not None:
+        if vocab_subset is not None:
             special["unk"] = unk_token_id
         for name, token in special.items():
             if not 0 <= token < vocab_size:
                 raise ValueError(f"{name}_token_id {token} is outside the vocabulary of {vocab_size} words")
         self.bos_token_id, self.eos_token_id, self.pad_token_id = bos_token_id, eos_token_id, pad_token_id
-        self.vocab_size, self.max_positions, self.frames, self.tie = vocab_size, max_positions, frames, tie
-        self.width = width
+        self.vocab_size, self.max_positions, self.num_frames, self.tie = (
+            vocab_size,
+            max_positions,
+            num_frames,
+            tie,
+        )
+        self.embed_dim = embed_dim
         self.backbone = backbone if isinstance(backbone, TinyVIT) else load_backbone(backbone)
         self.grid = self.backbone.grids[-1]
 
-        self.projection = nn.Sequential(nn.Linear(self.backbone.channels[-1], width), nn.LayerNorm(width))
+        self.projection = nn.Sequential(
+            nn.Linear(self.backbone.channels[-1], embed_dim), nn.LayerNorm(embed_dim)
+        )
         # As loud as half of what they are added to: marked faintly, where and when are not learned in time.
-        self.spatial = nn.Parameter(0.5 * torch.randn(self.grid[0] * self.grid[1], width))
-        self.temporal = nn.Parameter(0.5 * torch.randn(frames, width))
-        self.mixer = nn.ModuleList(MixerLayer(width, heads, expand, dropout) for _ in range(mixer_layers))
-        self.memory_norm = nn.LayerNorm(width)
+        self.spatial = nn.Parameter(0.5 * torch.randn(self.grid[0] * self.grid[1], embed_dim))
+        self.temporal = nn.Parameter(0.5 * torch.randn(num_frames, embed_dim))
+        self.mixer = nn.ModuleList(
+            MixerLayer(embed_dim, heads, mlp_ratio, dropout) for _ in range(mixer_layers)
+        )
+        self.memory_norm = nn.LayerNorm(embed_dim)
 
         self.freeze_norm, self.unk_token_id = freeze_norm, unk_token_id
-        self._trim(keep, special.values())
-        known = vocab_size if keep is None else len(self.kept)
-        self.words = nn.Embedding(known, width)
-        self.positions = PositionalEncoding(width, max_positions, dropout)
-        self.layers = nn.ModuleList(StudentLayer(width, heads, expand, dropout) for _ in range(layers))
-        self.norm = nn.LayerNorm(width)
-        self.head = nn.Linear(width, known)
+        self._trim(vocab_subset, special.values())
+        known = vocab_size if vocab_subset is None else len(self.vocab_subset)
+        self.words = nn.Embedding(known, embed_dim)
+        self.positions = PositionalEncoding(embed_dim, max_positions, dropout)
+        self.layers = nn.ModuleList(StudentLayer(embed_dim, heads, mlp_ratio, dropout) for _ in range(layers))
+        self.norm = nn.LayerNorm(embed_dim)
+        self.head = nn.Linear(embed_dim, known)
         self._initialise()
         # What builds this network again, the backbone aside.
         self.config = {
             "vocab_size": vocab_size,
-            "width": width,
+            "embed_dim": embed_dim,
             "layers": layers,
             "heads": heads,
             "mixer_layers": mixer_layers,
-            "expand": expand,
-            "frames": frames,
+            "mlp_ratio": mlp_ratio,
+            "num_frames": num_frames,
             "max_positions": max_positions,
             "dropout": dropout,
             "tie": tie,
             "freeze_norm": freeze_norm,
-            "keep": keep is not None,  # which ones, the weights say
+            "vocab_subset": vocab_subset is not None,  # which ones, the weights say
             **{f"{name}_token_id": token for name, token in special.items()},
         }
 
-    def _trim(self, keep: list[int] | None, special) -> None:
-        """Buffers: `kept` [V'], the known words' numbers, and `own` [V], a word's place among them."""
-        self.register_buffer("kept", None)
-        self.register_buffer("own", None, persistent=False)
-        if keep is None:
+    def _trim(self, vocab_subset: list[int] | None, special) -> None:
+        """Buffers: `vocab_subset` [V'], the known words' numbers, and `subset_index` [V], a word's place among them."""
+        self.register_buffer("vocab_subset", None)
+        self.register_buffer("subset_index", None, persistent=False)
+        if vocab_subset is None:
             return
-        keep = sorted({*keep, *special})
-        if keep[0] < 0 or keep[-1] >= self.vocab_size:
+        vocab_subset = sorted({*vocab_subset, *special})
+        if vocab_subset[0] < 0 or vocab_subset[-1] >= self.vocab_size:
             raise ValueError(
-                f"keep has words outside the vocabulary of {self.vocab_size}: {keep[0]} to {keep[-1]}"
+                f"vocab_subset has words outside the vocabulary of {self.vocab_size}: "
+                f"{vocab_subset[0]} to {vocab_subset[-1]}"
             )
-        self.kept = torch.tensor(keep)
-        self.own = torch.full((self.vocab_size,), keep.index(self.unk_token_id))
-        self.own[self.kept] = torch.arange(len(keep))
+        self.vocab_subset = torch.tensor(vocab_subset)
+        self.subset_index = torch.full((self.vocab_size,), vocab_subset.index(self.unk_token_id))
+        self.subset_index[self.vocab_subset] = torch.arange(len(vocab_subset))
         self.subset_pad_token_id, self.subset_unk_token_id = map(
-            keep.index, (self.pad_token_id, self.unk_token_id)
+            vocab_subset.index, (self.pad_token_id, self.unk_token_id)
         )
 
     def _initialise(self) -> None:
@@ -243,7 +253,7 @@ class StudentCandidateV1(nn.Module):
                 if isinstance(module, nn.Linear):
                     nn.init.xavier_uniform_(module.weight)
                     nn.init.zeros_(module.bias)
-        nn.init.normal_(self.words.weight, std=self.width**-0.5)  # scaled up to 1 on the way in
+        nn.init.normal_(self.words.weight, std=self.embed_dim**-0.5)  # scaled up to 1 on the way in
         if self.tie:
             self.head.weight = self.words.weight
 
@@ -252,7 +262,7 @@ class StudentCandidateV1(nn.Module):
         """A student with `teacher`'s vocabulary and special tokens; `options` as for the class."""
         names = ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")
         same = {name: getattr(teacher, name) for name in names}
-        if options.get("keep") is not None:
+        if options.get("vocab_subset") is not None:
             same["unk_token_id"] = teacher.tokenizer.unk_token_id
         return cls(**same | options)
 
@@ -263,14 +273,16 @@ class StudentCandidateV1(nn.Module):
         Raises FileNotFoundError when `folder` is no checkpoint, ValueError naming keys that are missing, left
         over or of another shape.
         """
-        config = storage.read_config(folder)
+        config = {_FORMER.get(name, name): value for name, value in storage.read_config(folder).items()}
         if config.pop("architecture", None) != cls.__name__ or not isinstance(config.get("backbone"), dict):
             raise ValueError(f"{folder}/config.json does not describe a {cls.__name__}")
         weights = storage.read_weights(Path(folder) / "model.safetensors")
-        if config.pop("keep", False):
-            if "kept" not in weights:
+        if "kept" in weights:  # the name in folders written by version 0.1
+            weights["vocab_subset"] = weights.pop("kept")
+        if config.pop("vocab_subset", False):
+            if "vocab_subset" not in weights:
                 raise ValueError(f"the weights of {folder} do not fit; missing: kept")
-            config["keep"] = weights["kept"].tolist()
+            config["vocab_subset"] = weights["vocab_subset"].tolist()
         try:
             student = cls(**{**config, "backbone": TinyVIT(**config["backbone"])})
         except TypeError as error:
@@ -295,8 +307,8 @@ class StudentCandidateV1(nn.Module):
         """The backbone's feature maps and the memory [B, M, D] mixed from the last of them."""
         maps = self.backbone(frames)
         count, grid = maps[-1].shape[1], tuple(maps[-1].shape[-2:])
-        if count > self.frames:
-            raise ValueError(f"{count} frames a clip, but this student reads at most {self.frames}")
+        if count > self.num_frames:
+            raise ValueError(f"{count} frames a clip, but this student reads at most {self.num_frames}")
         if grid != self.grid:
             side, *sizes = self.backbone.image_size, *frames.shape[-2:]
             raise ValueError(f"pixels of {sizes[0]} x {sizes[1]}, but this student reads {side} x {side}")
@@ -323,10 +335,10 @@ class StudentCandidateV1(nn.Module):
 
     def _spread(self, logits: Tensor) -> Tensor:
         """Logits of the known words [..., V'] as logits of all, [..., V]."""
-        if self.kept is None:
+        if self.vocab_subset is None:
             return logits
         every = logits.new_full((*logits.shape[:-1], self.vocab_size), MASKED_LOGIT)
-        return every.index_copy(-1, self.kept, logits)
+        return every.index_copy(-1, self.vocab_subset, logits)
 
     def train(self, mode: bool = True) -> "StudentCandidateV1":
         """As always, but with `freeze_norm` the batch norms stay in eval mode."""
@@ -342,10 +354,10 @@ class StudentCandidateV1(nn.Module):
 
     def _read_text(self, tokens: Tensor, state: KVCache) -> tuple[tuple[Tensor, ...], KVCache]:
         rows, total = check_tokens(tokens, state, self.max_positions)
-        own = tokens if self.own is None else self.own[tokens]
-        x = self.positions(self.words(own) * math.sqrt(self.width), state.length)
+        own = tokens if self.subset_index is None else self.subset_index[tokens]
+        x = self.positions(self.words(own) * math.sqrt(self.embed_dim), state.length)
         shape, hidden, grown = x.shape, [x], []
-        x = x.reshape(state.clips, -1, self.width)  # (B, K*t, D)
+        x = x.reshape(state.clips, -1, self.embed_dim)  # (B, K*t, D)
         one = rows == tokens.shape[1] == 1  # a last word sees everything
         mask = None if one else packed_causal_mask(rows, tokens.shape[1], total, 0, x.device)
         for layer in self.layers:

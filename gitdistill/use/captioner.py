@@ -43,7 +43,7 @@ class Captioner:
         if isinstance(model, GenerativeImageTextTeacher):
             self.size, self.most = config.vision_config.image_size, config.num_image_with_embedding or 1
         else:
-            self.size, self.most = getattr(model, "backbone", model).image_size, model.frames
+            self.size, self.most = getattr(model, "backbone", model).image_size, model.num_frames
         self.look(rule or FrameRule(self.most))
         self.decoding = DECODING | (decoding or {})
         self.decoding["max_length"] = min(self.decoding["max_length"], model.max_positions)

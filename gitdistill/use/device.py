@@ -70,7 +70,7 @@ def samples():
         git = GenerativeImageTextModel(glyph_git_config(2, 32, 16, 32, 2, 2))
         sizes = {"embed_dims": [8, 16], "depths": [1, 1], "num_heads": [1, 2], "window_sizes": [4, 4]}
         student = StudentCandidateV1(
-            git.vocab_size, TinyVIT(image_size=32, out_indices=[0, 1], **sizes), width=32, frames=2
+            git.vocab_size, TinyVIT(image_size=32, out_indices=[0, 1], **sizes), embed_dim=32, num_frames=2
         )
         frames = torch.randint(0, 256, (2, 2, 3, 32, 32), dtype=torch.uint8)
         tokens = torch.randint(5, git.vocab_size, (2, 6))

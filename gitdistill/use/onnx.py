@@ -27,7 +27,7 @@ from gitdistill.models.student import StudentCandidateV1
 
 ENCODER, STEP = "encoder.onnx", "step.onnx"
 ARCHITECTURE = "OnnxStudent"
-SAME = ("vocab_size", "max_positions", "frames", "bos_token_id", "eos_token_id", "pad_token_id")
+SAME = ("vocab_size", "max_positions", "num_frames", "bos_token_id", "eos_token_id", "pad_token_id")
 
 
 def main(arguments: list[str]) -> int:
@@ -105,9 +105,9 @@ def programs(student: StudentCandidateV1) -> dict:
     student = deepcopy(student).eval()
     clips, layers = Dim("clips"), len(student.layers)
     encoder, step = Encoder(student).eval(), Step(student).eval()
-    side, frames = student.backbone.image_size, min(2, student.frames)
+    side, frames = student.backbone.image_size, min(2, student.num_frames)
     pixels = torch.zeros(3, frames, 3, side, side)
-    shape = {0: clips, 1: Dim("frames", max=student.frames)} if student.frames > 2 else {0: clips}
+    shape = {0: clips, 1: Dim("frames", max=student.num_frames)} if student.num_frames > 2 else {0: clips}
     memory = encoder(pixels)
     # sizes that differ, or the exporter takes two of them for one
     text = step(torch.zeros(3, 2, 4, dtype=torch.long), memory, [])[1:]
@@ -193,9 +193,9 @@ class OnnxStudent:
         """Read the clips; see `StudentCandidateV1.start`."""
         pixels = to_pixels(frames.cpu(), self.image_size, self.mean, self.std)
         count = pixels.shape[1]
-        if count > self.frames or (isinstance(self.exact, int) and count != self.exact):
+        if count > self.num_frames or (isinstance(self.exact, int) and count != self.exact):
             most = "exactly" if isinstance(self.exact, int) else "at most"
-            raise ValueError(f"{count} frames a clip, but this student reads {most} {self.frames}")
+            raise ValueError(f"{count} frames a clip, but this student reads {most} {self.num_frames}")
         if pixels.shape[-1] != self.image_size or pixels.shape[-2] != self.image_size:
             sizes, side = pixels.shape[-2:], self.image_size
             raise ValueError(f"pixels of {sizes[0]} x {sizes[1]}, but this student reads {side} x {side}")

@@ -215,7 +215,7 @@ def step(run: Run, teacher: nn.Module, student: nn.Module):
     cells = as_feature_grid(seen[path][0], run.batch * run.frames)
     student = student.bfloat16() if run.mixed else student
     side, pad = student.backbone.image_size, student.pad_token_id
-    projector = nn.Linear(student.width, cells.shape[-1], device="meta", dtype=student.spatial.dtype)
+    projector = nn.Linear(student.embed_dim, cells.shape[-1], device="meta", dtype=student.spatial.dtype)
     with FlopCounterMode(display=False) as learnt, kept(student) as storages:
         output = student(torch.zeros(*frames, side, side, device="meta"), tokens)
         mine = projector(as_feature_grid(output.memory, run.batch * run.frames))

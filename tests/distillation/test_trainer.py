@@ -136,7 +136,7 @@ def test_the_teacher_goes_back_to_where_it_was(data):
 
 
 def test_another_vocabulary_is_refused():
-    student = StudentCandidateV1(7, tiny.backbone(), width=32, heads=2)
+    student = StudentCandidateV1(7, tiny.backbone(), embed_dim=32, heads=2)
     with pytest.raises(ValueError, match="vocabulary has 7 words and the teacher's"):
         DistillationTrainer(tiny.teacher(), student)
 
@@ -281,15 +281,15 @@ def test_clips_without_captions_learn_from_the_teacher_alone():
 
 def test_a_student_of_fewer_words_learns_and_speaks_in_the_tokenizers_numbers(batch, data, tmp_path):
     keep = batch["tokens"].unique().tolist()
-    student = tiny.student(keep=keep)
+    student = tiny.student(vocab_subset=keep)
     assert len(student.words.weight) < student.vocab_size
     module = silent(DistillationTrainer(tiny.teacher(), student, features=0, label_smoothing=0.1).eval())
     found, tokens = module.losses(batch), batch["tokens"]
-    own, pad = student.own[tokens], student.subset_pad_token_id
+    own, pad = student.subset_index[tokens], student.subset_pad_token_id
     logits = student(batch["frames"], tokens).subset_logits
     torch.testing.assert_close(found["cross_entropy"], losses.cross_entropy(logits, own, pad, 0.1))
     p = module.teacher(batch["frames"], tokens).logits.softmax(-1)
-    q = p[..., student.kept]
+    q = p[..., student.vocab_subset]
     q[..., student.subset_unk_token_id] += 1 - q.sum(-1)
     torch.testing.assert_close(found["kl"], losses.kl(logits, q.log(), own, pad), rtol=1e-4, atol=1e-5)
     module.check_gradients(batch)
@@ -374,9 +374,9 @@ def test_cells_of_maps_frames_and_clips():
     expected = maps.permute(0, 2, 3, 1)
     with_class = torch.cat([torch.full((2, 1, 3), -1.0), tokens], dim=1)
     for activation in (maps, tokens, with_class, with_class.reshape(1, 10, 3)):
-        torch.testing.assert_close(as_feature_grid(activation, frames=2), expected)
+        torch.testing.assert_close(as_feature_grid(activation, count=2), expected)
     with pytest.raises(ValueError, match="no square grid"):
-        as_feature_grid(torch.zeros(1, 6, 3), frames=1)
+        as_feature_grid(torch.zeros(1, 6, 3), count=1)
 
 
 def test_a_run_scores_captions_and_ships_the_student_alone(data, tmp_path):

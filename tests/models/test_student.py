@@ -25,7 +25,7 @@ WORDS = [
     *["a", "red", "blue", "star", "moon", "moves", "still", "up", "down", "left"],
 ]
 VOCAB = len(WORDS)
-SIZES = {"width": 16, "layers": 2, "heads": 2, "mixer_layers": 1, "frames": 3, "max_positions": 10}
+SIZES = {"embed_dim": 16, "layers": 2, "heads": 2, "mixer_layers": 1, "num_frames": 3, "max_positions": 10}
 
 
 def tiny_backbone():
@@ -333,7 +333,7 @@ def test_a_caption_that_grows_too_long(student, frames):
     "options, message",
     [
         ({"eos_token_id": VOCAB}, f"^eos_token_id {VOCAB} is outside the vocabulary of {VOCAB} words$"),
-        ({"heads": 3}, "^width 16 is not divisible by 3 heads$"),
+        ({"heads": 3}, "^embed_dim 16 is not divisible by 3 heads$"),
         ({"layers": 0}, "must be at least 1$"),
         ({"backbone": "tiny_vit_5"}, "^timm has no model 'tiny_vit_5'; did you mean"),
     ],
@@ -349,14 +349,14 @@ KEEP = [5, 6, 8, 11]  # with the special tokens 0, 1, 2 and 3: eight of fifteen
 
 
 def test_a_trimmed_student_reads_and_says_the_same_as_a_whole_one_of_these_words(frames, captions):
-    trimmed, whole = tiny_student(keep=KEEP), tiny_student()
+    trimmed, whole = tiny_student(vocab_subset=KEEP), tiny_student()
     known = [0, 1, 2, 3, *KEEP]
-    assert trimmed.kept.tolist() == known and trimmed.words.weight.shape == (8, 16)
+    assert trimmed.vocab_subset.tolist() == known and trimmed.words.weight.shape == (8, 16)
     assert sum(p.numel() for p in trimmed.parameters()) == sum(p.numel() for p in whole.parameters()) - 7 * 17
     weights = dict(whole.state_dict())
     for key in ("words.weight", "head.weight", "head.bias"):
         weights[key] = weights[key][known]
-    trimmed.load_state_dict({**weights, "kept": trimmed.kept})
+    trimmed.load_state_dict({**weights, "vocab_subset": trimmed.vocab_subset})
     tokens = captions[::3].clone()
     tokens[:, 1:3] = torch.tensor([6, 11])
     said = torch.where(torch.isin(tokens, torch.tensor(known)), tokens, 1)  # other words are read as unknown
@@ -368,26 +368,28 @@ def test_a_trimmed_student_reads_and_says_the_same_as_a_whole_one_of_these_words
 
 
 def test_a_trimmed_student_says_its_own_words_only(frames, tokenizer, tmp_path):
-    student = tiny_student(keep=KEEP)
+    student = tiny_student(vocab_subset=KEEP)
     found = beam(student, frames, beams=3, max_length=8, num_return=3).tokens
     assert set(found.unique().tolist()) <= {0, 1, 2, 3, *KEEP}
     student.save_pretrained(tmp_path)
     loaded = StudentCandidateV1.from_pretrained(tmp_path)
-    assert loaded.kept.tolist() == student.kept.tolist() and torch.equal(loaded.own, student.own)
+    assert loaded.vocab_subset.tolist() == student.vocab_subset.tolist() and torch.equal(
+        loaded.subset_index, student.subset_index
+    )
     assert loaded.caption(frames, tokenizer, max_length=8) == student.caption(frames, tokenizer, max_length=8)
 
 
 def test_words_to_keep_must_exist():
-    with pytest.raises(ValueError, match="^keep has words outside the vocabulary of 15: 0 to 15$"):
-        tiny_student(keep=[15])
+    with pytest.raises(ValueError, match="^vocab_subset has words outside the vocabulary of 15: 0 to 15$"):
+        tiny_student(vocab_subset=[15])
 
 
 def test_trimmed_like_a_teacher(tokenizer):
     teacher = nn.Module()
     teacher.vocab_size, teacher.bos_token_id, teacher.eos_token_id, teacher.pad_token_id = 15, 2, 3, 0
     teacher.tokenizer = tokenizer
-    student = StudentCandidateV1.like(teacher, backbone=tiny_backbone(), keep=KEEP, **SIZES)
-    assert student.unk_token_id == 1 and len(student.kept) == 8
+    student = StudentCandidateV1.like(teacher, backbone=tiny_backbone(), vocab_subset=KEEP, **SIZES)
+    assert student.unk_token_id == 1 and len(student.vocab_subset) == 8
 
 
 # training

@@ -24,7 +24,7 @@ KEPT = list(range(5, 60))
 @pytest.fixture(scope="module")
 def student():
     """One that reads up to three frames and knows half of the words."""
-    network = tiny.student(frames=3, keep=KEPT, max_positions=16).eval()
+    network = tiny.student(num_frames=3, vocab_subset=KEPT, max_positions=16).eval()
     for parameter in network.parameters():  # or it says the same of every clip
         parameter.data.add_(0.2 * torch.randn_like(parameter))
     return Student(network, glyph_tokenizer(), FrameRule(2), {"max_length": 9}, {"cider": 1.5})
@@ -152,7 +152,7 @@ def test_all_files_or_none(student, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_two_frames_are_exactly_two(tmp_path):
-    student = Student(tiny.student(frames=2).eval(), glyph_tokenizer())
+    student = Student(tiny.student(num_frames=2).eval(), glyph_tokenizer())
     onnx.export_student(student, tmp_path)
     loaded, raw = load_student(tmp_path), clips(2)
     assert loaded.caption(raw)[0] == student.caption(raw)[0]

@@ -35,7 +35,7 @@ def folders(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def run(folders):
-    student = {"backbone": str(folders / "backbone"), "width": 32, "heads": 2}
+    student = {"backbone": str(folders / "backbone"), "embed_dim": 32, "heads": 2}
     return plan.Run(str(folders / "teacher"), student, tiny.FRAMES, batch=4, captions=2, tokens=9, muon=True)
 
 
@@ -58,7 +58,7 @@ def measured(teacher, student, clips):
 
 def test_a_tiny_step_takes_what_was_planned(run):
     """Within a tenth: activations by what autograd keeps, operations by torch's counter, parameters exactly."""
-    teacher, student = tiny.teacher(), tiny.student(width=32, heads=2)
+    teacher, student = tiny.teacher(), tiny.student(embed_dim=32, heads=2)
     kept, operations = measured(teacher, student, batch(4, tiny.FRAMES, tiny.SIDE, 2, 9))
     found = plan.estimate(run)
     assert found["memory"]["activations"] == pytest.approx(kept, rel=0.1)
@@ -70,30 +70,30 @@ def test_a_tiny_step_takes_what_was_planned(run):
 
 def test_a_step_of_the_embedded_networks_takes_what_was_planned(monkeypatch):
     monkeypatch.setattr(linear, "_ONEDNN", None)  # whose products torch's counter does not know
-    student = StudentCandidateV1(122, "glyphs", width=120)
+    student = StudentCandidateV1(122, "glyphs", embed_dim=120)
     kept, operations = measured(
         GenerativeImageTextTeacher.from_pretrained("glyphs"), student, batch(2, 4, 96, 2, 20)
     )
-    found = plan.estimate(plan.Run("glyphs", {"width": 120}, frames=4, batch=2, captions=2))
+    found = plan.estimate(plan.Run("glyphs", {"embed_dim": 120}, frames=4, batch=2, captions=2))
     assert found["memory"]["activations"] == pytest.approx(kept, rel=0.1)
     assert found["operations a step"] == pytest.approx(operations, rel=0.1)
 
 
 def test_peak_memory_is_what_was_planned():
     """Of the process, beyond the weights, within a factor of 1.6: what is freed on the way is a rule of thumb."""
-    module = DistillationTrainer("glyphs", StudentCandidateV1(122, "glyphs", width=120).train())
+    module = DistillationTrainer("glyphs", StudentCandidateV1(122, "glyphs", embed_dim=120).train())
     clips = batch(8, 4, 96, 2, 20)
     took = memory(lambda: sum(module.terms(clips).values()).backward())
     if took is None:
         pytest.skip("this system does not tell")
-    parts = plan.estimate(plan.Run("glyphs", {"width": 120}, frames=4, batch=8, captions=2))["memory"]
+    parts = plan.estimate(plan.Run("glyphs", {"embed_dim": 120}, frames=4, batch=8, captions=2))["memory"]
     planned = sum(parts[name] for name in ("activations", "gradients", "teacher's work")) / 2**20
     assert planned / 1.6 < took < planned * 1.6
 
 
 def test_optimiser_and_checkpoint(run, tmp_path):
     """The optimiser's state after a step, byte for byte but its step counters."""
-    student = tiny.student(width=32, heads=2)
+    student = tiny.student(embed_dim=32, heads=2)
     for muon in (True, False):
         optimiser = MuonAdamW(student, 0.1, 0) if muon else torch.optim.AdamW(student.parameters())
         for parameter in student.parameters():
@@ -177,7 +177,7 @@ def test_what_a_configuration_does_not_say(tmp_path):
 def test_the_command_reads_configurations(monkeypatch, capsys):
     run = plan.read_run(CONFIGS / "msrvtt.yaml", clips=6513)
     assert (run.frames, run.batch, run.captions, run.mixed, run.teacher_half) == (6, 16, 2, True, True)
-    assert run.student["width"] == 384 and run.steps == 40_000 and not run.cached
+    assert run.student["embed_dim"] == 384 and run.steps == 40_000 and not run.cached
     monkeypatch.setattr(
         sys, "argv", ["gitdistill", "plan", "--config", str(CONFIGS / "student.yaml"), "--batch", "3"]
     )
