@@ -50,6 +50,19 @@ class MuonAdamW(torch.optim.Optimizer):
         self.param_groups = [group for part in self.parts for group in part.param_groups]
 
 
+def caption_optimizer(
+    module: nn.Module, trainer, lr: float, weight_decay: float, warmup: int, muon: bool
+) -> dict:
+    """Optimiser and schedule of a fit, as Lightning's `configure_optimizers` returns them."""
+    if muon:
+        optimizer = MuonAdamW(module, lr, weight_decay)
+    else:
+        trainable = [p for p in module.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(trainable, lr, weight_decay=weight_decay)
+    schedule = warmup_cosine(optimizer, warmup, fit_steps(trainer))
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
 def split_parameters(model: nn.Module) -> tuple[list, list]:
     """Trainable parameters as (weights of inner linear layers, everything else)."""
     outer = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
@@ -64,8 +77,8 @@ def fit_steps(trainer) -> int:
     steps = trainer.estimated_stepping_batches
     if not 0 <= steps < math.inf:
         raise ValueError(
-            "the learning rate and the annealing of weights follow the share of the fit that is done: give the "
-            "trainer max_steps or max_epochs (with a stream of data, max_steps)"
+            "the learning rate follows the share of the fit that is done: give the trainer max_steps or max_epochs "
+            "(with a stream of data, max_steps)"
         )
     return int(steps)
 

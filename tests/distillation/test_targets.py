@@ -5,15 +5,14 @@ import tiny
 import torch
 
 from gitdistill.decoding import beam
-from gitdistill.distillation.targets import (
+from gitdistill.distillation.pseudo_captions import (
     CaptionFilter,
-    TargetSpec,
     join_captions,
     pseudo_captions,
     repetition,
-    teacher_targets,
     word_f1,
 )
+from gitdistill.distillation.targets import TargetSpec, teacher_targets
 from gitdistill.hooks import record
 
 FRAMES = torch.randint(0, 256, (3, tiny.FRAMES, 3, tiny.SIDE, tiny.SIDE), dtype=torch.uint8)
