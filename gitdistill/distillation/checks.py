@@ -8,20 +8,40 @@ from torch import Tensor, nn
 from gitdistill.distillation.distributed import on_any
 
 
-def check_finite(terms: dict[str, Tensor], where: str) -> None:
-    """A ValueError that names the step, its terms and its clips if the loss is not finite on any rank.
+class LossWatch:
+    """Raises a ValueError when the loss is not finite on any rank: at once on the CPU.
 
-    terms: "loss", the terms that it sums, and optionally "clip", the numbers of the clips.
+    On an accelerator, which runs behind, it raises one step later, so that no step waits for its own loss.
     """
-    finite = bool(terms["loss"].isfinite())
-    if not on_any(not finite, terms["loss"].device):
+
+    def __init__(self):
+        self.unchecked = None
+
+    def check(self, loss: Tensor, terms: dict[str, Tensor], where: str, clips: Tensor | None) -> None:
+        """Note the loss of this step, its terms, and its clips; check what is due."""
+        step = loss.detach(), {name: value.detach() for name, value in terms.items()}, where, clips
+        due, self.unchecked = (step, None) if loss.device.type == "cpu" else (self.unchecked, step)
+        if due:
+            check_finite(*due)
+
+    def finish(self) -> None:
+        """Check the last step."""
+        due, self.unchecked = self.unchecked, None
+        if due:
+            check_finite(*due)
+
+
+def check_finite(loss: Tensor, terms: dict[str, Tensor], where: str, clips: Tensor | None) -> None:
+    """A ValueError that names the step, its terms and its clips if the loss is not finite on any rank."""
+    finite = bool(loss.isfinite())
+    if not on_any(not finite, loss.device):
         return
     if finite:
         raise ValueError(f"the loss of another rank is not finite in {where}")
-    values = ", ".join(f"{name} {value.item():.4g}" for name, value in terms.items() if name != "clip")
-    clips = f", clips {terms['clip'].tolist()}" if "clip" in terms else ""
+    values = ", ".join(f"{name} {value.item():.4g}" for name, value in terms.items())
+    named = "" if clips is None else f", clips {clips.tolist()}"
     raise ValueError(
-        f"the loss is not finite in {where}{clips} ({values}): try a lower lr, a longer warmup or "
+        f"the loss is not finite in {where}{named} ({values}): try a lower lr, a longer warmup or "
         "gradient_clip_val"
     )
 

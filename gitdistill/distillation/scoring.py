@@ -1,7 +1,5 @@
 """Predicted captions of the validation and test splits, collected clip by clip and scored over all ranks."""
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -13,64 +11,43 @@ from gitdistill.distillation.terms import to_vocab_subset
 from gitdistill.models.tokenizer import to_text
 
 
-@dataclass
-class Prediction:
-    """A clip's predicted caption, what it is compared with, and the loss of its reference caption.
-
-    nats: summed over the caption's `num_tokens` tokens. scene: the clip's ground truth, if its data have one.
-    """
-
-    caption: str
-    references: list[str]
-    nats: float
-    num_tokens: float
-    scene: object = None
-
-
 class Predictions:
-    """Predictions by split and clip. A clip that several ranks or batches predicted counts once."""
+    """Predictions by split and clip; a clip that several ranks or batches predicted counts once."""
 
     def __init__(self):
+        # split -> clip -> (caption, references, scene or None, nats and tokens of its reference caption)
         self.splits: dict[str, dict] = {}
 
     def add(self, split: str, model, batch: dict, tokenizer, max_length: int) -> None:
-        """Decode a batch greedily. Each clip's first caption gives the loss; the clips are encoded once for both."""
+        """Decode a batch greedily, and score its reference captions; the clips are encoded once for both."""
         frames, tokens = batch["frames"], batch["tokens"]
         cache = model.prefill(frames)
         logits, _ = model.decode_step(tokens, cache)
-        found = greedy(_Prefilled(model, cache), frames, max_length=max_length)
-        captions = to_text(found.tokens[:, 0], tokenizer)
+        found = greedy(_Prefilled(model, cache), frames, max_length=max_length).tokens[:, 0]
+        clips, rank = self.splits.setdefault(split, {}), rank_and_world()[0]
+        scenes = batch.get("scenes", [None] * len(frames))
         losses = token_losses(model, logits, tokens).tolist()
-        clips = self.splits.setdefault(split, {})
-        rank = rank_and_world()[0]
-        # Clips without numbers are counted by rank, so that two ranks' clips are not taken for one.
-        numbers = (
-            batch["clip"].tolist()
-            if "clip" in batch
-            else [(rank, len(clips) + i) for i in range(len(captions))]
-        )
-        scenes = batch.get("scenes", [None] * len(captions))
-        for number, caption, references, loss, scene in zip(
-            numbers, captions, batch["references"], losses, scenes, strict=True
-        ):
-            clips[number] = Prediction(caption, references, *loss, scene)
+        rows = zip(to_text(found, tokenizer), batch["references"], scenes, losses, strict=True)
+        if "clip" in batch:
+            numbers = batch["clip"].tolist()
+        else:  # counted by rank, so that the clips of two ranks are not taken for one
+            numbers = [(rank, len(clips) + i) for i in range(len(frames))]
+        clips.update(zip(numbers, rows, strict=True))
 
     def scores(self, score_scenes=None) -> dict[str, dict[str, float]]:
         """Scores by split, over the predictions of all ranks; all ranks must call it.
 
-        score_scenes: what scores captions beyond n-grams, a function of (captions, scenes) that returns scores by
-            name; used where every clip has a scene.
+        score_scenes: scores captions beyond n-grams, (captions, scenes) -> scores by name; used where every clip has
+            a scene.
         """
         found = {}
-        for split, predictions in merge(gather(self.splits)).items():
-            captions = [p.caption for p in predictions]
-            num_tokens = sum(p.num_tokens for p in predictions)
-            scores = {"cross_entropy": sum(p.nats for p in predictions) / max(1, num_tokens)}
-            scores |= metrics.caption_scores(captions, [p.references for p in predictions])
-            scenes = [p.scene for p in predictions]
+        for split, rows in merge(gather(self.splits)).items():
+            captions, references, scenes, losses = map(list, zip(*rows, strict=True))
+            nats, num_tokens = map(sum, zip(*losses, strict=True))
+            found[split] = {"cross_entropy": nats / max(1, num_tokens)}
+            found[split] |= metrics.caption_scores(captions, references)
             if score_scenes is not None and None not in scenes:
-                scores |= score_scenes(captions, scenes)
-            found[split] = scores
+                found[split] |= score_scenes(captions, scenes)
         return found
 
 
@@ -92,17 +69,15 @@ def token_losses(model, logits: Tensor, tokens: Tensor) -> Tensor:
     if getattr(model, "vocab_subset", None) is not None:
         logits = logits[..., model.vocab_subset]
     tokens, pad = to_vocab_subset(model, tokens)
-    targets = tokens[:, 1:]
-    nats = F.cross_entropy(
-        logits[:, :-1].float().transpose(1, 2), targets, ignore_index=pad, reduction="none"
-    )
+    targets, predicted = tokens[:, 1:], logits[:, :-1].float().transpose(1, 2)
+    nats = F.cross_entropy(predicted, targets, ignore_index=pad, reduction="none")
     return torch.stack([nats.sum(1), (targets != pad).sum(1)], dim=1)
 
 
 def merge(parts: list[dict[str, dict]]) -> dict[str, list]:
-    """Split -> the predictions of all ranks in the order of the clips; the first rank's where several have one."""
+    """Split -> the rows of all ranks in the order of the clips; the first rank's where several have one."""
     merged = {split: {} for part in parts for split in part}
     for part in reversed(parts):
-        for split, predictions in part.items():
-            merged[split] |= predictions
+        for split, clips in part.items():
+            merged[split] |= clips
     return {split: [clips[number] for number in sorted(clips)] for split, clips in merged.items()}

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from gitdistill.distillation import losses, terms
 from gitdistill.distillation.cache import TeacherCache
-from gitdistill.distillation.checks import check_finite, check_gradients, frozen, restored
-from gitdistill.distillation.optim import caption_optimizer
+from gitdistill.distillation.checks import LossWatch, check_gradients, frozen, restored
+from gitdistill.distillation.optim import optimizer_and_schedule
 from gitdistill.distillation.pseudo_captions import CaptionFilter, join_captions, pseudo_captions
 from gitdistill.distillation.scoring import Predictions
 from gitdistill.distillation.targets import TargetSpec, layer_pairs, num_frames, parse_dtype, teacher_targets
@@ -63,14 +63,13 @@ class CaptionTrainer(pl.LightningModule):
         check_vocabulary(model, self.tokenizer)
         self.lr, self.weight_decay, self.warmup, self.muon = lr, weight_decay, warmup, muon
         self.freeze, self.label_smoothing, self.max_length = freeze, label_smoothing, max_length
-        self.predictions, self._unchecked = Predictions(), None
+        self.predictions, self.loss_watch = Predictions(), LossWatch()
 
     def configure_optimizers(self):
-        return caption_optimizer(self, self.trainer, self.lr, self.weight_decay, self.warmup, self.muon)
+        return optimizer_and_schedule(self, self.trainer, self.lr, self.weight_decay, self.warmup, self.muon)
 
     def setup(self, stage: str) -> None:
-        """Tell DistributedDataParallel that some parameters get no gradient, or it waits for them in vain: frozen
-        ones, and those that no loss reaches."""
+        """Tell DistributedDataParallel not to wait for parameters that are frozen or that no loss reaches."""
         if isinstance(self.trainer.strategy, DDPStrategy):
             # Private, because Lightning takes this option only where the strategy is made.
             self.trainer.strategy._ddp_kwargs.setdefault("find_unused_parameters", True)
@@ -96,46 +95,27 @@ class CaptionTrainer(pl.LightningModule):
         total = sum(terms.values())
         self.log_dict({f"train/{name}": value.detach() for name, value in terms.items()})
         self.log("train/loss", total.detach(), prog_bar=True)
-        self.check_loss({"loss": total, **terms}, batch, batch_idx)
+        where = f"step {self.global_step}, epoch {self.current_epoch}, batch {batch_idx}"
+        self.loss_watch.check(total, terms, where, batch.get("clip"))
         return total
 
-    def check_loss(self, terms: dict, batch: dict, batch_idx: int) -> None:
-        """A ValueError if the loss is not finite: at once on a CPU; elsewhere one step later, so that no step waits
-        for the device. Raised on all ranks if it is not finite on one."""
-        where = f"step {self.global_step}, epoch {self.current_epoch}, batch {batch_idx}"
-        if "clip" in batch:
-            terms = {**terms, "clip": batch["clip"]}
-        step = {name: value.detach() for name, value in terms.items()}, where
-        due, self._unchecked = (
-            (step, None) if step[0]["loss"].device.type == "cpu" else (self._unchecked, step)
-        )
-        if due:
-            check_finite(*due)
-
     def on_train_end(self) -> None:
-        if self._unchecked:
-            check_finite(*self._unchecked)
+        self.loss_watch.finish()
 
     def validation_step(self, batch: dict, batch_idx: int, dataloader_idx: int = 0) -> None:
-        self.predict_batch(self.split_name("val", dataloader_idx), batch)
+        self.predict("val", dataloader_idx, batch)
 
     def test_step(self, batch: dict, batch_idx: int, dataloader_idx: int = 0) -> None:
-        self.predict_batch(self.split_name("test", dataloader_idx), batch)
+        self.predict("test", dataloader_idx, batch)
 
-    def split_name(self, stage: str, dataloader_idx: int) -> str:
-        """A loader's name: from `val_names` or `test_names` of the data module, or "test", "test_1" and so on."""
+    def predict(self, stage: str, dataloader_idx: int, batch: dict) -> None:
+        """Decode a batch's captions for `log_scores`.
+
+        Splits are called as `val_names` or `test_names` of the data module say, or "test", "test_1" and so on.
+        """
         names = getattr(self.trainer.datamodule, f"{stage}_names", (stage,))
-        return names[dataloader_idx] if dataloader_idx < len(names) else f"{stage}_{dataloader_idx}"
-
-    def predict_batch(self, split: str, batch: dict) -> None:
-        """Decode a batch's captions and keep them for `log_scores`."""
+        split = names[dataloader_idx] if dataloader_idx < len(names) else f"{stage}_{dataloader_idx}"
         self.predictions.add(split, self.model, batch, self.tokenizer, self.max_length)
-
-    def on_validation_epoch_end(self) -> None:
-        self.log_scores()
-
-    def on_test_epoch_end(self) -> None:
-        self.log_scores()
 
     def log_scores(self) -> None:
         """Log the scores of all predictions since the last call, of all ranks together."""
@@ -144,6 +124,8 @@ class CaptionTrainer(pl.LightningModule):
             self.log_dict({f"{split}/{name}": float(value) for name, value in scores.items()})
             self.log(f"{split}_cider", float(scores["cider"]), prog_bar=split == "val", logger=False)
         self.predictions = Predictions()
+
+    on_validation_epoch_end = on_test_epoch_end = log_scores
 
 
 class DistillationTrainer(CaptionTrainer):

@@ -11,7 +11,7 @@ import torch
 from gitdistill.decoding import beam
 from gitdistill.distillation import distributed, losses, scoring, terms
 from gitdistill.distillation.cache import TeacherCache
-from gitdistill.distillation.checks import check_finite, check_gradients
+from gitdistill.distillation.checks import LossWatch, check_finite, check_gradients
 from gitdistill.distillation.pseudo_captions import CaptionFilter
 from gitdistill.distillation.targets import TargetSpec
 from gitdistill.distillation.trainer import CaptionTrainer, DistillationTrainer
@@ -241,7 +241,7 @@ def test_a_loss_that_is_not_finite_elsewhere_stops_all_ranks(monkeypatch, there)
     monkeypatch.setattr(distributed, "rank_and_world", lambda: (0, 2))
     monkeypatch.setattr(distributed.distributed, "all_reduce", lambda x, op: x.clamp_(min=there))
     with pytest.raises(ValueError, match="^the loss of another rank") if there else nullcontext():
-        check_finite({"loss": torch.tensor(1.0)}, "step 0")
+        check_finite(torch.tensor(1.0), {}, "step 0", None)
 
 
 def test_a_large_loss_does_not_stop(data, tmp_path):
@@ -251,14 +251,14 @@ def test_a_large_loss_does_not_stop(data, tmp_path):
     assert fit(module, data, tmp_path, max_steps=3).global_step == 3
 
 
-class Accelerated(Times):
-    """Pretends that its loss is on an accelerator, where no step waits for its own loss."""
+class Accelerator(LossWatch):
+    """Pretends that the loss is on an accelerator, where no step waits for its own loss."""
 
-    def check_loss(self, values, batch, batch_idx):
+    def check(self, loss, *step):
         class Far(torch.Tensor):
             device = torch.device("cuda")
 
-        super().check_loss({name: value.as_subclass(Far) for name, value in values.items()}, batch, batch_idx)
+        super().check(loss.as_subclass(Far), *step)
 
 
 @pytest.mark.parametrize("steps, log_every_n_steps", [(2, 50), (3, 0)])
@@ -269,7 +269,8 @@ def test_an_accelerator_names_the_step_and_the_clips_one_step_later(data, tmp_pa
         def on_train_batch_start(self, trainer, module, batch, index):
             seen.append(batch["clip"].tolist())
 
-    module = Accelerated(tiny.student(), glyph_tokenizer())
+    module = Times(tiny.student(), glyph_tokenizer())
+    module.loss_watch = Accelerator()
     trainer = pl.Trainer(
         accelerator="cpu",
         max_steps=steps,
@@ -448,7 +449,7 @@ def test_a_batch_is_encoded_once_and_scored_as_by_the_loss(data, subset):
     expected = losses.cross_entropy(output.subset_logits, tokens, pad).item()
     assert mine.scores()["val"]["cross_entropy"] == pytest.approx(expected, rel=1e-5)
     captions = student.caption(batch["frames"], glyph_tokenizer(), max_length=8)
-    assert [p.caption for p in mine.splits["val"].values()] == captions
+    assert [caption for caption, *_ in mine.splits["val"].values()] == captions
 
 
 class Loaders(pl.LightningDataModule):
