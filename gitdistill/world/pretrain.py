@@ -216,7 +216,7 @@ class TeacherTrainer(CaptionTrainer):
     """
 
     def __init__(self, model: GenerativeImageTextModel, cell_weight: float = 1.0, **options):
-        super().__init__(model, **options)
+        super().__init__(model, glyph_tokenizer(), **options)
         self.cell_weight = cell_weight
         config = model.config
         self.seen = CellHeads(config.vision_config.hidden_size, ("symbol", "colour"))
