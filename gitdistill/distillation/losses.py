@@ -3,7 +3,8 @@
 `cross_entropy` and `kl` compare distributions over the vocabulary; `feature`, `attention` and `relation` compare
 activations. `align_grid` and `align_attention` bring the image tokens of two networks to one grid;
 `restrict_vocabulary` brings their words to one vocabulary. Every loss is averaged over real tokens only, so padding
-a batch further changes nothing. Half precision is computed in float32, also under autocast.
+a batch further changes nothing. No gradient reaches the teacher. Half precision is computed in float32, also under
+autocast.
 """
 
 import math
@@ -67,12 +68,11 @@ def kl(
 
     T² Σ_v p(v) (log p(v) - log q(v)) with p = softmax(teacher / T) and q = softmax(student / T), averaged over the
     positions whose next token is not `pad_id`; 0 if there is none. T² keeps the size of the gradient when T changes.
-    No gradient reaches the teacher. Hinton, Vinyals and Dean 2015 (https://arxiv.org/abs/1503.02531).
+    Hinton, Vinyals and Dean 2015 (https://arxiv.org/abs/1503.02531).
 
-    With a `TopK`, v runs over the k words and one bucket that holds all others, on both sides; each side is raised
-    to 1 / T and normalised. At T = 1 that is at most the full KL; with k = V it is the full KL at every T. Tan et
-    al. 2019 (https://arxiv.org/abs/1902.10461) also keep the k largest; the bucket makes them a distribution again,
-    so that the student's probability of other words is not free.
+    With a `TopK`, v runs over its k words and one bucket of all others, which keeps the student from giving these
+    any probability for free. At T = 1 that is at most the full KL; with k = V it is the full KL. Top-k targets: Tan
+    et al. 2019 (https://arxiv.org/abs/1902.10461).
 
     Args:
         student_logits: [B*K, T, V].
@@ -90,10 +90,8 @@ def kl(
     elif teacher.shape[:2] == tokens.shape and teacher.shape[2] == student_logits.shape[2]:
         log_p, log_q = _to_float(teacher[:, :-1].detach()), student_logits
     else:
-        raise ValueError(
-            f"student logits {[*tokens.shape, student_logits.shape[2]]} against teacher logits "
-            f"{list(teacher.shape)}: both need the same captions and the same vocabulary"
-        )
+        size = [*tokens.shape, student_logits.shape[2]]
+        raise ValueError(f"teacher logits {list(teacher.shape)} do not fit student logits {size}")
     log_p, log_q = ((x / temperature).log_softmax(dim=-1) for x in (log_p, log_q))
     per_token = (log_p.exp() * (log_p - log_q)).sum(dim=-1)  # [B*K, T-1]
     return temperature**2 * _masked_mean(per_token, tokens[:, 1:] != pad_id)
@@ -151,7 +149,7 @@ def restrict_vocabulary(teacher: Tensor | TopK, subset: Tensor, unknown: int) ->
 
 
 def feature(student: Tensor, teacher: Tensor, kind: str = "mse", mask: Tensor | None = None) -> Tensor:
-    """Distance of two feature maps, averaged over tokens; without unit. No gradient reaches the teacher.
+    """Distance of two feature maps, averaged over tokens; without unit.
 
     `"mse"`: each token is standardised over its D channels on both sides; then the mean squared difference. With r
     the correlation of the two tokens that is 2 (1 - r): 0 equal, 2 unrelated, 4 opposite, whatever the scale of the
@@ -165,13 +163,7 @@ def feature(student: Tensor, teacher: Tensor, kind: str = "mse", mask: Tensor | 
         kind: "mse" or "cosine".
         mask: boolean [..., N], true where a token counts; all do by default.
     """
-    if student.shape != teacher.shape:
-        raise ValueError(
-            f"student features {list(student.shape)} against teacher features {list(teacher.shape)}:"
-            " project the width and align the grid first"
-        )
-    if mask is not None and mask.shape != student.shape[:-1]:
-        raise ValueError(f"mask {list(mask.shape)} does not fit features {list(student.shape)}")
+    _check_shapes(student, teacher, mask)
     student, teacher = _to_float(student), _to_float(teacher.detach())
     if kind == "mse":
         per_token = (_standardise(student) - _standardise(teacher)).square().mean(dim=-1)
@@ -186,17 +178,13 @@ def attention(student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> T
     """KL divergence of the student's attention over the image from the teacher's; nats per token.
 
     Attention transfer as in Wang et al. 2020 (MiniLM, https://arxiv.org/abs/2002.10957). There it is done head by
-    head; here after averaging over heads (and layers), so that the numbers of heads need not agree. No gradient
-    reaches the teacher.
+    head; here after averaging over heads (and layers), so that the numbers of heads need not agree.
 
     Args:
         student, teacher: [B*K, T, N], rows summing to one over the same N image tokens.
         mask: boolean [B*K, T], true where a token counts; all do by default.
     """
-    if student.shape != teacher.shape:
-        raise ValueError(
-            f"student attention {list(student.shape)} against teacher attention {list(teacher.shape)}"
-        )
+    _check_shapes(student, teacher, mask)
     p, q = (_to_float(x).clamp(min=1e-8) for x in (teacher.detach(), student))
     return _masked_mean((p * (p.log() - q.log())).sum(dim=-1), mask)
 
@@ -207,17 +195,15 @@ def relation(student: Tensor, teacher: Tensor, heads: int, mask: Tensor | None =
     The channels are split into `heads` relation heads. In each, R = softmax(X Xᵀ / √d) holds how similar every
     vector is to every other one; the loss is Σ_j R_t(i, j) (log R_t(i, j) - log R_s(i, j)), averaged over heads and
     over the vectors i that count. X are an attention's queries, keys or values; widths may differ, so no projector
-    is needed. Wang et al. 2021 (MiniLMv2, https://arxiv.org/abs/2012.15828). No gradient reaches the teacher.
+    is needed. Wang et al. 2021 (MiniLMv2, https://arxiv.org/abs/2012.15828).
 
     Args:
         student, teacher: [R, N, Ds] and [R, N, Dt], both widths divisible by `heads`.
         mask: boolean [R, N], true where a vector counts; all do by default.
     """
-    for x in (student, teacher):
-        if x.dim() != 3 or x.shape[:2] != student.shape[:2] or x.shape[2] % heads:
-            raise ValueError(
-                f"{list(student.shape)} and {list(teacher.shape)} are not [R, N, D] for {heads} relation heads"
-            )
+    if student.shape[:2] != teacher.shape[:2] or student.shape[2] % heads or teacher.shape[2] % heads:
+        shapes = f"{list(student.shape)} and {list(teacher.shape)}"
+        raise ValueError(f"{shapes} are not [R, N, D] for {heads} relation heads")
     if mask is None:
         mask = torch.ones(student.shape[:2], dtype=torch.bool, device=student.device)
 
@@ -271,6 +257,14 @@ def align_attention(attention: Tensor, num_frames: int, image_tokens: int) -> Te
 def _check_logits(logits: Tensor, tokens: Tensor) -> None:
     if logits.dim() != 3 or logits.shape[:2] != tokens.shape:
         raise ValueError(f"logits {list(logits.shape)} are not [B*K, T, V] for tokens {list(tokens.shape)}")
+
+
+def _check_shapes(student: Tensor, teacher: Tensor, mask: Tensor | None) -> None:
+    if student.shape != teacher.shape:
+        shapes = f"student {list(student.shape)}, teacher {list(teacher.shape)}"
+        raise ValueError(f"{shapes}: project the width and align the grid first")
+    if mask is not None and mask.shape != student.shape[:-1]:
+        raise ValueError(f"mask {list(mask.shape)} does not fit features {list(student.shape)}")
 
 
 def _to_float(x: Tensor) -> Tensor:
