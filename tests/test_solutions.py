@@ -26,7 +26,7 @@ WRONG = {
     "01 exercise 1": ("torch.block_diag(*[triangle] * captions)", "triangle.repeat(captions, captions)"),
     "01 exercise 2": ("argmin()", "argmax()"),
     "01 exercise 3": ("2 * 2 * D", "2 * D"),
-    "01 exercise 4": ('"head"', '"image rows"'),
+    "01 exercise 4": ('"head"', '"image tokens"'),
     "02 exercise 1": ("share.argmax()", "share.argmin()"),
     "02 exercise 2": ("y.clone()", "y"),
     "02 exercise 3": ("output[:, 0] = 0", "output[:, 1] = 0"),
