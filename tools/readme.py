@@ -1,4 +1,4 @@
-"""Fill the tables of README.md and of the folders' README.md from measured files; copy what `make run` measured to data/.
+"""Fill the tables of README.md and of the folders' README.md from measured files; copy results of `make run` to data/.
 
     python tools/readme.py           after `make run`: copies runs/results.csv, minutes.csv and overview.png to data/,
                                      draws the picture of both networks, and fills the tables
