@@ -1,8 +1,8 @@
-"""Fill the tables of README.md and its sisters from measured files; keep what `make run` measured in data/.
+"""Fill the tables of README.md and of the folders' README.md from measured files; copy results of `make run` to data/.
 
-    python tools/readme.py           after `make run`: runs/results.csv, minutes.csv and overview.png go to data/, the
-                                     picture of both networks is drawn, and the pages are written anew
-    python tools/readme.py --keep    the pages alone, from what is in data/
+    python tools/readme.py           after `make run`: copies runs/results.csv, minutes.csv and overview.png to data/,
+                                     draws the picture of both networks, and fills the tables
+    python tools/readme.py --keep    only fills the tables, from what is in data/
     python tools/readme.py --check   exit code 1 if a page does not say what the files say
 
 The scores of the embedded networks come from data/*/scores.json, which their training wrote; what the experiments
@@ -93,9 +93,9 @@ def seeds() -> list[str]:
         parts.append(what.format(sum(gains) / len(gains), *report.interval(gains)))
         count = len(gains)
     return [
-        f"Those two students are one run each. From {count} seeds, the same training with the teacher gains",
-        f"{' and '.join(parts)} over the one without, with 95 % intervals",
-        "([experiments](experiments/README.md)).",
+        f"Both students above are one run each. Over {count} seeds, training with the teacher gains",
+        f"{' and '.join(parts)} over training without it (95 % intervals;",
+        "see [experiments](experiments/README.md)).",
     ]
 
 
@@ -136,16 +136,19 @@ def plans() -> dict[str, list[str]]:
 
 def pages() -> dict[Path, dict[str, list[str]]]:
     """The lines of each page's tables, by the name in their markers."""
-    own = {"results": results(), "seeds": seeds(), "notebooks": notebooks(), "scores": scores()}
-    own |= decoding.tables(json.loads((ROOT / "benchmarks" / "decoding.json").read_text()))
-    if (MEASURES / "smaller.csv").is_file():
-        own["smaller"] = smaller.table(rows(MEASURES / "smaller.csv"))
-    sisters = {ROOT / "experiments" / "README.md": experiments(), ROOT / "configs" / "README.md": plans()}
-    return {ROOT / "README.md": own} | sisters
+    measured = json.loads((ROOT / "benchmarks" / "decoding.json").read_text())
+    found = {
+        ".": {"results": results(), "seeds": seeds(), "notebooks": notebooks()},
+        "benchmarks": decoding.tables(measured),
+        "configs": plans(),
+        "data": {"scores": scores()},
+        "experiments": experiments() | {"smaller": smaller.table(rows(MEASURES / "smaller.csv"))},
+    }
+    return {ROOT / folder / "README.md": tables for folder, tables in found.items()}
 
 
 def filled(text: str, tables: dict[str, list[str]]) -> str:
-    """The README's text with the lines between each pair of markers made anew."""
+    """The page's text with the lines between each pair of markers replaced."""
     for name, lines in tables.items():
         block = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end of {name} -->)", re.DOTALL)
         body = "\n".join(lines) + "\n"
@@ -156,7 +159,7 @@ def filled(text: str, tables: dict[str, list[str]]) -> str:
 
 
 def fill(check: bool = False) -> bool:
-    """Write the pages anew, or only check them; whether something was (or is) to be changed."""
+    """Write the tables of all pages, or only check them; whether something was (or has to be) changed."""
     changed = False
     for page, tables in pages().items():
         text = page.read_text(encoding="utf-8")
