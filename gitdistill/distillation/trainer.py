@@ -372,7 +372,7 @@ class DistillationTrainer(CaptionTrainer):
     def _open_cache(self, folder: Path, data) -> TeacherCache:
         if data is None or is_finished(folder):
             cache = TeacherCache(folder)
-            if (made := cache.facts["teacher_dtype"]) != self.teacher_dtype:
+            if (made := cache.metadata["teacher_dtype"]) != self.teacher_dtype:
                 raise ValueError(
                     f"the cache in {folder} was made with teacher_dtype {made}, not {self.teacher_dtype}: "
                     "set the same, or another folder"
@@ -435,7 +435,7 @@ class DistillationTrainer(CaptionTrainer):
         if not count:
             return batch, own.shape[1]
         if self._cache is not None:
-            said, numbers = self._opened().said(batch["clip"], count, self.caption_filter)
+            said, numbers = self._opened().pseudo_captions(batch["clip"], count, self.caption_filter)
             numbers = torch.cat([batch["caption"].unflatten(0, (clips, -1)), numbers], dim=1)
             batch = {**batch, "caption": numbers.flatten()}
         else:
