@@ -1,15 +1,11 @@
 """Disk cache of teacher outputs for a fixed training set.
 
-    cache = TeacherCache.build("runs/cache", teacher, data, TargetSpec(logits=True))
-    DistillationTrainer(teacher, student, cache=cache)
-
 A folder holds cache.json and shards, one safetensors file for every few hundred clips. Distributions are stored as
 their k likeliest words and the remaining mass, activations as int8 with one scale per token. TinyViT stores its
 teacher's logits likewise (Wu et al. 2022, https://arxiv.org/abs/2207.10666).
 """
 
 import shutil
-import time
 from functools import partial
 from pathlib import Path
 
@@ -27,7 +23,6 @@ from gitdistill.models import storage
 FORMAT = 2
 KEPT_WORDS = 8  # likeliest words stored per token
 SHARD_CLIPS = 256  # clips per shard, rounded up to whole batches
-PROGRESS_SECONDS = 10
 
 
 class TeacherCache:
@@ -40,22 +35,19 @@ class TeacherCache:
     def __init__(self, folder, verify: bool = True):
         self.folder = Path(folder)
         self.metadata = read_metadata(self.folder)
-        if not is_finished(self.folder):
-            raise ValueError(
-                f"the cache in {folder} lacks some shards: build it again with the same settings"
-            )
-        self._shards = [read_shard(path, verify) for path in shard_paths(self.folder, self.metadata)]
+        paths = shard_paths(self.folder, self.metadata).values()
+        if missing := sum(not path.is_file() for path in paths):
+            raise ValueError(f"the cache in {folder} lacks {missing} of {len(paths)} shards: build it again")
+        self._shards = [read_shard(path, verify) for path in paths]
         self.names = self.metadata["names"]  # keys of the stored targets, see `TargetSpec.names`
         self.nbytes = self.metadata["clips"] * self.metadata["clip_bytes"]  # of all tensors
 
     @property
     def mass_kept(self) -> float:
         """Probability of the k stored words, averaged over all tokens of all captions."""
-        mass = tokens = 0
-        for shard in self._shards:
-            rest = shard["logits/log_rest"][shard["tokens"][:, 1:] != self.metadata["pad"]]
-            mass, tokens = mass + (1 - np.exp(rest.astype(float))).sum(), tokens + len(rest)
-        return float(mass / max(1, tokens))
+        pad = self.metadata["pad"]
+        rest = [np.exp(shard["logits/log_rest"][shard["tokens"][:, 1:] != pad]) for shard in self._shards]
+        return float(1 - np.concatenate(rest).mean(dtype=float))
 
     @classmethod
     def build(
@@ -75,24 +67,25 @@ class TeacherCache:
         Rank 0 writes the metadata, all ranks fill in shards; any number of them makes the same files. `k` words per
         token are stored, log-probabilities as `dtype`, activations as `feature_dtype` (int8, float16 or float32).
         `teacher_dtype` is what the teacher computes in. `say` gets the size, before anything is written, and progress.
-
         Raises ValueError naming what differs if the folder holds another cache, OSError if the disk is too small.
         """
         settings = {"names": spec.names(), "pseudo_captions": spec.pseudo_captions, "k": k, "dtype": dtype}
         settings |= {"feature_dtype": feature_dtype, "teacher_dtype": teacher_dtype}
-        (rank, world), folder, told = distributed.rank_and_world(), Path(folder), time.monotonic()
+        rank, world = distributed.rank_and_world()
         with distributed.together():
-            plan = prepare(folder, teacher, data, spec, settings, say) if rank == 0 else None
+            plan = prepare(Path(folder), teacher, data, spec, settings, say) if rank == 0 else None
         metadata, missing = distributed.gather(plan)[0]
-        for done in range(
-            0, len(missing), world
-        ):  # in rounds of a shard per process, so that all notice an error
-            with distributed.together():
-                for number in missing[done : done + world][rank : rank + 1]:
-                    make_shard(folder, metadata, number, teacher, data, spec)
-            if rank == 0 and time.monotonic() > told + PROGRESS_SECONDS:
-                told = time.monotonic()
-                say(f"{done + world} of {len(missing)} shards")
+        for done in range(0, len(missing), world):
+            with distributed.together():  # each process makes one shard, then all learn of errors
+                for clips, path in missing[done : done + world][rank : rank + 1]:
+                    batches = data.pool_dataloader(clips.start, clips.stop)
+                    parts = [compute(teacher, batch, spec, metadata) for batch in batches]
+                    tensors = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+                    known = {storage.CHECKSUM: storage.checksum(tensors)}
+                    write = partial(save_file, tensors, metadata=known)
+                    storage.write_whole(path.parent, {path.name: write})
+            if rank == 0:
+                say(f"{min(done + world, len(missing)):,} of {len(missing):,} shards made")
         return cls(folder, verify=False)
 
     def check(self, teacher, data=None) -> None:
@@ -101,22 +94,21 @@ class TeacherCache:
 
     def lacks(self, spec: TargetSpec) -> list[str]:
         """What of `spec` is not stored."""
-        lacking = [name for name in spec.names() if name not in self.names]
+        missing = [name for name in spec.names() if name not in self.names]
         if spec.pseudo_captions > self.metadata["pseudo_captions"]:
-            lacking.append(f"{spec.pseudo_captions} pseudo-captions a clip")
-        return lacking
+            missing.append(f"{spec.pseudo_captions} pseudo-captions a clip")
+        return missing
 
     def pseudo_captions(self, clips: Tensor, count: int, caption_filter: CaptionFilter):
         """The teacher's `count` best captions of clips [B]: tokens [B, count, T], their numbers [B, count].
 
         Those that do not pass the filter are reduced to their start token.
         """
-        stored, pad, device = self.metadata["pseudo_captions"], self.metadata["pad"], clips.device
-        best = torch.arange(count, device=device).expand(len(clips), count)
-        numbers = best + self.metadata["captions"] - stored  # after the clip's own captions
-        tokens = self._rows("tokens", clips[:, None] * self.metadata["captions"] + numbers)
-        quality = self._rows("quality", clips[:, None] * stored + best)
-        tokens = caption_filter.apply(tokens, quality, pad).unflatten(0, (len(clips), count))
+        total, pad = self.metadata["captions"], self.metadata["pad"]
+        first = total - self.metadata["pseudo_captions"]  # after the clip's own captions
+        numbers = torch.arange(first, first + count, device=clips.device).expand(len(clips), count)
+        tokens = self._rows("tokens", clips[:, None] * total + numbers).unflatten(0, (len(clips), count))
+        tokens = caption_filter.apply(tokens, self._rows("quality", clips)[:, :count], pad)
         return tokens[..., : int((tokens != pad).sum(-1).max())], numbers
 
     def words(self) -> list[int]:
@@ -129,13 +121,16 @@ class TeacherCache:
         clips: long [B], their numbers in the training set. captions: long [B*K], their numbers among their clip's.
         tokens: long [B*K, T], these captions; ValueError if the cache holds others.
         """
-        length = tokens.shape[1]
-        rows = clips.repeat_interleave(len(tokens) // len(clips)) * self.metadata["captions"] + captions
-        self._check_captions(rows, tokens)
-        found = {}
+        total, length, found = self.metadata["captions"], tokens.shape[1], {}
+        rows = clips.repeat_interleave(len(tokens) // len(clips)) * total + captions
+        # Missing captions (a start token and padding) pass: no loss reads their targets.
+        present = (tokens[:, 1:] != self.metadata["pad"]).any(1)
+        beyond = int(rows.max()) >= self.metadata["clips"] * total
+        if beyond or not torch.equal(self._rows("tokens", rows, length)[present], tokens[present]):
+            raise ValueError(f"{self.folder} lacks captions of this batch: set fresh_captions=False")
         for name in spec.names():
             if name == "logits":
-                parts = (f"logits/{part}" for part in ("log_p", "words", "log_rest"))
+                parts = ("logits/log_p", "logits/words", "logits/log_rest")
                 found[name] = losses.TopK(*(self._rows(part, rows, length - 1) for part in parts))
             elif name.startswith("image_features/"):
                 found[name] = self._rows(name, clips).flatten(0, 1)
@@ -154,20 +149,9 @@ class TeacherCache:
             return rows.to(device) * self._rows(f"{name}.scale", numbers, length)[..., None]
         return rows.to(device).float() if rows.is_floating_point() else rows.long().to(device)
 
-    def _check_captions(self, rows: Tensor, tokens: Tensor) -> None:
-        """Missing captions, a start token and padding, pass: no loss reads their targets."""
-        present = (tokens[:, 1:] != self.metadata["pad"]).any(1)
-        known = int(rows.max()) < self.metadata["clips"] * self.metadata["captions"]
-        stored = self._rows("tokens", rows, tokens.shape[1]) if known else tokens[:0]
-        if stored.shape != tokens.shape or not torch.equal(stored[present], tokens[present]):
-            raise ValueError(
-                f"the batch has captions that are not in {self.folder}: draw them from the clips' own, "
-                "GlyphData(fresh_captions=False), of the same pool"
-            )
 
-
-def prepare(folder: Path, teacher, data, spec: TargetSpec, settings: dict, say) -> tuple[dict, list[int]]:
-    """The cache's metadata, written if it is new, and the numbers of missing shards; the others are verified."""
+def prepare(folder: Path, teacher, data, spec: TargetSpec, settings: dict, say) -> tuple[dict, list]:
+    """Metadata, written if new, and (clips, path) of the shards that are missing; those that exist are verified."""
     targets.parse_dtype(settings["teacher_dtype"])
     settings, identity = settings | {"max_tokens": data.max_tokens}, fingerprint(teacher, data)
     if (folder / "cache.json").is_file():
@@ -180,43 +164,34 @@ def prepare(folder: Path, teacher, data, spec: TargetSpec, settings: dict, say) 
         metadata["clip_bytes"] = sum(value.nbytes for value in sample.values())
         metadata["shard_clips"] = -(-SHARD_CLIPS // data.batch_size) * data.batch_size
     missing = []
-    for number, path in enumerate(shard_paths(folder, metadata)):
-        read_shard(path, verify=True) if path.is_file() else missing.append(number)
-    size = metadata["clip_bytes"] * min(data.pool_size, len(missing) * metadata["shard_clips"])
+    for clips, path in shard_paths(folder, metadata).items():
+        if path.is_file():
+            read_shard(path, verify=True)
+        else:
+            missing.append((clips, path))
+    size = metadata["clip_bytes"] * sum(len(clips) for clips, _ in missing)
     if missing:
         say(f"{len(missing):,} shards to make, {size / 1e6:,.1f} MB in {folder}")
     folder.mkdir(parents=True, exist_ok=True)
     if size > (free := shutil.disk_usage(folder).free):
         raise OSError(f"that is more than the {free / 1e6:,.0f} MB free on the disk of {folder}")
-    text = storage.metadata_text(metadata)
-    storage.write_whole(folder, {"cache.json": lambda path: path.write_text(text)})
+    for path in folder.glob(".*.tmp"):  # left by a build that was killed
+        path.unlink()
+    storage.write_whole(folder, {"cache.json": lambda path: path.write_text(storage.metadata_text(metadata))})
     return metadata, missing
-
-
-def make_shard(folder: Path, metadata: dict, number: int, teacher, data, spec: TargetSpec) -> None:
-    path, size = shard_paths(folder, metadata)[number], metadata["shard_clips"]
-    batches = data.pool_dataloader(number * size, (number + 1) * size)
-    parts = [compute(teacher, batch, spec, metadata) for batch in batches]
-    tensors = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-    write = partial(save_file, tensors, metadata={storage.CHECKSUM: storage.checksum(tensors)})
-    storage.write_whole(folder, {path.name: write})
 
 
 @torch.no_grad()
 def compute(teacher, batch: dict, spec: TargetSpec, settings: dict) -> dict[str, Tensor]:
-    """What is stored of a batch of whole clips: image features [B, F, h, w, D], all else by caption [B*K, ...]."""
+    """What is stored of a batch of whole clips: by clip "quality" and "image_features/…", by caption all else."""
     device, dtype = next(teacher.parameters()).device, targets.parse_dtype(settings["teacher_dtype"])
     frames, tokens = batch["frames"].to(device), batch["tokens"].to(device)
     pad, clips, stored = teacher.pad_token_id, len(frames), {}
-    if spec.pseudo_captions:
+    if count := spec.pseudo_captions:
         longest = min(settings["max_tokens"], teacher.max_positions)
-        extra, quality = targets.pseudo_captions(teacher, frames, spec.pseudo_captions, longest, dtype)
+        extra, stored["quality"] = targets.pseudo_captions(teacher, frames, count, longest, dtype)
         tokens = targets.join_captions(tokens.unflatten(0, (clips, -1)), extra, pad).flatten(0, 1)
-        stored["quality"] = quality.flatten(0, 1)
-    found = targets.teacher_targets(teacher, frames, tokens, spec, dtype)
-    word = getattr(torch, str(np.min_scalar_type(teacher.vocab_size - 1)))  # the smallest type that holds all
-    missing = settings["max_tokens"] - tokens.shape[1]
-    stored["tokens"] = F.pad(tokens, (0, missing), value=pad).to(word)
+    found = targets.teacher_targets(teacher, frames, tokens, spec, dtype) | {"tokens": tokens}
     if "logits" in found:
         top = losses.top_k(found.pop("logits"), settings["k"])
         found |= {"logits/log_p": top.log_p, "logits/words": top.words, "logits/log_rest": top.log_rest}
@@ -224,49 +199,47 @@ def compute(teacher, batch: dict, spec: TargetSpec, settings: dict) -> dict[str,
         if name.startswith("image_features/"):
             value = value.unflatten(0, (clips, -1))
         else:
-            value = F.pad(value, (0, 0) * (value.dim() - 2) + (0, missing))
-        if name.startswith("logits/"):
-            stored[name] = value.to(word if name == "logits/words" else getattr(torch, settings["dtype"]))
+            missing = 0, settings["max_tokens"] - tokens.shape[1]
+            value = F.pad(value, (0, 0) * (value.dim() - 2) + missing, value=pad if name == "tokens" else 0)
+        if not value.is_floating_point():  # the smallest type that holds all words
+            value = value.to(getattr(torch, str(np.min_scalar_type(teacher.vocab_size - 1))))
+        elif name.startswith("logits/"):
+            value = value.to(getattr(torch, settings["dtype"]))
         elif settings["feature_dtype"] == "int8":
-            stored[name], stored[f"{name}.scale"] = to_int8(value)
+            scale = (value.abs().amax(-1) / 127).clamp(min=torch.finfo(torch.float32).tiny)
+            stored[f"{name}.scale"], value = scale, (value / scale[..., None]).round().to(torch.int8)
         else:
-            stored[name] = value.to(getattr(torch, settings["feature_dtype"]))
+            value = value.to(getattr(torch, settings["feature_dtype"]))
+        stored[name] = value
     return {name: value.cpu() for name, value in stored.items()}
-
-
-def to_int8(x: Tensor) -> tuple[Tensor, Tensor]:
-    """x [..., D] as int8 and one scale [...] per vector: x = int8 * scale."""
-    scale = (x.abs().amax(-1) / 127).clamp(min=torch.finfo(torch.float32).tiny)
-    return (x / scale[..., None]).round().to(torch.int8), scale
-
-
-def shard_paths(folder: Path, metadata: dict) -> list[Path]:
-    """The shards' files, each named by its first and last clip and by its cache."""
-    size, clips, cache = metadata["shard_clips"], metadata["clips"], storage.metadata_checksum(metadata)
-    ranges = [(first, min(first + size, clips) - 1) for first in range(0, clips, size)]
-    return [folder / f"{first:08d}-{last:08d}-{cache}.safetensors" for first, last in ranges]
 
 
 def read_shard(path: Path, verify: bool) -> dict[str, np.ndarray]:
     """A shard's tensors, memory-mapped; a ValueError says what to do if it is damaged."""
     try:
         tensors = storage.read_weights(path) if verify else load_file(path)
-    except (ValueError, OSError, SafetensorError) as error:
+    except (ValueError, SafetensorError) as error:
         raise ValueError(f"{path} is damaged, delete it and build the cache again: {error}") from None
     return {name: value.numpy() for name, value in tensors.items()}
 
 
+def shard_paths(folder: Path, metadata: dict) -> dict[range, Path]:
+    """The clips of each shard, and its file: named by its first and last clip and by the cache it belongs to."""
+    size, clips, cache = metadata["shard_clips"], metadata["clips"], storage.metadata_checksum(metadata)
+    ranges = [range(first, min(first + size, clips)) for first in range(0, clips, size)]
+    return {part: folder / f"{part[0]:08d}-{part[-1]:08d}-{cache}.safetensors" for part in ranges}
+
+
 def is_finished(folder: Path) -> bool:
     """Does the folder hold a cache with all its shards?"""
-    known = (folder / "cache.json").is_file()
-    return known and all(path.is_file() for path in shard_paths(folder, read_metadata(folder)))
+    if not (folder / "cache.json").is_file():
+        return False
+    return all(path.is_file() for path in shard_paths(folder, read_metadata(folder)).values())
 
 
 def read_metadata(folder: Path) -> dict:
     """A cache's cache.json; FileNotFoundError or ValueError in one line."""
     path = folder / "cache.json"
-    if not path.is_file():
-        raise FileNotFoundError(f"{folder} holds no cache: it has no cache.json")
     metadata = storage.parse_metadata(path.read_bytes(), path)
     if (found := metadata.get("format")) != FORMAT:
         raise ValueError(f"{path} is of format {found}, not {FORMAT}: delete the folder and build it again")
@@ -284,9 +257,10 @@ def fingerprint(teacher, data=None) -> dict:
 
 
 def refuse(folder: Path, known: dict, found: dict) -> None:
-    """A ValueError naming what differs; the checksum of contents only if nothing else explains it."""
-    differ = [key for key in found if found[key] != known.get(key)]
-    differ = [key for key in differ if key != "content"] or differ
-    if differ:
-        what = "; ".join(f"{key} is {found[key]} here and {known.get(key)} there" for key in differ)
-        raise ValueError(f"the cache in {folder} is another one, build one elsewhere or delete it: {what}")
+    """A ValueError naming the first difference. Checksums of contents come last, if nothing else explains them."""
+    for key, value in found.items():
+        if value != known.get(key):
+            what = f"{key} is {value} here and {known.get(key)} there"
+            raise ValueError(
+                f"the cache in {folder} is another one, build one elsewhere or delete it: {what}"
+            )

@@ -166,13 +166,6 @@ def test_int8_is_precise_for_attention_over_many_image_tokens(tmp_path):
     torch.testing.assert_close(found.sum(-1), torch.ones(len(found)))
 
 
-def test_int8_keeps_a_scale_for_each_token():
-    x = torch.tensor([[100.0, -50.0, 0.0], [1e-9, 2e-9, 0.0], [0.0, 0.0, 0.0]])
-    numbers, scale = caches.to_int8(x)
-    assert numbers.dtype == torch.int8
-    torch.testing.assert_close(numbers * scale[:, None], x, atol=1e-11, rtol=0.01)
-
-
 def test_the_mass_kept_is_measured(tmp_path):
     teacher, data = tiny.teacher(), world()
     cache = build(tmp_path, TargetSpec(), teacher, data, k=3)
@@ -368,7 +361,7 @@ def test_a_trainer_refuses_what_does_not_fit(exact, tmp_path):
         run(data=world(seed=1))
     with pytest.raises(ValueError, match="lacks image_features/model.layers.1: build another"):
         run(feature_pairs={"memory_norm": "model.layers.1"})
-    with pytest.raises(ValueError, match="captions that are not in .*fresh_captions=False"):
+    with pytest.raises(ValueError, match="lacks captions of this batch: set fresh_captions=False"):
         run(data=world(fresh_captions=True))
     with pytest.raises(ValueError, match="^a stream of clips has no end: give train_clips a number$"):
         run(data=world(train_clips=None), cache=tmp_path / "new")
@@ -427,7 +420,7 @@ def test_damaged_files_are_named(tmp_path):
 
 
 def test_what_is_no_cache(tmp_path):
-    with pytest.raises(FileNotFoundError, match="holds no cache"):
+    with pytest.raises(FileNotFoundError, match="cache.json"):
         TeacherCache(tmp_path)
     (tmp_path / "cache.json").write_text(json.dumps({"format": 1, "layout": {}}))  # as of version 0.1
     for refused in (TeacherCache, is_finished, build):
