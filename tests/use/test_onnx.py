@@ -1,16 +1,15 @@
 """A student as ONNX: the numbers, the searches and the captions are PyTorch's."""
 
 import logging
-import sys
 
 import pytest
 import tiny
 import torch
 
-from gitdistill import __main__, load_student
+from gitdistill import load_student
 from gitdistill.data.video import FrameRule
 from gitdistill.decoding import beam, greedy, sample
-from gitdistill.use import onnx
+from gitdistill.use import onnx, onnx_export
 from gitdistill.use.captioner import Student, load_captioner
 from gitdistill.world.module import glyph_tokenizer
 
@@ -35,7 +34,7 @@ def folder(student, tmp_path_factory):
     """What the command makes of it."""
     path = tmp_path_factory.mktemp("onnx")
     student.save(path / "weights")
-    assert onnx.main([str(path / "weights"), str(path / "there")]) == 0
+    assert onnx_export.main([str(path / "weights"), str(path / "there")]) == 0
     return path / "there"
 
 
@@ -79,8 +78,8 @@ def test_the_folder_captions_like_the_student(student, folder):
     loaded = load_student(folder)
     assert loaded.rule == student.rule and loaded.scores == student.scores and loaded.size == tiny.SIDE
     raw = clips(5)
-    (told, scores), (expected, right) = loaded.caption(raw), student.caption(raw)
-    assert told == expected and scores == pytest.approx(right, abs=1e-4)
+    (captions, scores), (expected, right) = loaded.caption(raw), student.caption(raw)
+    assert captions == expected and scores == pytest.approx(right, abs=1e-4)
     assert len({round(score, 3) for score in right}) == len(raw)  # or any two networks would agree
     assert (
         load_captioner(student=folder).to("cpu").caption(raw, beams=2)[0] == student.caption(raw, beams=2)[0]
@@ -89,15 +88,7 @@ def test_the_folder_captions_like_the_student(student, folder):
     assert again.caption(raw[:1])[0] == student.caption(raw[:1])[0]
 
 
-def stopped_with(monkeypatch, *arguments):
-    """What the command line says in the end."""
-    monkeypatch.setattr(sys, "argv", ["gitdistill", *map(str, arguments)])
-    with pytest.raises(SystemExit) as stopped:
-        __main__.main()
-    return stopped.value.code
-
-
-def test_mistakes(student, folder, tmp_path, monkeypatch):
+def test_mistakes(run, student, folder, tmp_path, monkeypatch):
     there = onnx.OnnxStudent(folder)
     with pytest.raises(ValueError, match="4 frames a clip, but this student reads at most 3"):
         there.prefill(clips(1, 4))
@@ -107,7 +98,7 @@ def test_mistakes(student, folder, tmp_path, monkeypatch):
         there.decode_step(torch.full((1, 17), 2), there.prefill(clips(1)))
     student.save(tmp_path / "weights")
     with pytest.raises(ValueError, match="holds a network's weights: give another folder"):
-        onnx.export_student(student, tmp_path / "weights")
+        onnx_export.export_student(student, tmp_path / "weights")
     with pytest.raises(ValueError, match="does not describe an OnnxStudent"):
         onnx.OnnxStudent(tmp_path / "weights")
     broken = tmp_path / "broken"
@@ -121,14 +112,12 @@ def test_mistakes(student, folder, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="has no weights to save"):
         load_student(folder).save(tmp_path / "again")
     with pytest.raises(ValueError, match="only a StudentCandidateV1 becomes ONNX"):
-        onnx.export_student(load_student(folder), tmp_path / "again")
-    said = stopped_with(
-        monkeypatch, "caption", folder, "--student", folder, "--watch-words", tmp_path / "words"
-    )
-    assert said.startswith("gitdistill: --watch-words needs PyTorch: give the student that was exported")
+        onnx_export.export_student(load_student(folder), tmp_path / "again")
+    line = run("caption", folder, "--student", folder, "--watch-words", "words")
+    assert "--watch-words needs PyTorch" in line
     monkeypatch.setattr(onnx, "find_spec", lambda name: None)
-    said = stopped_with(monkeypatch, "onnx", tmp_path / "weights", tmp_path / "out")
-    assert said == "gitdistill: onnx and onnxscript missing: pip install 'gitdistill[onnx]'"
+    line = run("onnx", tmp_path / "weights", tmp_path / "out")
+    assert line == "gitdistill: onnx and onnxscript missing: pip install 'gitdistill[onnx]'"
     assert not (tmp_path / "out").exists()
 
 
@@ -144,16 +133,16 @@ def test_all_files_or_none(student, tmp_path, monkeypatch):
             super().save(path)
             raise OSError("no space left on device")
 
-    monkeypatch.setattr(onnx, "programs", lambda network: {onnx.ENCODER: Program(), onnx.STEP: Full()})
+    monkeypatch.setattr(onnx_export, "programs", lambda network: {onnx.ENCODER: Program(), onnx.STEP: Full()})
     with pytest.raises(OSError, match="nothing was written: no space left"):
-        onnx.export_student(student, tmp_path / "out")
+        onnx_export.export_student(student, tmp_path / "out")
     assert not list((tmp_path / "out").glob("*onnx*"))
 
 
 @pytest.mark.slow
 def test_two_frames_are_exactly_two(tmp_path):
     student = Student(tiny.student(num_frames=2).eval(), glyph_tokenizer())
-    onnx.export_student(student, tmp_path)
+    onnx_export.export_student(student, tmp_path)
     loaded, raw = load_student(tmp_path), clips(2)
     assert loaded.caption(raw)[0] == student.caption(raw)[0]
     with pytest.raises(ValueError, match="1 frames a clip, but this student reads exactly 2"):
