@@ -1,7 +1,4 @@
-"""Command line: `python -m gitdistill fit|validate|test --config configs/….yaml` (Lightning's own CLI),
-`python -m gitdistill caption PATH... --student FOLDER`, `pack SOURCE FOLDER`, `onnx STUDENT FOLDER`,
-`plan --config configs/….yaml` and `check`. Each module below describes its command.
-"""
+"""Command line: `python -m gitdistill fit|validate|test|caption|check|onnx|pack|plan`; each has a module, see below."""
 
 import os
 import re
@@ -9,21 +6,20 @@ import sys
 from argparse import ArgumentError
 from importlib import import_module
 
-COMMANDS = {
+COMMANDS = {  # all others are Lightning's, in gitdistill.use.fit
     "caption": "gitdistill.use.caption",
     "check": "gitdistill.use.check",
     "onnx": "gitdistill.use.onnx_export",
     "pack": "gitdistill.data.shards",
     "plan": "gitdistill.use.plan",
 }
-LIGHTNING = "gitdistill.use.fit"  # all other commands
 MISTAKES = (ValueError, KeyError, OSError, ImportError, ArgumentError)  # errors that a user can mend
 
 
 def main() -> None:
     command, *arguments = sys.argv[1:] or [""]
     try:
-        sys.exit(import_module(COMMANDS.get(command, LIGHTNING)).main(arguments))
+        sys.exit(import_module(COMMANDS.get(command, "gitdistill.use.fit")).main(arguments))
     except BrokenPipeError:  # the reader of the output, for example head, has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except MISTAKES as error:

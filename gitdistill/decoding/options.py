@@ -25,7 +25,9 @@ def decode(model, frames, defaults: dict | None = None, **options) -> Decoded:
     search = _chosen_by(options) or _chosen_by(defaults) or greedy
     accepted = signature(search).parameters
     if unknown := [name for name in options if name not in accepted]:
-        raise ValueError(f"{search.__name__} has no option {', '.join(unknown)}: choose among {', '.join(accepted)}")
+        raise ValueError(
+            f"{search.__name__} has no option {', '.join(unknown)}: choose among {', '.join(accepted)}"
+        )
     return search(model, frames, **{name: x for name, x in (defaults | options).items() if name in accepted})
 
 

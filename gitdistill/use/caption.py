@@ -35,8 +35,7 @@ def main(arguments: list[str]) -> int:
         raise ValueError("--watch-words needs PyTorch: give the student itself, not its ONNX files")
     if options.frames:
         captioner.use_frame_rule(replace(captioner.rule, frames=options.frames))
-    decoding = {"beams": options.beams, "max_length": options.max_length}
-    decoding = {name: value for name, value in decoding.items() if value is not None}
+    decoding = {name: getattr(options, name) for name in ("beams", "max_length") if getattr(options, name)}
     return (print_live if options.live else print_files)(captioner, options, decoding)
 
 
@@ -144,8 +143,7 @@ def draw_words(captioner, result: FileCaption, folder: Path, name: str) -> str |
     from gitdistill.inspection.analysis import look
     from gitdistill.viz import plots
 
-    tokens = result.tokens.tolist()
-    end = captioner.model.eos_token_id
+    tokens, end = result.tokens.tolist(), captioner.model.eos_token_id
     length = tokens.index(end) if end in tokens else len(tokens)
     if length < 2:
         return None

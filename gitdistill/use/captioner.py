@@ -179,8 +179,8 @@ def read_student(folder: Path) -> Student:
         return Student(model, tokenizer)
     try:
         metadata = json.loads(path.read_text())
-        rule = FrameRule(**metadata["frames"])
-        return Student(model, tokenizer, rule, metadata["decoding"], metadata["scores"])
+        decoding, scores = metadata["decoding"], metadata["scores"]
+        return Student(model, tokenizer, FrameRule(**metadata["frames"]), decoding, scores)
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"{path} does not describe a student's folder: {storage.first_line(error)}"

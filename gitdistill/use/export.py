@@ -34,8 +34,7 @@ def export_run(module: pl.LightningModule, trainer: pl.Trainer, scores: dict, fo
     folder = Path(folder)
     network = module.model if isinstance(module, CaptionTrainer) else module.encoder
     metadata = {"steps": trainer.global_step, "seed": int(os.environ.get("PL_GLOBAL_SEED", 0))}
-    text = json.dumps(metadata | scores, indent=1) + "\n"
-    writers = {"scores.json": partial(Path.write_text, data=text)}
+    writers = {"scores.json": partial(Path.write_text, data=json.dumps(metadata | scores, indent=1) + "\n")}
     if isinstance(network, StudentCandidateV1):
         rule = getattr(getattr(trainer, "datamodule", None), "rule", None)
         student = Student(network, module.tokenizer, rule, {"max_length": module.max_length}, scores)

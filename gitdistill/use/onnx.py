@@ -25,8 +25,7 @@ SETTINGS += ("image_size", "mean", "std")
 
 def require(*packages: str) -> None:
     """A ValueError that says what to install when one of these packages is missing."""
-    missing = [package for package in packages if find_spec(package) is None]
-    if missing:
+    if missing := [package for package in packages if find_spec(package) is None]:
         raise ValueError(f"{' and '.join(missing)} missing: pip install 'gitdistill[onnx]'")
 
 

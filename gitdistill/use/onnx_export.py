@@ -1,7 +1,4 @@
-"""`python -m gitdistill onnx STUDENT FOLDER`: a student as ONNX files, which run without torch.
-
-`gitdistill.use.onnx` describes and runs them; `gitdistill.load_student` and the command `caption` take such a folder.
-"""
+"""`python -m gitdistill onnx STUDENT FOLDER`: a student as the ONNX files that `gitdistill.use.onnx` describes."""
 
 import argparse
 import json
@@ -20,17 +17,15 @@ from gitdistill.use.captioner import Student, load_student
 from gitdistill.use.onnx import ARCHITECTURE, ENCODER, SETTINGS, STEP, flat, paired, require
 
 
-def main(arguments: list[str]) -> int:
+def main(arguments: list[str]) -> None:
     """Write the files and print their sizes. ValueError or OSError in one line."""
     parser = argparse.ArgumentParser("gitdistill onnx", description=__doc__.partition("\n")[0])
     parser.add_argument("student", help="a student's folder, or a repository of the hub")
     parser.add_argument("folder", help="where to write the files")
     options = parser.parse_args(arguments)
     export_student(load_student(options.student), options.folder)
-    for name in (ENCODER, STEP):
-        path = Path(options.folder) / name
+    for path in (Path(options.folder) / name for name in (ENCODER, STEP)):
         print(f"{path}: {path.stat().st_size / 1e6:.2f} MB")
-    return 0
 
 
 def export_student(student: Student, folder) -> None:
@@ -102,7 +97,8 @@ def programs(student: StudentCandidateV1) -> dict:
         [{0: clips, 2: Dim("cells")}] * len(memory),
         [free | {3: Dim("read", max=length)}] * len(text),
     )
-    read, past, grown = (cache_names(kind, student) for kind in ("memory", "text", "grown"))
+    layers = [f"{part}_{layer}" for layer in range(len(student.layers)) for part in ("key", "value")]
+    read, past, grown = ([f"{kind}_{name}" for name in layers] for kind in ("memory", "text", "grown"))
     inputs, outputs = ["tokens", *read, *past], ["logits", *grown]
     return {
         ENCODER: to_onnx(encoder, (pixels,), ({0: clips} | frames,), ["pixels"], read),
@@ -110,13 +106,8 @@ def programs(student: StudentCandidateV1) -> dict:
     }
 
 
-def cache_names(kind: str, student: StudentCandidateV1) -> list[str]:
-    """Names of keys and values, in the order of `flat`."""
-    return [f"{kind}_{part}_{layer}" for layer in range(len(student.layers)) for part in ("key", "value")]
-
-
 def to_onnx(module: nn.Module, arguments: tuple, shapes: tuple, inputs: list[str], outputs: list[str]):
-    """An ONNX program; `shapes` says which sizes of the arguments are free, the lists name inputs and outputs."""
+    """An ONNX program; `shapes` are the free sizes of the arguments, the lists name inputs and outputs."""
     program = torch.export.export(module, arguments, dynamic_shapes=shapes)
     options = {"input_names": inputs, "output_names": outputs, "dynamic_shapes": shapes}
     with warnings.catch_warnings():

@@ -44,8 +44,7 @@ def main(arguments: list[str]) -> None:
 
 def table(arguments: list[str]) -> list[str]:
     """The estimate as lines of Markdown."""
-    found = estimate(arguments).items()
-    rows = [f"| {name} | {teacher:,.1f} | {student:,.1f} |" for name, (teacher, student) in found]
+    rows = [f"| {name} | {a:,.1f} | {b:,.1f} |" for name, (a, b) in estimate(arguments).items()]
     return ["| | teacher | student |", "|---|---|---|", *rows]
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
-from pictures import photo, shades, video
+from pictures import shades, video
 from PIL import Image
 
 from gitdistill import load_student
@@ -18,29 +18,9 @@ from gitdistill.data.video import BrokenFile, FrameRule
 from gitdistill.inspection.analysis import look
 from gitdistill.use import caption
 from gitdistill.use.caption import caption_files, draw_words, live
-from gitdistill.use.captioner import Captioner, Student
+from gitdistill.use.captioner import Captioner
 from gitdistill.viz import plots
 from gitdistill.world.module import glyph_tokenizer
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """A student's folder."""
-    path = tmp_path_factory.mktemp("student")
-    Student(tiny.student().eval(), glyph_tokenizer(), FrameRule(2), {"max_length": 7}).save_pretrained(path)
-    return path
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory):
-    """Three pictures, a video of two seconds, a broken picture and a text."""
-    path = tmp_path_factory.mktemp("files")
-    for number in range(3):
-        photo(40 + 30 * number, 64).save(path / f"{number}.png")
-    video(path / "clip.mp4", shades(20))
-    (path / "broken.jpg").write_bytes(b"hello")
-    (path / "notes.txt").write_text("hello")
-    return path
 
 
 def test_the_command_captions_folders_and_lists(run, folder, files, monkeypatch, capsys):
@@ -75,16 +55,6 @@ def test_folders_lists_and_names_as_they_are(run, folder, files, monkeypatch, ca
     assert "no pictures or videos in" in run("caption", tmp_path / "empty", "--student", folder)
 
 
-def test_a_teacher_captions_too(files):
-    teacher = tiny.teacher()
-    captioner = Captioner(teacher, teacher.tokenizer)
-    assert captioner.rule == FrameRule(2)
-    frames = captioner.read(files / "clip.mp4")[None]
-    (result,) = caption_files(captioner, [files / "clip.mp4"], 4, {})
-    assert result.caption == teacher.caption(frames)[0] and result.error is None
-    assert torch.equal(result.clip, frames[0]) and result.tokens[0] == teacher.bos_token_id
-
-
 def test_a_picture_shows_the_attention_of_each_word(run, folder, files, monkeypatch, capsys, tmp_path):
     """What is drawn is the attention, read again off the caption that was found, of either network."""
     drawn, gaze = [], plots.gaze
@@ -103,11 +73,16 @@ def test_a_picture_shows_the_attention_of_each_word(run, folder, files, monkeypa
         assert options["title"] == row["caption"] and len(words) >= len(row["caption"].split()) > 0
         torch.testing.assert_close(maps["attention"], looks.words()[: len(words)])
         torch.testing.assert_close(probabilities, looks.log_probs.exp()[: len(words)])
-    teacher = Captioner(tiny.teacher(), glyph_tokenizer())
-    (result,) = caption_files(teacher, [files / "clip.mp4"], 1, {"max_length": 9})
-    assert Path(draw_words(teacher, result, out, "teacher.png")).stat().st_size > 1000
-    result.tokens[1] = teacher.model.eos_token_id
-    assert draw_words(teacher, result, out, "nothing.png") is None and not (out / "nothing.png").exists()
+
+
+def test_a_teacher_captions_too(files, tmp_path):
+    teacher = tiny.teacher()
+    captioner = Captioner(teacher, teacher.tokenizer)
+    (result,) = caption_files(captioner, [files / "clip.mp4"], 4, {"max_length": 9})
+    assert result.caption == teacher.caption(result.clip[None], max_length=9)[0] and len(result.clip) == 2
+    assert Path(draw_words(captioner, result, tmp_path, "teacher.png")).stat().st_size > 1000
+    result.tokens[1] = teacher.eos_token_id  # no word is left
+    assert draw_words(captioner, result, tmp_path / "nothing", "nothing.png") is None
 
 
 def test_mistakes_on_the_command_line(run, folder, files, capsys):
@@ -134,7 +109,9 @@ def windows(monkeypatch, student, path, window, every):
 
 def test_a_sliding_window(run, files, folder, monkeypatch, capsys):
     """10 frames a second, 2 seconds: a caption each half second, of the last half second alone."""
-    moments, seen = windows(monkeypatch, load_student(folder), files / "clip.mp4", 0.5, 0.5)
+    student = load_student(folder)
+    student.use_frame_rule(FrameRule(2))
+    moments, seen = windows(monkeypatch, student, files / "clip.mp4", 0.5, 0.5)
     assert moments == pytest.approx([0.5, 1.0, 1.5])
     for moment, shown in zip(moments, seen):
         assert 10 * moment - 5.5 < shown[0] < shown[1] < 10 * moment + 0.5

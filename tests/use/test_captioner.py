@@ -8,7 +8,6 @@ import pytest
 import tiny
 import torch
 from huggingface_hub import ModelCard, hub_mixin
-from pictures import photo, shades, video
 
 from gitdistill import load_student
 from gitdistill.data.video import FrameRule
@@ -19,23 +18,8 @@ from gitdistill.use.captioner import Captioner, Student
 from gitdistill.world.module import glyph_tokenizer
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    path = tmp_path_factory.mktemp("student")
-    network, rule = tiny.student().eval(), FrameRule(2, "every", 3)
-    Student(network, glyph_tokenizer(), rule, {"max_length": 7}, {"cider": 1.5}).save_pretrained(path)
-    return path
-
-
-@pytest.fixture(scope="module")
-def paths(tmp_path_factory):
-    """A picture and a video."""
-    path = tmp_path_factory.mktemp("files")
-    photo(40, 64).save(path / "0.png")
-    return [path / "0.png", video(path / "clip.mp4", shades(20))]
-
-
-def test_a_folder_holds_the_whole_student(folder, paths):
+def test_a_folder_holds_the_whole_student(folder, files):
+    paths = [files / "0.png", files / "clip.mp4"]
     loaded = load_student(folder)
     assert loaded.rule == FrameRule(2, "every", 3) and loaded.decoding == {"max_length": 7}
     assert loaded.scores == {"cider": 1.5} and "| cider | 1.5 |" in (folder / "README.md").read_text()
@@ -74,7 +58,7 @@ def test_a_full_disk_leaves_no_half_tokenizer(folder, tmp_path, monkeypatch):
     assert not (tmp_path / "tokenizer.json").exists()
 
 
-def test_pushed_to_the_hub_and_read_back(folder, paths, monkeypatch, tmp_path):
+def test_pushed_to_the_hub_and_read_back(folder, files, monkeypatch, tmp_path):
     """The hub's own mixin makes the repository and sends the folder; what it sends is the whole student."""
     calls = []
 
@@ -88,26 +72,25 @@ def test_pushed_to_the_hub_and_read_back(folder, paths, monkeypatch, tmp_path):
 
         def upload_folder(self, repo_id, folder_path, commit_message, **_):
             calls.append((repo_id, commit_message))
-            shutil.copytree(folder_path, tmp_path / "there")
-            return "a commit"
-
-    monkeypatch.setattr(hub_mixin, "HfApi", Hub)
-    student = load_student(folder)
-    assert student.push_to_hub("me/mine", private=True, commit_message="first", token="t") == "a commit"
-    assert calls == ["t", ("me/mine", True), ("me/mine", "first")]
-    card = ModelCard.load(tmp_path / "there" / "README.md").data
-    assert card.library_name == "gitdistill" and card.pipeline_tag == "image-to-text"
+            shutil.copytree(folder_path, there)
 
     def download(repo_id, **options):
         calls.append((repo_id, options["revision"]))
-        return str(tmp_path / "there")
+        return str(there)
 
-    monkeypatch.setattr(hub_mixin, "hf_hub_download", lambda **_: str(tmp_path / "there" / "config.json"))
+    there, student = tmp_path / "there", load_student(folder)
+    monkeypatch.setattr(hub_mixin, "HfApi", Hub)
+    student.push_to_hub("me/mine", private=True, commit_message="first", token="t")
+    card = ModelCard.load(there / "README.md").data
+    assert card.library_name == "gitdistill" and card.pipeline_tag == "image-to-text"
+    monkeypatch.setattr(hub_mixin, "hf_hub_download", lambda **_: str(there / "config.json"))
     monkeypatch.setattr(captioner, "snapshot_download", download)
     again = Student.from_pretrained("me/mine", revision="v1")
-    assert calls[-1] == ("me/mine", "v1") and again.scores == student.scores and again.rule == student.rule
+    assert calls == ["t", ("me/mine", True), ("me/mine", "first"), ("me/mine", "v1")]
+    assert again.scores == student.scores and again.rule == student.rule
+    paths = [files / "0.png", files / "clip.mp4"]
     assert again.caption_files(paths) == student.caption_files(paths)
-    monkeypatch.setattr(checkpoints, "snapshot_download", lambda name, allow_patterns: tmp_path / "there")
+    monkeypatch.setattr(checkpoints, "snapshot_download", lambda name, allow_patterns: there)
     assert load_student("me/mine").caption_files(paths) == student.caption_files(paths)
 
 

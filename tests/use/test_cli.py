@@ -13,6 +13,7 @@ from gitdistill import load_student
 from gitdistill.__main__ import reason
 from gitdistill.world.module import glyph_tokenizer
 
+PRETRAIN = "gitdistill.world.pretrain"
 QUIET = ["--trainer.accelerator=cpu", "--trainer.max_steps=1", "--trainer.logger=false"]
 QUIET += ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
 SIZES = dict.fromkeys(("val_clips", "test_clips", "unseen_clips", "batch_size"), 2) | {"train_clips": 4}
@@ -23,29 +24,22 @@ DISTILLED += ["--model.student.vocab_size=122", "--model.student.backbone=glyphs
 
 
 @pytest.fixture
-def teacher(tmp_path):
-    """The argument that names a tiny teacher's folder."""
-    tiny.git().save_pretrained(tmp_path / "teacher")
-    glyph_tokenizer().save_pretrained(tmp_path / "teacher")
-    return f"--model.teacher={tmp_path / 'teacher'}"
-
-
-def pictures(folder, count=2) -> list[str]:
-    """Arguments of a fit on a folder of pictures, nothing more."""
-    folder.mkdir()
-    for number in range(count):
-        photo(40 + number, 40).save(folder / f"{number}.png")
-    options = {"train": folder, "frames": 1, "image_size": 96, "batch_size": 2}
-    return ["--data=gitdistill.data.FileData", *[f"--data.{name}={value}" for name, value in options.items()]]
+def own(run, tmp_path):
+    """Arguments of a fit with a tiny teacher on two pictures, nothing more."""
+    tiny.git().save_pretrained("teacher")
+    glyph_tokenizer().save_pretrained("teacher")
+    (tmp_path / "own").mkdir()
+    for name in ("0.png", "1.png"):
+        photo(40, 40).save(tmp_path / "own" / name)
+    options = {"train": "own", "frames": 1, "image_size": 96, "batch_size": 2}
+    data = ["--data=gitdistill.data.FileData", *(f"--data.{name}={value}" for name, value in options.items())]
+    return [*QUIET, *DISTILLED, "--model.teacher=./teacher", *data]
 
 
 def test_a_fit_exports_what_it_tested(run, tmp_path):
     tiny.git().save_pretrained(tmp_path / "start")
-    model = ["--model=gitdistill.world.pretrain.TeacherTrainer"]
-    model += [
-        "--model.model=gitdistill.world.pretrain.embedded_git",
-        f"--model.model.folder={tmp_path / 'start'}",
-    ]
+    model = [f"--model={PRETRAIN}.TeacherTrainer", f"--model.model={PRETRAIN}.embedded_git"]
+    model += ["--model.model.folder=start"]
     assert run("fit", *QUIET, *model, *DATA, "--data.masks=true", "--export=end") == 0
     files = {path.name for path in (tmp_path / "end").iterdir()}
     assert files >= {"config.json", "model.safetensors", "tokenizer.json", "scores.json"}
@@ -54,35 +48,22 @@ def test_a_fit_exports_what_it_tested(run, tmp_path):
     GitForCausalLM.from_pretrained(tmp_path / "end")  # transformers reads it
 
 
-def test_pictures_alone_are_enough_for_a_fit(run, teacher, tmp_path, capsys):
+def test_pictures_alone_are_enough_for_a_fit(run, own, tmp_path, capsys):
     """No captions, no validation, no test, no logger, no checkpoints: a student all the same."""
-    arguments = [
-        *QUIET,
-        *DISTILLED,
-        teacher,
-        *pictures(tmp_path / "own"),
-        "--trainer.enable_checkpointing=false",
-    ]
-    assert run("fit", *arguments, "--export=end", "--trainer.fast_dev_run=true") == 0
+    own = [*own, "--trainer.enable_checkpointing=false", "--export=end"]
+    assert run("fit", *own, "--trainer.fast_dev_run=true") == 0
     assert not (tmp_path / "end").exists()
-    assert run("fit", *arguments, "--export=end") == 0
+    assert run("fit", *own) == 0
     assert "not tested: the data have no test clips" in capsys.readouterr().err
     assert json.loads((tmp_path / "end" / "scores.json").read_text())["steps"] == 1
     assert not (tmp_path / "end" / "log.csv").exists()
-    assert len(load_student(tmp_path / "end").caption_files([tmp_path / "own" / "0.png"])) == 1
+    assert len(load_student("end").caption_files(["own/0.png"])) == 1
 
 
-def test_other_words_than_the_teachers(run, teacher, tmp_path):
-    tiny_git.tokenizer().save_pretrained(tmp_path / "words")
-    arguments = [
-        *QUIET,
-        *DISTILLED,
-        teacher,
-        *pictures(tmp_path / "own"),
-        f"--data.tokenizer={tmp_path / 'words'}",
-    ]
+def test_other_words_than_the_teachers(run, own):
+    tiny_git.tokenizer().save_pretrained("words")
     message = r"tokenizer \(30 words\) is not the network's \(122 words\): give FileData"
-    assert re.search(message, run("fit", *arguments))
+    assert re.search(message, run("fit", *own, "--data.tokenizer=words"))
 
 
 @pytest.mark.parametrize("arguments, message", [

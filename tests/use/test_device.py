@@ -13,7 +13,6 @@ def test_the_check(run, monkeypatch, capsys):
     monkeypatch.setenv(device.VARIABLE, "cuda:99")
     assert run("check") == 1
     assert "FAIL there is no device cuda:99 here" in capsys.readouterr().out
-    assert device.choose_device("cpu") == torch.device("cpu")
     with pytest.raises(ValueError, match="'tpu9' is no device"):
         device.choose_device("tpu9")
 
@@ -21,6 +20,11 @@ def test_the_check(run, monkeypatch, capsys):
 def test_the_self_test_notices_a_device_that_computes_something_else(monkeypatch):
     samples = device.samples()
     _, student, *_ = samples[1]
-    monkeypatch.setattr(student, "to", lambda _: student.norm.weight.data.mul_(1.5) is not None and student)
+
+    def to(device):
+        student.norm.weight.data.mul_(1.5)
+        return student
+
+    monkeypatch.setattr(student, "to", to)
     monkeypatch.setattr(device, "samples", lambda: samples)
     assert "the student's logits are off by" in device.self_test(torch.device("cpu"))

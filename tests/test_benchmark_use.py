@@ -9,7 +9,7 @@ import tiny
 from gitdistill.use.captioner import Captioner
 from gitdistill.world.module import glyph_tokenizer
 
-PATH = Path(__file__).parents[2] / "benchmarks" / "use.py"
+PATH = Path(__file__).parents[1] / "benchmarks" / "use.py"
 spec = importlib.util.spec_from_file_location("use", PATH)
 use = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(use)
