@@ -89,9 +89,9 @@ def seeds() -> list[str]:
         parts.append(what.format(sum(gains) / len(gains), *report.interval(gains)))
         count = len(gains)
     return [
-        f"Those two students are one run each. From {count} seeds, the same training with the teacher gains",
-        f"{' and '.join(parts)} over the one without, with 95 % intervals",
-        "([experiments](experiments/README.md)).",
+        f"Both students above are one run each. Over {count} seeds, training with the teacher gains",
+        f"{' and '.join(parts)} over training without it (95 % intervals;",
+        "see [experiments](experiments/README.md)).",
     ]
 
 

@@ -26,14 +26,8 @@ from torch.nn import functional as F
 
 from gitdistill.distillation import losses
 from gitdistill.distillation.distributed import rank_and_world, wait_for_all
-from gitdistill.distillation.targets import (
-    CaptionFilter,
-    TargetSpec,
-    join_captions,
-    parse_dtype,
-    pseudo_captions,
-    teacher_targets,
-)
+from gitdistill.distillation.pseudo_captions import CaptionFilter, join_captions, pseudo_captions
+from gitdistill.distillation.targets import TargetSpec, parse_dtype, teacher_targets
 from gitdistill.models.preprocessing import CLIP_MEAN, CLIP_STD
 from gitdistill.models.storage import metadata_text, parse_metadata, write_whole
 
@@ -135,6 +129,28 @@ class TeacherCache:
         _Builder(folder, facts, teacher, wants, data, say).build()
         return cls(folder, verify=False)
 
+    @classmethod
+    def open(cls, cache, teacher, data, spec: TargetSpec, teacher_dtype: str) -> "TeacherCache":
+        """The cache, or that of a folder, which is filled if it is not finished; ValueError unless it fits."""
+        if data is not None and not hasattr(data, "pool_dataloader"):
+            raise ValueError(
+                f"a cache needs clips with numbers: use GlyphData or FileData, not {type(data).__name__}"
+            )
+        if not isinstance(cache, cls):
+            if data is not None and not is_finished(Path(cache)):
+                cache = cls.build(cache, teacher, data, spec, teacher_dtype=teacher_dtype)
+            else:
+                cache = cls(cache)
+                if (made := cache.facts["teacher_dtype"]) != teacher_dtype:
+                    raise ValueError(
+                        f"the cache in {cache.folder} was made with teacher_dtype {made}, not {teacher_dtype}: "
+                        "set the same, or another folder"
+                    )
+        cache.check(teacher, data)
+        if lacking := cache.lacks(spec):
+            raise ValueError(f"the cache in {cache.folder} lacks {', '.join(lacking)}: build another")
+        return cache
+
     def check(self, teacher, data=None) -> None:
         """A ValueError naming what differs, unless this is what `teacher` would say about `data`'s pool."""
         found = fingerprint(teacher, data)
@@ -147,7 +163,7 @@ class TeacherCache:
             lacking.append(f"{wants.pseudo_captions} captions of the teacher's own a clip")
         return lacking
 
-    def said(self, clips: Tensor, count: int, keep: CaptionFilter) -> tuple[Tensor, Tensor]:
+    def pseudo_captions(self, clips: Tensor, count: int, keep: CaptionFilter) -> tuple[Tensor, Tensor]:
         """The teacher's own `count` best captions of clips [B]: tokens [B, count, T], their numbers [B, count].
 
         Those that `keep` does not let pass are a start token and padding.

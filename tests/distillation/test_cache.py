@@ -14,7 +14,7 @@ import torch
 from torch import distributed
 
 from gitdistill.distillation import cache as caches
-from gitdistill.distillation import losses, targets
+from gitdistill.distillation import losses, pseudo_captions, targets
 from gitdistill.distillation.cache import TeacherCache
 from gitdistill.distillation.targets import TargetSpec, teacher_targets
 from gitdistill.distillation.trainer import DistillationTrainer
@@ -157,14 +157,14 @@ def test_the_mass_kept_is_measured(tmp_path):
 
 def test_the_teachers_own_captions_are_kept(exact, tmp_path, batch):
     teacher = tiny.teacher()
-    said, judged = targets.pseudo_captions(teacher, batch["frames"], 1, 20)
-    everything = targets.CaptionFilter()
-    tokens, numbers = exact.said(batch["clip"], 1, everything)
+    said, judged = pseudo_captions.pseudo_captions(teacher, batch["frames"], 1, 20)
+    everything = pseudo_captions.CaptionFilter()
+    tokens, numbers = exact.pseudo_captions(batch["clip"], 1, everything)
     length = min(tokens.shape[-1], said.shape[-1])
     assert torch.equal(tokens[..., :length], said[..., :length]) and numbers.tolist() == [[5]] * 4
     median = judged[..., 0].median().item()
-    keep = targets.CaptionFilter(confidence=median)
-    kept = exact.said(batch["clip"], 1, keep)[0][..., 1:].any(-1)
+    keep = pseudo_captions.CaptionFilter(confidence=median)
+    kept = exact.pseudo_captions(batch["clip"], 1, keep)[0][..., 1:].any(-1)
     assert kept.tolist() == (judged[..., 0] >= median).tolist()
     used = {word for clip in exact.files["tokens.npy"].tolist() for row in clip for word in row}
     assert set(exact.words()) == used
