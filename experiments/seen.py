@@ -6,6 +6,7 @@ in memory-mapped files; all else (captions, order, losses, scores) is what it is
 """
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from gitdistill import DistillationTrainer, TinyVIT
+from gitdistill.data.base import EpochSampler, Samples
 from gitdistill.models.storage import write_whole
 from gitdistill.world import GlyphData
 from gitdistill.world.scenes import Clip, GlyphClips
@@ -47,7 +49,7 @@ class SeenClips:
     @torch.no_grad()
     def _fill(self, path: Path, backbone: TinyVIT, say) -> None:
         backbone.eval()
-        shape = (len(self.clips), self.clips.frames, backbone.channels[-1], *backbone.grids[-1])
+        shape = (len(self.clips), self.clips.num_frames, backbone.channels[-1], *backbone.grids[-1])
         say(
             f"the backbone looks at {len(self.clips):,} {self.clips.split} clips, {4 * np.prod(shape) / 1e6:.0f} MB"
         )
@@ -72,7 +74,7 @@ class SeenClips:
 
 def key(clips: GlyphClips, backbone: TinyVIT) -> str:
     """Stands for all that the maps depend on."""
-    facts = (clips.split, clips.size, clips.seed, clips.frames, clips.image_size, clips.objects)
+    facts = (clips.split, clips.size, clips.seed, clips.num_frames, clips.image_size, clips.objects)
     digest = hashlib.sha256(repr((facts, backbone.config)).encode())
     first = clips.clip(0, masks=False)  # another way of drawing gives other maps
     digest.update(first.frames.numpy().tobytes())
@@ -98,24 +100,11 @@ class SeenData(GlyphData):
         return {**super().fingerprint(), "data": GlyphData.__name__}
 
     def train_dataloader(self) -> DataLoader:
-        loader = super().train_dataloader()
-        loader.dataset.pool = SeenPool(self.maps["train"])
-        loader.dataset.seed = loader.sampler.seed = self.order
-        loader.dataset.epoch_size = loader.sampler.size = self.only or self.train_clips
-        return loader
+        pool, size = replace(self.pool, clips=self.maps["train"], seed=self.order), self.only or self.train_clips
+        return self.loader(Samples(pool.train, range(size)), EpochSampler(size, self.order))
 
     def test_dataloader(self) -> list[DataLoader]:
-        loaders = super().test_dataloader()
-        for loader, split in zip(loaders, ("test", "unseen")):
-            loader.dataset.clips = self.maps[split]
-        return loaders
-
-
-class SeenPool:
-    """A pool of clips by number, as the training loader of `GlyphData` reads it."""
-
-    def __init__(self, clips: SeenClips):
-        self.clips, self.clip = clips, clips.clip
+        return [self.fixed_loader(self.maps[split]) for split in ("test", "unseen")]
 
 
 class SeenDistillation(DistillationTrainer):

@@ -20,7 +20,7 @@ from gitdistill import StudentCandidateV1
 from gitdistill.viz import plots
 from gitdistill.world import GlyphData
 
-LOOK = {"frames": tiny.FRAMES, "image_size": tiny.SIDE}
+LOOK = {"num_frames": tiny.FRAMES, "image_size": tiny.SIDE}
 
 
 @pytest.fixture(scope="module")

@@ -37,7 +37,7 @@ class BrokenFile(ValueError):
 class FrameRule:
     """Which frames of a video make a clip.
 
-    frames: F, how many. A video with fewer gives some of them twice; a picture is a still video.
+    num_frames: F. A video with fewer gives some of them twice; a picture is a still video.
     sampling: "uniform": those shown in the middles of F equally long parts; "random": in each part at a random
         moment (Wang et al. 2016, https://arxiv.org/abs/1608.00859); "every": the first and then each `step`th,
         the last one repeated where the video ends too soon. The first two go by time, so that a variable frame
@@ -45,13 +45,13 @@ class FrameRule:
     step: of "every".
     """
 
-    frames: int = 6
+    num_frames: int = 6
     sampling: str = "uniform"
     step: int = 1
 
     def __post_init__(self):
-        if self.frames < 1 or self.step < 1:
-            raise ValueError(f"frames and step must be at least 1, not {self.frames} and {self.step}")
+        if self.num_frames < 1 or self.step < 1:
+            raise ValueError(f"num_frames and step must be at least 1, not {self.num_frames} and {self.step}")
         if self.sampling not in SAMPLINGS:
             raise ValueError(f"unknown sampling {self.sampling!r}: use one of {', '.join(SAMPLINGS)}")
 
@@ -61,11 +61,11 @@ class FrameRule:
         `draw` is what "random" draws from.
         """
         if self.sampling == "every":
-            return np.minimum(np.arange(self.frames) * self.step, len(times) - 1)
-        places = np.full(self.frames, 0.5)
+            return np.minimum(np.arange(self.num_frames) * self.step, len(times) - 1)
+        places = np.full(self.num_frames, 0.5)
         if self.sampling == "random":
-            places = (draw or np.random.RandomState()).random_sample(self.frames)
-        wanted = times[0] + (np.arange(self.frames) + places) / self.frames * (end - times[0])
+            places = (draw or np.random.RandomState()).random_sample(self.num_frames)
+        wanted = times[0] + (np.arange(self.num_frames) + places) / self.num_frames * (end - times[0])
         return np.maximum(np.searchsorted(times, wanted, side="right") - 1, 0)
 
 
@@ -79,7 +79,7 @@ def read_clip(
     """A picture or video as uint8 [F, 3, H, W], from the file or from what was in it; `BrokenFile` when it cannot
     be read."""
     if is_image(path):
-        return read_image(path, content).expand(rule.frames, -1, -1, -1)
+        return read_image(path, content).expand(rule.num_frames, -1, -1, -1)
     return read_video(path, rule, draw, content)
 
 

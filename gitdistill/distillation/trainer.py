@@ -198,8 +198,8 @@ class CaptionTrainer(pl.LightningModule):
             total = sum(nats * count for nats, count in zip(loss, words))
             self.log(f"{split}/cross_entropy", total / max(1, sum(words)))
             scores = metrics.caption_scores(list(captions), list(references))
-            if None not in scenes:
-                scores |= metrics.facts_scores(list(captions), list(scenes))
+            if None not in scenes and hasattr(self.trainer.datamodule, "caption_scores"):
+                scores |= self.trainer.datamodule.caption_scores(list(captions), list(scenes))
             self.log_dict({f"{split}/{name}": float(value) for name, value in scores.items()})
             self.log(f"{split}_cider", float(scores["cider"]), prog_bar=split == "val", logger=False)
         self._heard.clear()

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from gitdistill.data.files import center_crop, walk
+from gitdistill.data.files import center_crop
+from gitdistill.data.items import walk
 from gitdistill.data.video import IMAGES, VIDEOS, BrokenFile, play, upright
 from gitdistill.models.storage import write_whole
 from gitdistill.use.captioner import load_captioner
@@ -29,7 +30,7 @@ def main(arguments: list[str]) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be UTF-8
     captioner = load_captioner(options.student, options.teacher).to(choose_device(options.device))
     if options.frames:
-        captioner.look(replace(captioner.rule, frames=options.frames))
+        captioner.look(replace(captioner.rule, num_frames=options.frames))
     decoding = {"beams": options.beams, "max_length": options.max_length}
     decoding = {name: value for name, value in decoding.items() if value is not None}
     if options.live:
@@ -224,7 +225,7 @@ def live(captioner, path, window: float, every: float, decoding: dict | None = N
         return moment, caption, score, time.perf_counter() - started
 
     for moment, frame in play(path):
-        if not kept or moment - kept[-1][0] >= window / (2 * rule.frames):
+        if not kept or moment - kept[-1][0] >= window / (2 * rule.num_frames):
             kept.append((moment, center_crop(upright(frame)[None], captioner.size)[0]))
         while kept[0][0] < moment - window:
             kept.popleft()

@@ -50,8 +50,8 @@ class Captioner:
 
     def look(self, rule: FrameRule) -> None:
         """Look at other frames from now on; ValueError when these are more than the network reads."""
-        if rule.frames > self.most:
-            raise ValueError(f"{rule.frames} frames a clip, but this network reads at most {self.most}")
+        if rule.num_frames > self.most:
+            raise ValueError(f"{rule.num_frames} frames a clip, but this network reads at most {self.most}")
         self.rule = rule
 
     @property
@@ -136,7 +136,7 @@ tags: [gitdistill, image-captioning]
 # A student of GIT
 
 Captions pictures and videos: {parameters:.1f} million parameters, {self.model.backbone.config["name"]} at
-{self.size} pixels, {self.rule.frames} frame(s) a clip ({self.rule.sampling}), {len(self.tokenizer):,} words.
+{self.size} pixels, {self.rule.num_frames} frame(s) a clip ({self.rule.sampling}), {len(self.tokenizer):,} words.
 
 ```python
 from gitdistill import load_student
@@ -199,7 +199,8 @@ def read_student(folder: Path) -> Student:
         return Student(model, tokenizer)
     try:
         facts = json.loads(path.read_text())
-        return Student(model, tokenizer, FrameRule(**facts["frames"]), facts["decoding"], facts["scores"])
+        rule = {{"frames": "num_frames"}.get(name, name): value for name, value in facts["frames"].items()}  # 0.1
+        return Student(model, tokenizer, FrameRule(**rule), facts["decoding"], facts["scores"])
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"{path} is not what a student's folder says of itself: {storage.first_line(error)}"

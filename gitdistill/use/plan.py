@@ -134,7 +134,7 @@ def read_run(path: Path, **given) -> Run:
     found = {
         "teacher": teacher,
         "student": student,
-        "frames": data.get("frames", student.get("frames", 4)),
+        "frames": data.get("num_frames", student.get("num_frames", 4)),
         "batch": data.get("batch_size", 32),
         "captions": data.get("captions_per_clip", 1),
         "clips": data.get("train_clips"),  # files do not say, and a stream has no end

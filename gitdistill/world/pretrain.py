@@ -1,20 +1,24 @@
-"""What the embedded world's networks learn before they speak: which thing, of which colour, is where.
+"""What the embedded world's networks learn before they caption: which thing, of which colour, is where.
 
 Real GIT starts from CLIP and a real TinyViT from ImageNet. Neither fits in a repository, so the embedded
 teacher's image encoder and the embedded backbone are trained here on the world's own ground truth: for each
 cell of their grid, the symbol and colour that lie there and the box around it. `TeacherTrainer` then learns
-captions and, in the image rows of its decoder, motions and relations, from the same ground truth.
+captions and, in its decoder's image features, motions and relations, from the same ground truth.
 
 The heads that predict all this are thrown away; what ships are the networks.
 """
+
+from functools import partial
 
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from transformers import GitConfig
 
+from gitdistill.data.base import Samples
+from gitdistill.distillation import losses
 from gitdistill.distillation.optim import MuonAdamW, fit_steps, warmup_cosine
 from gitdistill.distillation.targets import image_layer
 from gitdistill.distillation.trainer import CaptionTrainer
@@ -24,9 +28,9 @@ from gitdistill.models.git import GenerativeImageTextModel
 from gitdistill.models.preprocessing import area_means
 from gitdistill.world.grammar import COLOURS, MOTIONS, RELATIONS, SYMBOLS, relation_from
 from gitdistill.world.module import glyph_tokenizer
-from gitdistill.world.scenes import GlyphClips
+from gitdistill.world.scenes import WORLD, GlyphClips
 
-KINDS = {
+CLASSES = {
     "symbol": list(SYMBOLS),
     "colour": list(COLOURS),
     "motion": list(MOTIONS),
@@ -39,7 +43,7 @@ class CellHeads(nn.Module):
 
     def __init__(self, width: int, kinds: tuple[str, ...]):
         super().__init__()
-        self.sizes = {kind: 1 + len(KINDS[kind]) for kind in kinds}
+        self.sizes = {kind: 1 + len(CLASSES[kind]) for kind in kinds}
         self.linear = nn.Linear(width, sum(self.sizes.values()) + 4)
 
     def forward(self, cells: Tensor, truth: dict[str, Tensor]) -> tuple[dict, dict]:
@@ -67,23 +71,20 @@ def cell_truth(masks: Tensor, scenes: list, grid: tuple[int, int], least: float 
     covers `least` of its area. Returns long [B, F, h, w] for "symbol", "colour", "motion" and "relation" (where the
     object is, seen from the other one; 0: nothing, or nothing clear) and "box" [B, F, h, w, 4]: the object's box as
     x and y of its centre, width and height, in image widths. Its place in the picture, not in the cell: GIT's
-    decoder adds no positions, so what the image encoder does not tell of where things are, no caption can.
+    decoder adds no positions, so no caption can state a place that the image encoder's features do not hold.
     """
-    share = area_means(masks.float(), grid)
-    cover, owner = share.max(dim=1)  # (B, F, h, w)
-    shown = cover > least
+    cover, owner = area_means(masks.float(), grid).max(dim=1)  # (B, F, h, w)
+    clip = torch.arange(len(masks))[:, None, None, None]
     truth = {}
-    for kind, names in KINDS.items():
+    for kind, names in CLASSES.items():
         index = torch.zeros(masks.shape[:2], dtype=torch.long)
         for b, scene in enumerate(scenes):
             for o, thing in enumerate(scene.things):
                 name = relation_from(scene, o) if kind == "relation" else getattr(thing, kind)
                 index[b, o] = 1 + names.index(name) if name else 0
-        picked = index.to(masks.device)[torch.arange(len(masks))[:, None, None, None], owner]
-        truth[kind] = picked * shown
-    boxes = mask_boxes(masks)  # (B, O, F, 4)
-    b, f = torch.arange(len(masks))[:, None, None, None], torch.arange(masks.shape[2])[None, :, None, None]
-    truth["box"] = boxes[b, owner, f]  # (B, F, h, w, 4)
+        truth[kind] = index.to(masks.device)[clip, owner] * (cover > least)
+    frame = torch.arange(masks.shape[2])[None, :, None, None]
+    truth["box"] = mask_boxes(masks)[clip, owner, frame]  # (B, F, h, w, 4)
     return truth
 
 
@@ -106,38 +107,38 @@ class GlyphFrames(pl.LightningDataModule):
     [B, 2, 1, H, W] and "scenes". Training frames never repeat; `epoch` frames lie between two validations.
     """
 
-    def __init__(self, batch_size: int = 64, epoch: int = 16_000, val_frames: int = 1000, seed: int = 0):
+    def __init__(
+        self,
+        batch_size: int = 64,
+        epoch: int = 16_000,
+        val_frames: int = 1000,
+        seed: int = 0,
+        image_size: int = WORLD,
+    ):
         super().__init__()
-        self.batch_size, self.epoch, self.val_frames, self.seed = batch_size, epoch, val_frames, seed
+        self.batch_size, self.epoch, self.val_frames = batch_size, epoch, val_frames
+        self.seed, self.image_size = seed, image_size
 
     def train_dataloader(self):
         start = self.trainer.current_epoch * self.epoch
-        frames = FrameStream(GlyphClips("train", start + self.epoch, self.seed), start)
-        return DataLoader(frames, self.batch_size, drop_last=True, collate_fn=collate_frames)
+        return self.loader("train", range(start, start + self.epoch), self.seed)
 
     def val_dataloader(self):
-        return self._fixed("val")
+        return self.loader("val", range(self.val_frames))
 
     def test_dataloader(self):
-        return [self._fixed("test"), self._fixed("unseen")]
+        return [self.loader(split, range(self.val_frames)) for split in ("test", "unseen")]
 
-    def _fixed(self, split: str):
-        frames = FrameStream(GlyphClips(split, self.val_frames), 0)
-        return DataLoader(frames, self.batch_size, collate_fn=collate_frames)
+    def loader(self, split: str, numbers: range, seed: int = 0) -> DataLoader:
+        """One frame of each clip; the clip's number decides which."""
+        clips = GlyphClips(split, numbers.stop, seed, image_size=self.image_size)
+        frames = Samples(partial(one_frame, clips), numbers)
+        return DataLoader(frames, self.batch_size, drop_last=split == "train", collate_fn=collate_frames)
 
 
-class FrameStream(Dataset):
-    """One frame of each of `clips` from number `start` on; the clip's number decides which."""
-
-    def __init__(self, clips: GlyphClips, start: int):
-        self.clips, self.start = clips, start
-
-    def __len__(self) -> int:
-        return len(self.clips) - self.start
-
-    def __getitem__(self, index: int):
-        index += self.start
-        return self.clips.frame(index, index % self.clips.frames)
+def one_frame(clips: GlyphClips, number: int) -> tuple:
+    clip, frame = clips.clip(number, captions=0), number % clips.num_frames
+    return clip.frames[frame], clip.masks[:, frame], clip.scene
 
 
 def collate_frames(samples: list) -> dict:
@@ -147,7 +148,7 @@ def collate_frames(samples: list) -> dict:
 
 
 class CellTrainer(pl.LightningModule):
-    """Trains an image encoder to tell what lies in each cell of its grid, on single frames.
+    """Trains an image encoder to classify what lies in each cell of its grid, on single frames.
 
     `encoder` is a `TinyVIT` (its last stage is read) or a `GenerativeImageTextModel` (only its image encoder
     is trained).
@@ -170,14 +171,13 @@ class CellTrainer(pl.LightningModule):
         schedule = warmup_cosine(optimizer, self.warmup, fit_steps(self.trainer))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def cells(self, frames: Tensor) -> Tensor:
-        """Features [B, F, h, w, C] of every cell."""
-        if isinstance(self.encoder, TinyVIT):
-            return self.encoder(frames)[-1].permute(0, 1, 3, 4, 2)
-        return as_grid(self.encoder.encode(frames), frames.shape[1])
-
     def read(self, batch: dict) -> tuple[dict, dict]:
-        cells = self.cells(batch["frames"])
+        """Losses and accuracies of a batch by kind."""
+        frames = batch["frames"]
+        if isinstance(self.encoder, TinyVIT):
+            cells = self.encoder(frames)[-1].permute(0, 1, 3, 4, 2)
+        else:
+            cells = as_grid(self.encoder.encode(frames), frames.shape[1])
         return self.heads(cells, cell_truth(batch["masks"], batch["scenes"], cells.shape[2:4]))
 
     def training_step(self, batch: dict, _) -> Tensor:
@@ -199,9 +199,9 @@ class CellTrainer(pl.LightningModule):
         self.log_dict(values, batch_size=len(batch["frames"]), add_dataloader_idx=False)
 
 
-def as_grid(tokens: Tensor, frames: int) -> Tensor:
+def as_grid(tokens: Tensor, num_frames: int) -> Tensor:
     """Image tokens [B, N, D] of square frames, class tokens dropped, as [B, F, h, w, D]."""
-    tokens = tokens.unflatten(1, (frames, -1))[:, :, 1:]
+    tokens = tokens.unflatten(1, (num_frames, -1))[:, :, 1:]
     side = int(tokens.shape[2] ** 0.5)
     return tokens.unflatten(2, (side, side))
 
@@ -212,40 +212,39 @@ class TeacherTrainer(CaptionTrainer):
     Args:
         model: a `GenerativeImageTextModel`, its image encoder trained by `CellTrainer`.
         cell_weight: weight of the cells' terms, at the image encoder's end (symbol, colour, box) and in the
-            image rows of the decoder before its last layer (symbol, colour, motion, relation, box).
+            decoder's image features before its last layer (symbol, colour, motion, relation, box).
         options: as for `CaptionTrainer`.
     """
 
     def __init__(self, model: GenerativeImageTextModel, cell_weight: float = 1.0, **options):
-        super().__init__(model, **options)
+        super().__init__(model, glyph_tokenizer(), **options)
         self.cell_weight = cell_weight
         config = model.config
         self.seen = CellHeads(config.vision_config.hidden_size, ("symbol", "colour"))
-        self.understood = CellHeads(config.hidden_size, tuple(KINDS))
+        self.understood = CellHeads(config.hidden_size, tuple(CLASSES))
         self.layer = image_layer(model)
         for embedding in model.temporal:
             if not embedding.any():  # zeros cannot tell one frame from the next: motion is learned much later
                 nn.init.normal_(embedding, std=0.5)
 
     def losses(self, batch: dict) -> dict[str, Tensor]:
-        frames = batch["frames"].shape[1]
+        frames, tokens = batch["frames"], batch["tokens"]
         with record(self.model, self.layer, detach=False) as activations:
-            output = self.model(batch["frames"], batch["tokens"])
-        image_rows = activations[self.layer][0]
-        terms = {"cross_entropy": self.cross_entropy(output.logits, batch["tokens"])}
-        for name, heads, tokens in (
-            ("seen", self.seen, output.visual_features),
-            ("understood", self.understood, image_rows),
-        ):
-            cells = as_grid(tokens, frames)
-            parts, accuracy = heads(cells, cell_truth(batch["masks"], batch["scenes"], cells.shape[2:4]))
+            output = self.model(frames, tokens)
+        caption = losses.cross_entropy(output.logits, tokens, self.model.pad_token_id, self.label_smoothing)
+        terms = {"cross_entropy": caption}
+        features = {"seen": output.visual_features, "understood": activations[self.layer][0]}
+        for name, image_features in features.items():
+            cells = as_grid(image_features, frames.shape[1])
+            truth = cell_truth(batch["masks"], batch["scenes"], cells.shape[2:4])
+            parts, accuracy = getattr(self, name)(cells, truth)
             terms |= {f"{name}/{kind}": self.cell_weight * value for kind, value in parts.items()}
             self.log_dict({f"train/{name}/{kind}_accuracy": value for kind, value in accuracy.items()})
         return terms
 
 
 def glyph_git_config(
-    frames: int = 4,
+    num_frames: int = 4,
     image_size: int = 96,
     patch: int = 16,
     width: int = 192,
@@ -254,24 +253,17 @@ def glyph_git_config(
 ) -> GitConfig:
     """The embedded teacher's configuration: GIT in small, with the world's own vocabulary."""
     tokenizer = glyph_tokenizer()
+    size = {"hidden_size": width, "intermediate_size": 4 * width, "num_attention_heads": width // 32}
+    picture = {"num_hidden_layers": vision_layers, "image_size": image_size, "patch_size": patch}
     return GitConfig(
-        vision_config={
-            "hidden_size": width,
-            "intermediate_size": 4 * width,
-            "num_hidden_layers": vision_layers,
-            "num_attention_heads": width // 32,
-            "image_size": image_size,
-            "patch_size": patch,
-        },
+        vision_config=size | picture,
+        **size,
         vocab_size=len(tokenizer),
-        hidden_size=width,
-        intermediate_size=4 * width,
         num_hidden_layers=layers,
-        num_attention_heads=width // 32,
         max_position_embeddings=40,
         hidden_dropout_prob=0.0,
         attention_probs_dropout_prob=0.0,
-        num_image_with_embedding=frames,
+        num_image_with_embedding=num_frames,
         tie_word_embeddings=True,
         bos_token_id=tokenizer.cls_token_id,
         eos_token_id=tokenizer.sep_token_id,
@@ -281,11 +273,9 @@ def glyph_git_config(
 
 def embedded_git(folder: str | None = None) -> GenerativeImageTextModel:
     """The embedded teacher's network: new, or as saved in `folder`."""
-    return (
-        GenerativeImageTextModel.from_pretrained(folder)
-        if folder
-        else GenerativeImageTextModel(glyph_git_config())
-    )
+    if folder:
+        return GenerativeImageTextModel.from_pretrained(folder)
+    return GenerativeImageTextModel(glyph_git_config())
 
 
 def embedded_backbone() -> TinyVIT:

@@ -29,7 +29,7 @@ EVERYTHING = DistillationTrainer(tiny.teacher(), tiny.student(), **ALL).wants
 
 def world(**options):
     sizes = {"train_clips": 10, "val_clips": 2, "test_clips": 2, "unseen_clips": 2, "batch_size": 4}
-    looks = {"captions_per_clip": 2, "frames": tiny.FRAMES, "image_size": tiny.SIDE, "max_tokens": 20}
+    looks = {"captions_per_clip": 2, "num_frames": tiny.FRAMES, "image_size": tiny.SIDE, "max_tokens": 20}
     return GlyphData(**{**sizes, **looks, "fresh_captions": False, "singles": 3, **options})
 
 
@@ -393,7 +393,7 @@ def test_the_command_line_takes_a_folder_and_a_filter(tmp_path, monkeypatch):
         "batch_size": 2,
         "labelled": 2,
     }
-    sizes |= {"frames": tiny.FRAMES, "image_size": tiny.SIDE, "fresh_captions": "false"}
+    sizes |= {"num_frames": tiny.FRAMES, "image_size": tiny.SIDE, "fresh_captions": "false"}
     data = ["--data=gitdistill.world.GlyphData", *(f"--data.{key}={value}" for key, value in sizes.items())]
     trainer = ["--trainer.max_steps=2", "--trainer.logger=false", "--trainer.accelerator=cpu"]
     monkeypatch.setattr("sys.argv", ["gitdistill", "fit", *trainer, *model, *data])

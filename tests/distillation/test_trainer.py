@@ -29,7 +29,7 @@ QUIET = dict.fromkeys(
 @pytest.fixture
 def data():
     sizes = {"train_clips": 8, "val_clips": 4, "test_clips": 4, "unseen_clips": 4, "batch_size": 4}
-    return GlyphData(**sizes, captions_per_clip=2, frames=tiny.FRAMES, image_size=tiny.SIDE)
+    return GlyphData(**sizes, captions_per_clip=2, num_frames=tiny.FRAMES, image_size=tiny.SIDE)
 
 
 @pytest.fixture

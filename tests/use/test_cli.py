@@ -43,7 +43,7 @@ DATA = ["--data=gitdistill.world.GlyphData"] + [
         "test_clips": 2,
         "unseen_clips": 2,
         "batch_size": 2,
-        "frames": tiny.FRAMES,
+        "num_frames": tiny.FRAMES,
         "image_size": tiny.SIDE,
     }.items()
 ]
@@ -92,7 +92,7 @@ def pictures(folder, count=2) -> list[str]:
     folder.mkdir()
     for number in range(count):
         photo(40 + number, 40).save(folder / f"{number}.png")
-    options = {"train": folder, "frames": 1, "image_size": 96, "batch_size": 2}
+    options = {"train": folder, "num_frames": 1, "image_size": 96, "batch_size": 2}
     return ["--data=gitdistill.data.FileData", *[f"--data.{name}={value}" for name, value in options.items()]]
 
 
