@@ -3,14 +3,10 @@
 A batch is a dict: "frames" uint8 [B, F, 3, H, W]; "tokens" long [B*K, T], rows grouped by clip; "clip" long [B] and
 "caption" long [B*K], the numbers of clips and captions, -1 for a caption that is none of its clip's own, or that the
 clip lacks (its row is a start token and padding); "references": B lists of all captions of the clips. Clips of the
-embedded world come with "scenes" (a list of B) and, when asked for, "masks" bool [B, 2, F, H, W].
-
-Letters in shapes: B clips, F frames, K captions per clip, T tokens, O things.
-"""
+embedded world come with "scenes" (a list of B) and, when asked for, "masks" bool [B, 2, F, H, W]."""
 
 import hashlib
 import math
-import os
 from collections.abc import Callable
 from functools import partial
 from itertools import chain
@@ -35,12 +31,9 @@ SHUFFLE, CHOICE = 7_919, 104_729  # keep the random numbers of orders and of cap
 
 
 class Sample(NamedTuple):
-    """One clip of a batch.
-
-    frames: uint8 [F, 3, H, W]. captions: K texts, None where the clip lacks one. numbers: K, of the captions among
-    `references`, the clip's own; -1 for others. clip: its number. scene, masks [O, F, H, W]: of the embedded world.
-    broken: (path, reason) of each file that could not be read.
-    """
+    """One clip of a batch. frames: uint8 [F, 3, H, W]. captions: K texts, None where the clip lacks one. numbers: K, of
+    the captions among `references`, the clip's own; -1 for others. clip: its number. scene, masks (bool [O, F, H, W],
+    O things): of the embedded world. broken: (path, reason) of each file that could not be read."""
 
     frames: Tensor
     captions: list
@@ -73,10 +66,8 @@ def choose(draw: np.random.RandomState, own: list, count: int) -> tuple[list, li
 
 
 def encode(captions: list, tokenizer, max_tokens: int, truncate: bool = True) -> Tensor:
-    """Captions as token ids [rows, T] long, padded on the right; None is a start token and padding.
-
-    What is longer than `max_tokens` is cut, or, without `truncate`, a ValueError.
-    """
+    """Captions as token ids [rows, T] long, padded on the right; None is a start token and padding. What is longer than
+    `max_tokens` is cut, or, without `truncate`, a ValueError."""
     texts = [caption for caption in captions if caption is not None]
     encoded = tokenizer(texts, truncation=truncate, max_length=max_tokens)["input_ids"] if texts else []
     if encoded and len(longest := max(encoded, key=len)) > max_tokens:
@@ -87,7 +78,7 @@ def encode(captions: list, tokenizer, max_tokens: int, truncate: bool = True) ->
     return pad_sequence(list(map(torch.tensor, rows)), True, tokenizer.pad_token_id)
 
 
-def collate(samples: list[Sample], tokenizer, max_tokens: int, truncate: bool) -> dict:
+def collate(tokenizer, max_tokens: int, truncate: bool, samples: list[Sample]) -> dict:
     """The batch (see above) of some samples, and what was "broken" among their files."""
     frames, captions, numbers, references, clips, scenes, masks, broken = zip(*samples)
     batch = {
@@ -117,11 +108,10 @@ class Order:
 
 
 class EpochSampler(Order, DistributedSampler):
-    """Yields (clip, epoch, clips since the first epoch) for an epoch's clips, ordered by seed and epoch.
+    """Yields (clip, epoch, clips since the first epoch) for an epoch's clips, in an order that seed and epoch decide.
 
     Of several processes each gets every so-many-th, the first clips again where the numbers do not come out even;
-    Lightning leaves a `DistributedSampler` as it is. Without `repeat` no clip comes in two epochs.
-    """
+    Lightning leaves a `DistributedSampler` as it is. Without `repeat` no clip comes in two epochs."""
 
     def __init__(self, size: int, seed: int, repeat: bool = True):
         self.size, self.seed, self.repeat = size, seed, repeat
@@ -139,10 +129,8 @@ class EpochSampler(Order, DistributedSampler):
 
 
 class ClipLoader(DataLoader):
-    """A DataLoader that can continue in the middle of an epoch: Lightning keeps `state_dict` in its checkpoints.
-
-    Each pass is the next epoch, unless the order is told otherwise. `report` gets what is "broken" in a batch.
-    """
+    """A DataLoader that can continue in the middle of an epoch: Lightning keeps `state_dict` in its checkpoints. Each
+    pass is the next epoch, unless `set_epoch` says otherwise. `report` gets what is "broken" in a batch."""
 
     passed = (0, 0)  # the epoch, and the batches handed out in it
 
@@ -161,15 +149,16 @@ class ClipLoader(DataLoader):
         for number, batch in enumerate(super().__iter__(), skipped + 1):
             if number == skipped + 1:  # only now is it certain that the order has been read
                 order.set_epoch(epoch + 1)
+                order.skip = 0
             self.passed = epoch, number
             self.report(batch.pop("broken"))
             yield batch
 
     def state_dict(self) -> dict:
         """How far the pass over the data is, and what its batches depend on."""
-        state = {"epoch": self.passed[0], "batches": self.passed[1]}
-        state |= {"of": len(self), "batch_size": self.batch_size}
-        return state | ({"workers": self.num_workers} if isinstance(self.dataset, IterableDataset) else {})
+        workers = {"workers": self.num_workers} if isinstance(self.dataset, IterableDataset) else {}
+        now = {"epoch": self.passed[0], "batches": self.passed[1]}
+        return now | {"of": len(self), "batch_size": self.batch_size, **workers}
 
     def load_state_dict(self, state: dict) -> None:
         """The next pass goes on where `state` was taken. ValueError when batches are not what they were then."""
@@ -192,8 +181,7 @@ class ClipData(pl.LightningDataModule):
         captions_per_clip: K in training, drawn anew for each epoch.
         seed: of the order, the captions and whatever else is random in training.
         workers: loader processes.
-        max_tokens: longest caption in tokens; default the tokenizer's `model_max_length`, 40 at most (as GIT's).
-    """
+        max_tokens: longest caption in tokens; default the tokenizer's `model_max_length`, 40 at most (as GIT's)."""
 
     truncate = True  # captions of more than `max_tokens`
 
@@ -209,7 +197,7 @@ class ClipData(pl.LightningDataModule):
         super().__init__()
         if min(batch_size, captions_per_clip) < 1:
             raise ValueError("batch_size and captions_per_clip must be at least 1")
-        if isinstance(tokenizer, str | os.PathLike):
+        if not hasattr(tokenizer, "get_vocab"):
             tokenizer = load_tokenizer(checkpoints.resolve(tokenizer))
         self.tokenizer = tokenizer
         self.max_tokens = max_tokens or min(MAX_TOKENS, tokenizer.model_max_length)
@@ -224,17 +212,16 @@ class ClipData(pl.LightningDataModule):
             raise ValueError(f"the data's tokenizer has {sizes}: give the data the teacher's tokenizer")
 
     def report(self, broken: list) -> None:
-        """Takes (path, reason) of the files that could not be read, of one batch after another."""
+        """Takes (path, reason) of the files of a batch that could not be read."""
 
     def loader(self, samples: Dataset, sampler: EpochSampler | None = None) -> ClipLoader:
         """Batches of samples, in order without a sampler."""
-        limits = {"max_tokens": self.max_tokens, "truncate": self.truncate}
         return ClipLoader(
             samples,
             self.batch_size,
             sampler=sampler,
             num_workers=self.workers,
-            collate_fn=partial(collate, tokenizer=self.tokenizer, **limits),
+            collate_fn=partial(collate, self.tokenizer, self.max_tokens, self.truncate),
             persistent_workers=self.workers > 0 and not isinstance(samples, IterableDataset),
             generator=torch.Generator(),  # the global random numbers stay as they are
             report=self.report,
@@ -242,11 +229,9 @@ class ClipData(pl.LightningDataModule):
 
 
 class Pooled:
-    """Adds to a `ClipData` whose training clips come again what a cache of teacher outputs needs.
-
-    It has a `pool`, with `whole(number)`, a sample with all captions of a clip, and `content(number)`, bytes that a
-    clip's frames decide; `pool_size`, the number of clips; `pool_settings`, what the clips and captions depend on.
-    """
+    """What a cache of teacher outputs needs, for a `ClipData` whose training clips come again. It must have a `pool`
+    with `whole(number)`, a sample with all captions of a clip, and `content(number)`, bytes that its frames decide;
+    `pool_size`, the number of clips; `pool_settings`, what the clips and captions depend on."""
 
     def pool_dataloader(self, start: int = 0, stop: int | None = None) -> ClipLoader:
         """Batches of the pool in order from clip `start` to the one before `stop`, with all captions of each clip."""

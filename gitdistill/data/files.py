@@ -1,7 +1,4 @@
-"""Batches of pictures and videos from files, with or without random crops.
-
-Letters in shapes: B clips, F frames, K captions per clip, T tokens.
-"""
+"""Batches of pictures and videos from files, with or without random crops."""
 
 import hashlib
 import warnings
@@ -19,6 +16,7 @@ from gitdistill.data.items import Item, read_items
 from gitdistill.data.video import BrokenFile, FrameRule, read_clip
 from gitdistill.models.preprocessing import resize
 
+Source = str | None  # a path or an address
 NAMED = 1000  # files that are named in a warning
 FRAMES, CROP = 15_485_863, 32_452_843  # keep the random numbers of frames and of crops apart from others
 
@@ -28,8 +26,7 @@ def random_resized_crop(frames: Tensor, size: int, draw: np.random.RandomState) 
 
     At least half of the area, sides 3 : 4 to 4 : 3 (Szegedy et al. 2015, https://arxiv.org/abs/1409.4842, whose
     crops may be far smaller: these are still to show what the captions state). Never mirrored, since captions say
-    left and right.
-    """
+    left and right."""
     height, width = frames.shape[-2:]
     area, stretch = draw.uniform(0.5, 1) * height * width, (4 / 3) ** draw.uniform(-0.5, 0.5)
     tall, wide = min(height, round(area**0.5 / stretch)), min(width, round(area**0.5 * stretch))
@@ -44,10 +41,8 @@ def center_crop(frames: Tensor, size: int) -> Tensor:
 
 @dataclass
 class FilePool:
-    """Samples of items by number; with `views` clips by number, that many of each item, each cropped otherwise.
-
-    strict: an unreadable file is a `BrokenFile`, otherwise it is among the "broken" of the sample. captions: K.
-    """
+    """Samples of items by number; with `views` clips by number, that many of each item, each cropped otherwise. strict:
+    an unreadable file is a `BrokenFile`, otherwise it is among the "broken" of the sample. captions: K."""
 
     items: list[Item]
     rule: FrameRule
@@ -69,10 +64,8 @@ class FilePool:
         return np.random.RandomState([self.seed, epoch, number, purpose])
 
     def readable(self, number: int, view: int = 0) -> tuple[Tensor, int, list]:
-        """(frames, number) of the first readable item from `number` on, and what is wrong with those before.
-
-        So batches stay whole, and metrics, which count each number once, leave out what cannot be read.
-        """
+        """(frames, number) of the first readable item from `number` on, and what is wrong with those before. So batches
+        stay whole, and metrics, which count each number once, leave out what cannot be read."""
         broken = []
         for step in range(len(self.items)):
             here = (number + step) % len(self.items)
@@ -100,10 +93,8 @@ class FilePool:
         return Sample(frames, captions, numbers, own, clip, broken=broken)
 
     def whole(self, clip: int) -> Sample:
-        """A clip with all its captions, then missing ones up to the most that any clip has.
-
-        An unreadable file keeps its number, with black frames and without captions; training never meets it.
-        """
+        """A clip with all its captions, then missing ones up to the most that any clip has. An unreadable file keeps
+        its number, with black frames and without captions; training never meets it."""
         number, view = divmod(clip, max(1, self.views))
         own, broken = list(self.items[number].captions), []
         try:
@@ -120,7 +111,7 @@ class FilePool:
     @cached_property
     def most(self) -> int:
         """Captions of the item that has most, at least 1."""
-        return max(1, *(len(item.captions) for item in self.items), 1)
+        return max([1, *(len(item.captions) for item in self.items)])
 
     def content(self, clip: int) -> bytes:
         """The bytes of a clip's frames."""
@@ -134,8 +125,7 @@ class CaptionedData(ClipData):
         num_frames, sampling, step: which frames of a training video make a clip, see `FrameRule`; validation and
             test take "random" as "uniform". With 1 frame of pictures [B, 1, 3, H, W] is what comes.
         image_size: side of the frames; the teacher's own makes them as it would itself.
-        options: as for `ClipData`.
-    """
+        options: as for `ClipData`."""
 
     def __init__(
         self, num_frames: int = 6, sampling: str = "uniform", step: int = 1, image_size: int = 224, **options
@@ -180,25 +170,22 @@ class FileData(Pooled, CaptionedData):
             `broken` (path -> reason), and left out; or else a `BrokenFile` stops everything.
         options: as for `CaptionedData`.
 
-    Captions longer than `max_tokens` are cut. Raises FileNotFoundError and ValueError in one line.
-    """
+    Captions longer than `max_tokens` are cut. Raises FileNotFoundError and ValueError in one line."""
 
     def __init__(
         self,
-        train: str | None = None,
-        val: str | None = None,
-        test: str | None = None,
-        media: str | None = None,
+        train: Source = None,
+        val: Source = None,
+        test: Source = None,
+        media: Source = None,
         views: int = 0,
         limit: int | None = None,
         on_broken: str = "skip",
         **options,
     ):
         super().__init__(**options)
-        if limit is not None and limit < 1:
-            raise ValueError(f"limit must be at least 1, not {limit}")
-        if views < 0:
-            raise ValueError(f"views must be 0 (no random crops) or more, not {views}")
+        if views < 0 or limit is not None and limit < 1:
+            raise ValueError(f"views must be at least 0 and limit at least 1, not {views} and {limit}")
         if on_broken not in ("skip", "error"):
             raise ValueError(f'on_broken is "skip" or "error", not {on_broken!r}')
         self.views, self.strict = views, on_broken == "error"
@@ -247,7 +234,6 @@ class FileData(Pooled, CaptionedData):
 
     @property
     def pool_settings(self) -> dict:
-        """See `Pooled`."""
         items, digest = self.source("train"), hashlib.sha256()
         for item in items:
             digest.update(repr((Path(item.path).name, item.captions)).encode())

@@ -1,6 +1,5 @@
 """Captioned data sets as lists of files: COCO's official JSON and Karpathy's split of it, MSR-VTT's and VATEX's JSON,
-tables (CSV or JSON lines), and folders without captions.
-"""
+tables (CSV or JSON lines), and folders without captions."""
 
 import csv
 import io
@@ -52,8 +51,7 @@ def read_items(source, media=None, split: str | None = None) -> tuple[list[Item]
         split: "train", "val" or "test", under whichever name the source has it ("restval" counts as training);
             a source without splits is taken whole.
 
-    Raises FileNotFoundError or ValueError in one line.
-    """
+    Raises FileNotFoundError or ValueError in one line."""
     source = Path(source).expanduser()
     if not source.exists():
         raise FileNotFoundError(f"there is no {source}: give a JSON file, a table or a folder")
@@ -121,11 +119,9 @@ def walk(folder: Path):
 
 
 class _Media:
-    """The pictures and videos below a folder, found by relative path, by name or by name without suffix.
-
-    Letters with accents may be written either way. claimed: relative paths that are files of their own, and not to
-    be found by their last name alone.
-    """
+    """The pictures and videos below a folder, found by relative path, by name or by name without suffix; letters with
+    accents may be written either way. claimed: relative paths that are files of their own, and not to be found by
+    their last name alone."""
 
     claimed = frozenset()
 

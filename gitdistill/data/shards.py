@@ -4,8 +4,7 @@ one disk: `pack` writes them, `ShardData` streams them from a folder or an addre
     python -m gitdistill pack dataset_coco.json /shards/train --split train
 
 A shard holds NUMBER.jpg (or .mp4, ..., the file as it was) and NUMBER.json {"name", "captions", "crc32"} for each
-clip; shards.json beside the shards lists them with checksums.
-"""
+clip; shards.json beside the shards lists them with checksums."""
 
 import argparse
 import hashlib
@@ -26,7 +25,7 @@ import numpy as np
 from torch.utils.data import IterableDataset, get_worker_info
 
 from gitdistill.data.base import CHOICE, Order, Sample, choose
-from gitdistill.data.files import CaptionedData, center_crop
+from gitdistill.data.files import CaptionedData, Source, center_crop
 from gitdistill.data.items import SPLITS, Item, read_items
 from gitdistill.data.video import BrokenFile, FrameRule, read_clip
 from gitdistill.distillation.distributed import rank_and_world
@@ -54,10 +53,8 @@ def main(arguments: list[str]) -> int:
 
 
 def pack(items: list[Item], folder, per_shard: int = 1000, say=print) -> dict:
-    """Pack items into shards of `per_shard` clips; goes on where a killed run stopped. Returns the index.
-
-    Unreadable files are named and left out. ValueError when the folder holds shards of something else.
-    """
+    """Pack items into shards of `per_shard` clips; goes on where a killed run stopped. Returns the index. Unreadable
+    files are named and left out. ValueError when the folder holds shards of something else."""
     if per_shard < 1:
         raise ValueError(f"a shard holds at least 1 clip, not {per_shard}")
     folder = Path(folder)
@@ -95,8 +92,8 @@ def _write_shard(folder: Path, name: str, first: int, items: list[Item], say) ->
                 count += 1
     content = stream.getvalue()
     write_whole(folder, {name: lambda path: path.write_bytes(content)})
-    entry = {"name": name, "count": count, "bytes": len(content)}
-    return entry | {"sha256": hashlib.sha256(content).hexdigest()}
+    checksum = hashlib.sha256(content).hexdigest()
+    return {"name": name, "count": count, "bytes": len(content), "sha256": checksum}
 
 
 def _archived(clip: int, item: Item, say) -> dict | None:
@@ -168,11 +165,8 @@ class _Hashed:
 
 
 def read_shard(source, entry: dict):
-    """Yields (number, file name, bytes, about) of each clip of a shard.
-
-    ValueError naming the shard: before a clip whose checksum differs, as soon as it cannot be read on, or at its
-    end when the whole is not what the index says.
-    """
+    """Yields (number, file name, bytes, about) of each clip of a shard; ValueError naming the shard before a clip whose
+    checksum differs, as soon as it cannot be read on, or at its end when the whole is not what the index says."""
     where = f"{str(source).rstrip('/')}/{entry['name']}"
     held, count = None, 0  # the last clip is held back until the checksum of the whole shard is known
     try:
@@ -211,11 +205,9 @@ def _members(stream):
 
 
 class ShardStream(Order, IterableDataset):
-    """Samples of shards, the same number of batches from each process and worker.
-
-    Shards go round among them; who has fewer clips than its share begins again. Training (with `captions`, K): an
-    order of shards for each epoch, and clips drawn from a buffer of `buffer`. overfit: all epochs are the first.
-    """
+    """Samples of shards, the same number of batches from each process and worker: shards go round among them; who has
+    fewer clips than its share begins again. Training (with `captions`, K): an order of shards for each epoch, and
+    clips drawn from a buffer of `buffer`. overfit: all epochs are the first."""
 
     overfit = False
 
@@ -241,8 +233,7 @@ class ShardStream(Order, IterableDataset):
         return [[self.shards[i] for i in order[part::parts]] for part in range(parts)]
 
     def need(self) -> int:
-        """Clips of each worker. Training: as many as there are, evenly; otherwise as many as the longest share
-        has, so that none is left out."""
+        """Clips of each worker: in training an even part, otherwise the longest share, so that none is left out."""
         sizes = [sum(shard["count"] for shard in share) for share in self.shares()]
         return math.ceil(sum(sizes) / len(sizes)) if self.captions else max(sizes)
 
@@ -258,9 +249,7 @@ class ShardStream(Order, IterableDataset):
         skip = (turns + (part < before)) * self.batch_size
         mine = self.shares()[self.rank * self.workers + part]
         draw = random.Random(f"{self.seed} {epoch} {self.rank} {part}")
-        passes = (
-            chain.from_iterable(read_shard(self.source, shard) for shard in share) for share in repeat(mine)
-        )
+        passes = (chain.from_iterable(map(partial(read_shard, self.source), share)) for share in repeat(mine))
         clips = chain.from_iterable(shuffled(clips, self.buffer, draw) for clips in passes)
         return (self.sample(epoch, *clip) for clip in islice(clips, skip, self.need()))
 
@@ -296,19 +285,12 @@ class ShardData(CaptionedData):
         train, val, test: folders or addresses that hold shards.json: http, https, and whatever fsspec opens
             (s3 with s3fs installed, gs with gcsfs).
         buffer: training clips among which the next one is drawn.
-        options: as for `CaptionedData`. Every process and worker needs a shard of its own, and a continued fit
-            as many of them as before.
+        options: as for `CaptionedData`. Each process and worker needs a shard of its own, a continued fit as many.
 
-    Raises FileNotFoundError and ValueError in one line, naming a shard that is damaged.
-    """
+    Raises FileNotFoundError and ValueError in one line, naming a shard that is damaged."""
 
     def __init__(
-        self,
-        train: str | None = None,
-        val: str | None = None,
-        test: str | None = None,
-        buffer: int = 200,
-        **options,
+        self, train: Source = None, val: Source = None, test: Source = None, buffer: int = 200, **options
     ):
         super().__init__(**options)
         if buffer < 1:
@@ -326,5 +308,4 @@ class ShardData(CaptionedData):
         return self.loader(stream)
 
     def fixed_loader(self, role: str):
-        """Batches of a role's clips in order."""
         return self.loader(ShardStream(self.source(role), self, self.fixed_rule))

@@ -2,8 +2,7 @@
 
 The symbols are glyphs of DejaVu Sans, the font matplotlib ships: unhinted outlines, polygons filled once at eight
 times the resolution, everything after that in 8- and 16-bit integers, so that the same scene gives the same bytes on
-any machine. A scene has `things`, `paths`, `turns` and `background`, as `gitdistill.world.scenes.Scene` says.
-"""
+any machine. A scene has `things`, `paths`, `turns` and `background`, as `gitdistill.world.scenes.Scene` says."""
 
 import math
 import threading
@@ -40,20 +39,16 @@ def outline(symbol):
 
     font = FontProperties(fname=Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"))
     path = TextPath((0, 0), SYMBOLS[symbol].char, size=100, prop=font)
-    contours = []
-    at = 0
-    while at < len(path.codes):
-        code, point = path.codes[at], path.vertices[at]
+    contours, segments = [], zip(path.codes, path.vertices)
+    for code, point in segments:
         if code == path.MOVETO:
             contours.append([point])
         elif code == path.LINETO:
             contours[-1].append(point)
         elif code == path.CURVE3:  # TrueType has quadratic curves only
-            start, end = contours[-1][-1], path.vertices[at + 1]
+            start, (_, end) = contours[-1][-1], next(segments)
             for t in (k / 8 for k in range(1, 9)):
                 contours[-1].append((1 - t) ** 2 * start + 2 * t * (1 - t) * point + t * t * end)
-            at += 1
-        at += 1
     contours = [np.array(contour) * (1, -1) for contour in contours if len(contour) > 2]
     low = np.min([contour.min(0) for contour in contours], 0)
     high = np.max([contour.max(0) for contour in contours], 0)
@@ -63,10 +58,8 @@ def outline(symbol):
 @cache
 def sprite(symbol, size, eighths=0):
     """(alpha uint8 [h, w] of its ink, x, y): `symbol` with `size` pixels along its longest side, turned clockwise by
-    `eighths` of a circle; (x, y) is the corner's offset from the centre.
-
-    Filled by the rule of TrueType (the contours' winding numbers add up, zero is outside), so that holes stay holes.
-    """
+    `eighths` of a circle; (x, y) is the corner's offset from the centre. Filled by the rule of TrueType (the contours'
+    winding numbers add up, zero is outside), so that holes stay holes."""
     from PIL import Image, ImageDraw
 
     half = int(size * 0.75) + 1

@@ -1,8 +1,7 @@
 """What captions of the embedded world state: read by `parse`, checked against a scene by `count_facts`, scored by
 `facts_scores`.
 
-A scene is what `gitdistill.world.grammar` says of one.
-"""
+A scene is what `gitdistill.world.grammar` says of one."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -47,8 +46,7 @@ def parse(caption: str) -> tuple[list[Mention], list[tuple], dict[str, int]]:
 
     Colours and sizes belong to the next noun, motions to the last one. `relations` lists (i, relation, j): mention i
     is `relation` of mention j. `loose` counts, by kind, statements that belong to no noun ("red", "moves left"
-    alone, "above" without a second noun).
-    """
+    alone, "above" without a second noun)."""
     mentions, relations, loose = [], [], dict.fromkeys(KINDS, 0)
     pending, waiting = Mention(), None  # waiting: a relation that still lacks its second noun
     for kind, key in _meanings(caption):
@@ -92,24 +90,14 @@ def count_facts(caption: str, scene) -> dict[str, tuple[int, int, int]]:
 
     * The caption's mentions are matched with the scene's things one to one, such that most statements are right;
       every statement of a mention too many, and of no mention at all, is wrong.
-    * stated: how often something of this kind is said; correct: how much of it is right.
-    * true: what could be said. Each thing has an object, a colour and (unless the scene is a single image) a
-      motion; a size counts where a caption may have it, a relation where it is clear.
-    * Two things related to each other without a word of motion ("a cat above a cup") are said to stay still:
-      the canonical caption of an arrangement states its motions that way, and it is wrong about things that
-      move.
-    * A relation is right if it holds between the two things its nouns are matched with.
-
-    Precision of a kind is correct / stated, recall correct / true. All facts of a caption are right when
-    correct equals stated for every kind.
-    """
+    * stated: how often something of this kind is said; correct: how much of it is right (precision: correct / stated).
+    * true: what could be said (recall: correct / true). Each thing has an object, a colour and (unless the scene is a
+      single image) a motion; a size counts where a caption may have it, a relation where it is clear.
+    * Two things related to each other without a word of motion ("a cat above a cup") are said to stay still: the
+      canonical caption of an arrangement states its motions that way, and it is wrong about things that move.
+    * A relation is right if it holds between the two things its nouns are matched with."""
     mentions, relations, stated = parse(caption)
-    if (
-        scene.moving
-        and relations
-        and not stated["motion"]
-        and not any(mention.motion for mention in mentions)
-    ):
+    if scene.moving and not (stated["motion"] or any(mention.motion for mention in mentions)):
         for i, _, j in relations:
             mentions[i].motion, mentions[j].motion = ["still"], ["still"]
     stated["object"] += len(mentions)
@@ -128,14 +116,11 @@ def _matchings(mentions: list[Mention], relations: list[tuple], scene):
     """The number of right statements by kind, for each one-to-one matching of mentions with the scene's things."""
     candidates = [None, *range(len(mentions))]
     for match in product(candidates, repeat=len(scene.things)):  # the mention of each thing
-        chosen = [i for i in match if i is not None]
-        if len(set(chosen)) < len(chosen):
+        matched = {i: thing for i, thing in zip(match, scene.things) if i is not None}
+        if len(matched) + match.count(None) < len(match):
             continue
         right = dict.fromkeys(KINDS, 0)
-        for index, thing in zip(match, scene.things):
-            if index is None:
-                continue
-            mention = mentions[index]
+        for mention, thing in ((mentions[i], thing) for i, thing in matched.items()):
             right["object"] += mention.symbol == thing.symbol
             right["colour"] += thing.colour in mention.colour
             right["size"] += thing.size in mention.size and has_size(thing)
@@ -147,20 +132,12 @@ def _matchings(mentions: list[Mention], relations: list[tuple], scene):
 
 
 def facts_scores(captions: Sequence[str], scenes: Sequence) -> dict[str, float]:
-    """How much of what captions of the embedded world state is true, and how much of the truth they state.
+    """How much of what B captions state of their B scenes is true, and how much of the truth they state.
 
-    Facts are summed over all captions. All values are shares, 0 to 1; nan where nothing was stated (precision) or
-    there was nothing to state (recall).
-
-    Args:
-        captions: B captions.
-        scenes: B scenes, the ground truth of their clips.
-
-    Returns:
-        `<kind>_precision` (correct / stated) and `<kind>_recall` (correct / true) for every kind of fact;
-        `facts_precision` over all kinds; `facts_recall` over object, colour and motion; `all_right`, the
-        share of clips whose caption states at least one fact and none that is wrong.
-    """
+    Returns `<kind>_precision` (correct / stated) and `<kind>_recall` (correct / true) for every kind of fact, summed
+    over all captions; `facts_precision` over all kinds; `facts_recall` over object, colour and motion; `all_right`, the
+    share of clips whose caption states at least one fact and none that is wrong. All values are shares, 0 to 1; nan
+    where nothing was stated (precision) or there was nothing to state (recall)."""
     if not len(captions):
         raise ValueError("no captions to score")
     if len(captions) != len(scenes):

@@ -4,12 +4,9 @@ Everything that can be said about a clip is listed here once: symbols and their 
 and relations. `describe` writes a caption as a person might, `canonical` the caption that leaves nothing out;
 `gitdistill.world.facts` reads captions and checks them.
 
-A scene is anything with `things` (each with `symbol`, `colour`, `size`, `motion`: keys of the tables below),
-`relation` (of the first thing to the second: a key of `RELATIONS`, or None), `order` (the things' indices,
-the one a caption names first in front) and `moving` (False for a single image, where nothing can be said
-about motion); `gitdistill.world.scenes.Scene` is one. Random numbers come from `rng.random_sample()` alone, so
-that a `numpy.random.RandomState` gives the same captions on any machine.
-"""
+A scene is anything with the `things`, `relation`, `order` and `moving` of `gitdistill.world.scenes.Scene`. Random
+numbers come from `rng.random_sample()` alone, so that a `numpy.random.RandomState` gives the same captions on any
+machine."""
 
 from dataclasses import dataclass
 
@@ -197,8 +194,7 @@ def relation_from(scene, first):
 def describe(scene, rng):
     """A caption as a person might write it: synonyms, another order, a detail left out now and then.
 
-    `rng` is a `numpy.random.RandomState`. What is said is always true; the plainest wording is the likeliest.
-    """
+    `rng` is a `numpy.random.RandomState`. What is said is always true; the plainest wording is the likeliest."""
     order = scene.order
     if len(order) == 2 and rng.random_sample() >= 0.75:
         order = order[::-1]
@@ -221,12 +217,8 @@ def _noun(thing, rng):
     return noun_phrase(thing.symbol, colour, size, name)
 
 
-def _verb(thing, rng):
-    return usual(rng, MOTIONS[thing.motion].verbs)
-
-
-def _participle(thing, rng):
-    return usual(rng, MOTIONS[thing.motion].participles)
+def _motion(thing, rng, form="verbs"):
+    return usual(rng, getattr(MOTIONS[thing.motion], form))
 
 
 def _describe_one(thing, noun, moving, rng):
@@ -236,12 +228,9 @@ def _describe_one(thing, noun, moving, rng):
     if choice < 0.12:
         return noun if choice < 0.08 else f"there is {noun}"
     if choice < 0.68:
-        return f"{noun} {_verb(thing, rng)}"
-    if choice < 0.80:
-        return f"there is {noun} {_participle(thing, rng)}"
-    if choice < 0.90:
-        return f"{noun} {_participle(thing, rng)}"
-    return f"{noun} is {_participle(thing, rng)}"
+        return f"{noun} {_motion(thing, rng)}"
+    motion = _motion(thing, rng, "participles")
+    return f"there is {noun} {motion}" if choice < 0.80 else f"{noun} {'is ' * (choice >= 0.90)}{motion}"
 
 
 def _describe_arrangement(nouns, relation, moving, rng):
@@ -268,11 +257,10 @@ def _describe_two(things, nouns, relation, rng):
         return f"{first} and {second}" if choice < 0.02 else f"there is {first} and {second}"
     if choice < 0.16:  # the motion of one is left out
         if relation and things[0].motion not in TRANSLATIONS:
-            return f"{first} {_verb(things[0], rng)} {RELATIONS[relation][0]} {second}"
-        return f"there is {first} and {second} {_verb(things[1], rng)}"
-    if choice < 0.76:
-        return f"{first} {_verb(things[0], rng)} and {second} {_verb(things[1], rng)}"
+            return f"{first} {_motion(things[0], rng)} {RELATIONS[relation][0]} {second}"
+        return f"there is {first} and {second} {_motion(things[1], rng)}"
+    one, other = (_motion(thing, rng, "verbs" if choice < 0.88 else "participles") for thing in things)
     if choice < 0.88:
-        return f"{first} {_verb(things[0], rng)} {'while' if choice < 0.84 else 'as'} {second} {_verb(things[1], rng)}"
-    start = "there is " if choice < 0.94 else ""
-    return f"{start}{first} {_participle(things[0], rng)} and {second} {_participle(things[1], rng)}"
+        link = "and" if choice < 0.76 else "while" if choice < 0.84 else "as"
+        return f"{first} {one} {link} {second} {other}"
+    return f"{'there is ' * (choice < 0.94)}{first} {one} and {second} {other}"

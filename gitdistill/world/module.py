@@ -11,7 +11,6 @@ from gitdistill.world.facts import facts_scores
 from gitdistill.world.grammar import words
 from gitdistill.world.scenes import WORLD, Clip, GlyphClips, Scene
 
-SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 STREAM_EPOCH = 20_000  # clips that count as one epoch when the stream never repeats
 REFERENCES = 5  # captions that belong to a clip
 ENDLESS = 2**31  # clips of a stream
@@ -20,16 +19,15 @@ ENDLESS = 2**31  # clips of a stream
 def glyph_tokenizer(max_length: int = 32) -> BertTokenizerFast:
     """A tokenizer of GIT's class whose vocabulary is the five special tokens, [PAD] = 0 to [MASK] = 4, and the
     grammar's words, sorted. `max_length` is what it reports as `model_max_length`."""
-    vocab = {word: number for number, word in enumerate((*SPECIAL, *words()))}
+    entries = "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words()
+    vocab = {word: number for number, word in enumerate(entries)}
     return BertTokenizerFast(vocab=vocab, do_lower_case=True, model_max_length=max_length)
 
 
 @dataclass
 class GlyphPool:
-    """Samples of clips by number: those of `clips`, then those of `single_clips`, which show one thing.
-
-    captions, fresh, labelled, seed, singles: of training, see `GlyphData`.
-    """
+    """Samples of clips by number: those of `clips`, then those of `single_clips`, which show one thing. captions (K),
+    fresh, labelled, seed, singles: of training, see `GlyphData`."""
 
     clips: Dataset
     single_clips: Dataset | None = None
@@ -49,17 +47,16 @@ class GlyphPool:
         clips, index = self.find(number)
         return clips.clip(index, masks=self.masks)
 
+    def whole(self, number: int, captions: int = REFERENCES) -> Sample:
+        """A clip with all its own captions, or the first of them."""
+        clip, chosen = self.clip(number), list(range(captions))
+        return Sample(
+            clip.frames, clip.captions[:captions], chosen, clip.captions, number, clip.scene, clip.masks
+        )
+
     def first(self, number: int) -> Sample:
         """A clip with its first caption."""
-        return self.sample(number, self.clip(number), slice(1))
-
-    def whole(self, number: int) -> Sample:
-        """A clip with all its own captions."""
-        return self.sample(number, self.clip(number), slice(REFERENCES))
-
-    def sample(self, number: int, clip: Clip, part: slice) -> Sample:
-        captions, numbers = clip.captions[part], list(range(REFERENCES))[part]
-        return Sample(clip.frames, captions, numbers, clip.captions, number, clip.scene, clip.masks)
+        return self.whole(number, 1)
 
     def train(self, number: int, epoch: int = 0, since: int | None = None) -> Sample:
         """A clip, or one of the first `singles` since the first epoch, with new captions or some of its own."""
@@ -102,8 +99,7 @@ class GlyphData(Pooled, ClipData):
         options: as for `ClipData`. `seed` moves the training clips, their captions and their order; the other
             splits are the same clips for every seed, so that scores compare.
 
-    Raises ValueError for a caption longer than `max_tokens` or a word outside the tokenizer's vocabulary.
-    """
+    Raises ValueError for a caption longer than `max_tokens` or a word outside the tokenizer's vocabulary."""
 
     truncate = False
 
@@ -132,19 +128,14 @@ class GlyphData(Pooled, ClipData):
         self.val_set = GlyphClips("val", val_clips, **picture)
         self.test_set = GlyphClips("test", test_clips, **picture)
         self.unseen_set = GlyphClips("unseen", unseen_clips, **picture)
-        sets, count = (self.train_set, self.single_set, masks), self.captions_per_clip
-        self.pool = GlyphPool(*sets, count, fresh_captions, labelled, self.seed, singles)
+        training = self.captions_per_clip, fresh_captions, labelled, self.seed, singles
+        self.pool = GlyphPool(self.train_set, self.single_set, masks, *training)
 
     def _check(self, train_clips: int | None, fresh_captions: bool, labelled: int | None) -> None:
         if train_clips is not None and train_clips < 1:
-            raise ValueError(
-                f"train_clips must be at least 1, or None for an endless stream, not {train_clips}"
-            )
+            raise ValueError(f"train_clips must be at least 1, or None for a stream, not {train_clips}")
         if not fresh_captions and self.captions_per_clip > REFERENCES:
-            raise ValueError(
-                f"captions_per_clip must be at most {REFERENCES}, a clip's own captions, without fresh_captions; "
-                f"got {self.captions_per_clip}"
-            )
+            raise ValueError(f"captions_per_clip must be at most {REFERENCES} without fresh_captions")
         if labelled is not None and not 0 <= labelled <= (train_clips or 0):
             raise ValueError(f"labelled must be from 0 to train_clips ({train_clips}), not {labelled}")
         every = words()
@@ -162,7 +153,6 @@ class GlyphData(Pooled, ClipData):
 
     @property
     def pool_settings(self) -> dict:
-        """See `Pooled`."""
         picture = {name: getattr(self.train_set, name) for name in ("num_frames", "image_size")}
         return {"seed": self.seed, "train_clips": self.train_clips, "singles": self.singles, **picture}
 

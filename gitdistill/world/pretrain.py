@@ -1,12 +1,9 @@
 """What the embedded world's networks learn before they caption: which thing, of which colour, is where.
 
-Real GIT starts from CLIP and a real TinyViT from ImageNet. Neither fits in a repository, so the embedded
-teacher's image encoder and the embedded backbone are trained here on the world's own ground truth: for each
-cell of their grid, the symbol and colour that lie there and the box around it. `TeacherTrainer` then learns
-captions and, in its decoder's image features, motions and relations, from the same ground truth.
-
-The heads that predict all this are thrown away; what ships are the networks.
-"""
+Real GIT starts from CLIP and a real TinyViT from ImageNet. Neither fits in a repository, so the embedded teacher's
+image encoder and the embedded backbone are trained here on the world's own ground truth: for each cell of their grid,
+the symbol and colour that lie there and the box around it. `TeacherTrainer` then learns captions and, in its decoder's
+image features, motions and relations. The heads that predict all this are thrown away; the networks ship."""
 
 from functools import partial
 
@@ -30,12 +27,7 @@ from gitdistill.world.grammar import COLOURS, MOTIONS, RELATIONS, SYMBOLS, relat
 from gitdistill.world.module import glyph_tokenizer
 from gitdistill.world.scenes import WORLD, GlyphClips
 
-CLASSES = {
-    "symbol": list(SYMBOLS),
-    "colour": list(COLOURS),
-    "motion": list(MOTIONS),
-    "relation": list(RELATIONS),
-}
+CLASSES = {"symbol": [*SYMBOLS], "colour": [*COLOURS], "motion": [*MOTIONS], "relation": [*RELATIONS]}
 
 
 class CellHeads(nn.Module):
@@ -47,11 +39,9 @@ class CellHeads(nn.Module):
         self.linear = nn.Linear(width, sum(self.sizes.values()) + 4)
 
     def forward(self, cells: Tensor, truth: dict[str, Tensor]) -> tuple[dict, dict]:
-        """Losses and accuracies by kind. cells [..., D], truth as `cell_truth` gives it.
-
-        Cross-entropy is in nats a cell, an empty cell counting a tenth; the box's error, in tenths of
-        an image width (smooth L1), is over cells that show something.
-        """
+        """Losses and accuracies by kind. cells [..., D], truth as `cell_truth` gives it. Cross-entropy is in nats a
+        cell, an empty cell counting a tenth; the box's error, in tenths of an image width (smooth L1), is over cells
+        that show something."""
         *kinds, box = self.linear(cells).float().split([*self.sizes.values(), 4], dim=-1)
         shown = truth["symbol"] > 0
         terms, accuracy = {}, {}
@@ -71,8 +61,7 @@ def cell_truth(masks: Tensor, scenes: list, grid: tuple[int, int], least: float 
     covers `least` of its area. Returns long [B, F, h, w] for "symbol", "colour", "motion" and "relation" (where the
     object is, seen from the other one; 0: nothing, or nothing clear) and "box" [B, F, h, w, 4]: the object's box as
     x and y of its centre, width and height, in image widths. Its place in the picture, not in the cell: GIT's
-    decoder adds no positions, so no caption can state a place that the image encoder's features do not hold.
-    """
+    decoder adds no positions, so no caption can state a place that the image encoder's features do not hold."""
     cover, owner = area_means(masks.float(), grid).max(dim=1)  # (B, F, h, w)
     clip = torch.arange(len(masks))[:, None, None, None]
     truth = {}
@@ -83,8 +72,9 @@ def cell_truth(masks: Tensor, scenes: list, grid: tuple[int, int], least: float 
                 name = relation_from(scene, o) if kind == "relation" else getattr(thing, kind)
                 index[b, o] = 1 + names.index(name) if name else 0
         truth[kind] = index.to(masks.device)[clip, owner] * (cover > least)
-    frame = torch.arange(masks.shape[2])[None, :, None, None]
-    truth["box"] = mask_boxes(masks)[clip, owner, frame]  # (B, F, h, w, 4)
+    truth["box"] = mask_boxes(masks)[
+        clip, owner, torch.arange(masks.shape[2])[:, None, None]
+    ]  # (B, F, h, w, 4)
     return truth
 
 
@@ -104,20 +94,13 @@ def mask_boxes(masks: Tensor) -> Tensor:
 
 class GlyphFrames(pl.LightningDataModule):
     """Single frames of the embedded world with their masks: batches of "frames" uint8 [B, 1, 3, H, W], "masks" bool
-    [B, 2, 1, H, W] and "scenes". Training frames never repeat; `epoch` frames lie between two validations.
-    """
+    [B, 2, 1, H, W] and "scenes". Training frames never repeat; `epoch` frames lie between two validations."""
 
-    def __init__(
-        self,
-        batch_size: int = 64,
-        epoch: int = 16_000,
-        val_frames: int = 1000,
-        seed: int = 0,
-        image_size: int = WORLD,
-    ):
+    image_size = WORLD
+
+    def __init__(self, batch_size: int = 64, epoch: int = 16_000, val_frames: int = 1000, seed: int = 0):
         super().__init__()
-        self.batch_size, self.epoch, self.val_frames = batch_size, epoch, val_frames
-        self.seed, self.image_size = seed, image_size
+        self.batch_size, self.epoch, self.val_frames, self.seed = batch_size, epoch, val_frames, seed
 
     def train_dataloader(self):
         start = self.trainer.current_epoch * self.epoch
@@ -138,21 +121,18 @@ class GlyphFrames(pl.LightningDataModule):
 
 def one_frame(clips: GlyphClips, number: int) -> tuple:
     clip, frame = clips.clip(number, captions=0), number % clips.num_frames
-    return clip.frames[frame], clip.masks[:, frame], clip.scene
+    masks = F.pad(clip.masks, (0, 0) * 3 + (0, 2 - len(clip.masks)))
+    return clip.frames[frame, None], masks[:, frame, None], clip.scene
 
 
 def collate_frames(samples: list) -> dict:
-    frames, masks, scenes = zip(*samples, strict=True)
-    padded = torch.stack([F.pad(m, (0, 0, 0, 0, 0, 2 - len(m))) for m in masks])
-    return {"frames": torch.stack(frames)[:, None], "masks": padded[:, :, None], "scenes": list(scenes)}
+    frames, masks, scenes = zip(*samples)
+    return {"frames": torch.stack(frames), "masks": torch.stack(masks), "scenes": list(scenes)}
 
 
 class CellTrainer(pl.LightningModule):
-    """Trains an image encoder to classify what lies in each cell of its grid, on single frames.
-
-    `encoder` is a `TinyVIT` (its last stage is read) or a `GenerativeImageTextModel` (only its image encoder
-    is trained).
-    """
+    """Trains an image encoder to classify what lies in each cell of its grid, on single frames: a `TinyVIT` (its last
+    stage is read) or a `GenerativeImageTextModel` (only its image encoder is trained)."""
 
     def __init__(self, encoder: nn.Module, lr: float = 2e-3, weight_decay: float = 0.05, warmup: int = 100):
         super().__init__()
@@ -181,10 +161,7 @@ class CellTrainer(pl.LightningModule):
         return self.heads(cells, cell_truth(batch["masks"], batch["scenes"], cells.shape[2:4]))
 
     def training_step(self, batch: dict, _) -> Tensor:
-        terms, accuracy = self.read(batch)
-        self.log_dict({f"train/{kind}": value.detach() for kind, value in terms.items()})
-        self.log_dict({f"train/{kind}_accuracy": value for kind, value in accuracy.items()}, prog_bar=True)
-        return sum(terms.values())
+        return sum(self.score("train", batch).values())
 
     def validation_step(self, batch: dict, _) -> None:
         self.score("val", batch)
@@ -192,11 +169,14 @@ class CellTrainer(pl.LightningModule):
     def test_step(self, batch: dict, _, dataloader_idx: int = 0) -> None:
         self.score(("test", "unseen")[dataloader_idx], batch)
 
-    def score(self, split: str, batch: dict) -> None:
+    def score(self, split: str, batch: dict) -> dict[str, Tensor]:
+        """The losses of a batch by kind; logs them and the accuracies."""
         terms, accuracy = self.read(batch)
-        values = terms | {f"{kind}_accuracy": value for kind, value in accuracy.items()}
-        values = {f"{split}/{name}": value for name, value in values.items()}
-        self.log_dict(values, batch_size=len(batch["frames"]), add_dataloader_idx=False)
+        how = {"batch_size": len(batch["frames"]), "add_dataloader_idx": False}
+        self.log_dict({f"{split}/{kind}": value.detach() for kind, value in terms.items()}, **how)
+        named = {f"{split}/{kind}_accuracy": value for kind, value in accuracy.items()}
+        self.log_dict(named, prog_bar=split == "train", **how)
+        return terms
 
 
 def as_grid(tokens: Tensor, num_frames: int) -> Tensor:
@@ -213,8 +193,7 @@ class TeacherTrainer(CaptionTrainer):
         model: a `GenerativeImageTextModel`, its image encoder trained by `CellTrainer`.
         cell_weight: weight of the cells' terms, at the image encoder's end (symbol, colour, box) and in the
             decoder's image features before its last layer (symbol, colour, motion, relation, box).
-        options: as for `CaptionTrainer`.
-    """
+        options: as for `CaptionTrainer`."""
 
     def __init__(self, model: GenerativeImageTextModel, cell_weight: float = 1.0, **options):
         super().__init__(model, glyph_tokenizer(), **options)
@@ -244,12 +223,7 @@ class TeacherTrainer(CaptionTrainer):
 
 
 def glyph_git_config(
-    num_frames: int = 4,
-    image_size: int = 96,
-    patch: int = 16,
-    width: int = 192,
-    vision_layers: int = 4,
-    layers: int = 4,
+    num_frames=4, image_size=WORLD, patch=16, width=192, vision_layers=4, layers=4
 ) -> GitConfig:
     """The embedded teacher's configuration: GIT in small, with the world's own vocabulary."""
     tokenizer = glyph_tokenizer()

@@ -1,14 +1,12 @@
 """The embedded world's scenes, what is in a clip and how it moves, and its clips, drawn and captioned.
 
-A `Scene` is a complete description of a clip in world units (the picture is `WORLD` = 96 units wide and high);
-drawing it at another image size or with more or fewer frames changes neither its content nor its captions. Only
-single images are different scenes. The same (split, seed, index) gives the same bytes on any machine: all random
-numbers come from seeded `numpy.random.RandomState`s.
+A `Scene` describes a clip completely, in world units (the picture is `WORLD` = 96 units wide and high); drawing it at
+another image size or with more or fewer frames changes neither its content nor its captions. Only single images are
+different scenes. The same (split, seed, index) gives the same bytes on any machine.
 
 The splits are disjoint by construction. What a scene shows (symbol, colour, size and motion of each thing) is
 hashed; training takes 80 % of the hash values, validation and test 10 % each. `HELD_OUT` colour and symbol
-pairs occur in none of these three; in the split "unseen" the first thing always is such a pair.
-"""
+pairs occur in none of these three; in the split "unseen" the first thing always is such a pair."""
 
 import zlib
 from dataclasses import dataclass
@@ -39,7 +37,7 @@ _OFFERED = {symbol: [c for c in _COLOURS if c != _LACKS[symbol]] for symbol in _
 
 
 class Thing(NamedTuple):
-    """One thing of a scene, in the keys of the grammar's tables; what grows or shrinks has size "medium"."""
+    """One thing of a scene, in keys of the grammar's tables; what grows or shrinks has size "medium"."""
 
     symbol: str
     colour: str
@@ -48,15 +46,13 @@ class Thing(NamedTuple):
 
 
 class Scene(NamedTuple):
-    """Everything that is needed to draw a clip and to talk about it; a named tuple, so that it travels in
-    Lightning's batches (which refuse frozen dataclasses).
+    """All that it takes to draw and describe a clip; a named tuple, as Lightning's batches refuse frozen dataclasses.
 
     things: one or two `Thing`s; paths: for each its centre at the start and at the end, (x0, y0, x1, y1) in
     world units; turns: for each the sense of its rotation (+1 clockwise, -1, or 0 when it does not spin);
     relation: where the first thing is, seen from the second, if that is clear in every frame, else None;
     order: the things' indices as a caption would name them, the larger first, then the one on the left;
-    moving: False for a single image, where no motion can be seen; background: (kind, colour, colour, seed).
-    """
+    moving: False for a single image, where no motion can be seen; background: (kind, colour, colour, seed)."""
 
     things: tuple
     paths: tuple
@@ -100,7 +96,14 @@ def _make_scene(rng, split, objects, moving):
     paths = _draw_paths(draw, things, moving)
     turns = tuple((1 if draw() < 0.5 else -1) if thing.motion == "spin" else 0 for thing in things)
     relation = _relation(things, paths) if count == 2 else None
-    return Scene(things, paths, turns, relation, _order(things, paths), moving, _draw_background(draw))
+    ranks = [(-SIZES[thing.size], path[0] + path[2]) for thing, path in zip(things, paths)]
+    order = tuple(
+        sorted(range(count), key=ranks.__getitem__)
+    )  # the larger one first, then the one on the left
+    kind = ("plain", "gradient", "noise")[int(draw() * 3)]
+    colours = [tuple(_between(draw, 4, 52) for _ in range(3)) for _ in range(2)]
+    background = kind, *colours, int(draw() * 2**31)
+    return Scene(things, paths, turns, relation, order, moving, background)
 
 
 def _draw_things(draw, count, moving, unseen):
@@ -154,8 +157,8 @@ def _between(draw, low, high):
 def _draw_paths(draw, things, moving):
     """Start and end of each thing's centre such that the areas they sweep lie apart and inside the picture.
 
-    Two areas lie apart when they are separated along x or along y: the axis, the order along it and the free
-    space are drawn at random, so that every draw succeeds."""
+    Two areas lie apart when they are separated along x or y: the axis, the order along it and the free space are
+    drawn at random, so that every draw succeeds."""
     extents = [extent(thing.symbol, thing.size, thing.motion) for thing in things]
     travels = [_between(draw, *TRAVEL) if thing.motion in STEPS else 0 for thing in things]
     boxes = [_swept(*row) for row in zip(extents, things, travels)]
@@ -240,34 +243,19 @@ def _apart(a, b, extents, axis):
     return b + extents[1][axis + 2] <= a + extents[0][axis]
 
 
-def _order(things, paths):
-    """The things' indices, the larger one first, then the one on the left."""
-    keys = [(-SIZES[thing.size], path[0] + path[2]) for thing, path in zip(things, paths)]
-    return tuple(sorted(range(len(things)), key=keys.__getitem__))
-
-
-def _draw_background(draw):
-    kind = ("plain", "gradient", "noise")[int(draw() * 3)]
-    colours = [tuple(_between(draw, 4, 52) for _ in range(3)) for _ in range(2)]
-    return kind, colours[0], colours[1], int(draw() * 2**31)
-
-
 class GlyphClips(Dataset):
     """Clips of the embedded world, drawn when they are asked for; nothing is stored.
 
     split: "train", "val", "test" or "unseen" (see the module's docstring); size: number of clips (an index
     beyond it raises IndexError); seed: another seed gives another stream of the same split; num_frames: F >= 1,
     where 1 means single images, in which nothing moves; image_size: pixels along a side, from 32; objects: 1
-    or 2 things in every clip, None for both (40 and 60 %).
-    """
+    or 2 things in every clip, None for both (40 and 60 %)."""
 
     def __init__(self, split="train", size=1000, seed=0, num_frames=4, image_size=WORLD, objects=None):
         if split not in SPLITS:
             raise ValueError(f"unknown split {split!r}; one of {', '.join(SPLITS)}")
-        if num_frames < 1:
-            raise ValueError(f"num_frames must be at least 1, not {num_frames}")
-        if image_size < 32:
-            raise ValueError(f"image_size must be at least 32 pixels, not {image_size}")
+        if num_frames < 1 or image_size < 32:
+            raise ValueError(f"num_frames is at least 1 and image_size 32, not {num_frames} and {image_size}")
         if objects not in (None, 1, 2):
             raise ValueError(f"objects must be 1, 2 or None for both, not {objects}")
         if size < 0 or seed < 0:
@@ -278,15 +266,14 @@ class GlyphClips(Dataset):
     def __len__(self):
         return self.size
 
-    def __getitem__(self, index):
-        return self.clip(index)
-
     def clip(self, index, masks=True, captions=5):
         """Clip number `index`, with or without masks, with the first so many of its captions."""
         rng, scene = self._start(index)
         frames = torch.from_numpy(draw(scene, self.num_frames, self.image_size))
         cover = torch.from_numpy(draw_masks(scene, self.num_frames, self.image_size)) if masks else None
         return Clip(frames, cover, [describe(scene, rng) for _ in range(captions)], scene)
+
+    __getitem__ = clip
 
     def scene(self, index):
         """The scene of clip number `index`, without drawing it."""
