@@ -51,8 +51,10 @@ class Captioner:
 
     def use_frame_rule(self, rule: FrameRule) -> None:
         """Choose frames by another rule from now on; ValueError when it gives more than the network reads."""
-        if rule.frames > self.max_frames:
-            raise ValueError(f"{rule.frames} frames a clip, but this network reads at most {self.max_frames}")
+        if rule.num_frames > self.max_frames:
+            raise ValueError(
+                f"{rule.num_frames} frames a clip, but this network reads at most {self.max_frames}"
+            )
         self.rule = rule
 
     @property
@@ -127,7 +129,7 @@ tags: [gitdistill, image-captioning]
 # A student of GIT
 
 Captions pictures and videos: {parameters:.1f} million parameters, {self.model.backbone.config["name"]} at
-{self.size} pixels, {self.rule.frames} frame(s) a clip ({self.rule.sampling}), {len(self.tokenizer):,} words.
+{self.size} pixels, {self.rule.num_frames} frame(s) a clip ({self.rule.sampling}), {len(self.tokenizer):,} words.
 
 ```python
 from gitdistill import load_student
@@ -180,7 +182,10 @@ def read_student(folder: Path) -> Student:
     try:
         metadata = json.loads(path.read_text())
         decoding, scores = metadata["decoding"], metadata["scores"]
-        return Student(model, tokenizer, FrameRule(**metadata["frames"]), decoding, scores)
+        rule = {
+            {"frames": "num_frames"}.get(name, name): x for name, x in metadata["frames"].items()
+        }  # as in 0.1
+        return Student(model, tokenizer, FrameRule(**rule), decoding, scores)
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"{path} does not describe a student's folder: {storage.first_line(error)}"
