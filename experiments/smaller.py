@@ -35,7 +35,8 @@ from gitdistill.decoding import greedy
 from gitdistill.models.tokenizer import to_text
 from gitdistill.use.captioner import Student
 from gitdistill.use.export import as_stored
-from gitdistill.use.onnx import ENCODER, STEP, OnnxStudent, export_student
+from gitdistill.use.onnx import ENCODER, STEP, OnnxStudent
+from gitdistill.use.onnx_export import export_student
 from gitdistill.world.scenes import GlyphClips
 
 ROOT = Path(__file__).resolve().parents[1]

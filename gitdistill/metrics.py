@@ -1,6 +1,6 @@
 """Scores of captions: n-gram agreement with references, and truth against the embedded world's scenes."""
 
-import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -17,10 +17,17 @@ RECALLED = ("object", "colour", "motion")
 def normalise(text: str) -> str:
     """Lower case, punctuation to spaces, single spaces: how every caption is split into words here.
 
-    The usual scripts call the PTB tokenizer, which needs Java. The words are the same but for those
-    with an apostrophe, a hyphen or a point inside: of "it's" it makes "it 's", this function "it s".
+    Letters, digits and combining marks stay, composed as in Unicode's NFC, so that no script loses its vowels and an
+    accent counts the same however it is written. The usual scripts call the PTB tokenizer, which needs Java. The
+    words are the same but for those with an apostrophe, a hyphen or a point inside: of "it's" it makes "it 's",
+    this function "it s".
     """
-    return " ".join(re.sub(r"[^\w\s]", " ", text.lower()).split())
+    composed = unicodedata.normalize("NFC", text.lower())
+    return " ".join("".join(c if _is_word_character(c) else " " for c in composed).split())
+
+
+def _is_word_character(c: str) -> bool:
+    return c.isalnum() or c == "_" or unicodedata.category(c).startswith("M")
 
 
 def caption_scores(captions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:

@@ -1,12 +1,13 @@
-"""Fill the tables of README.md and of the folders' README.md from measured files; copy results of `make run` to data/.
+"""Fill the tables of the README files from measured files; keep what `make run` measured in data/.
 
     python tools/readme.py           after `make run`: copies runs/results.csv, minutes.csv and overview.png to data/,
-                                     draws the picture of both networks, and fills the tables
+                                     draws the picture of both networks and fills all tables
     python tools/readme.py --keep    only fills the tables, from what is in data/
-    python tools/readme.py --check   exit code 1 if a page does not say what the files say
+    python tools/readme.py --check   changes nothing; exit code 1 if a table differs from its file
 
-The scores of the embedded networks come from data/*/scores.json, which their training wrote; what the experiments
-and benchmarks found, from data/experiments and benchmarks/*.json; what runs will take, from `gitdistill.use.plan`.
+A table lies between <!-- name --> and <!-- end of name --> in README.md or in a folder's README.md. Scores of the
+embedded networks come from data/*/scores.json, which their training wrote; results of experiments and benchmarks from
+data/experiments and benchmarks/*.json; estimates of training runs from `gitdistill.use.plan`.
 """
 
 import argparse
@@ -18,7 +19,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT / "experiments"), str(ROOT / "benchmarks")]
+sys.path[:0] = [str(ROOT / "experiments"), str(ROOT / "benchmarks")]  # scripts, in no package
 import decoding  # noqa: E402
 import real_size  # noqa: E402
 import report  # noqa: E402
@@ -31,12 +32,7 @@ from gitdistill.viz import plots  # noqa: E402
 
 EXPERIMENTS = ("labels", "losses", "sizes", "temperature")
 MEASURES = ROOT / "data" / "experiments"
-PLANS = {  # of configs/README.md: the block's name and the command's arguments
-    "laptop": "--config configs/student.yaml --clips 12000 --tflops 0.05",
-    "gpu": "--config configs/coco.yaml --clips 113287 --tflops 60",
-    "machine": "--config configs/coco.yaml --clips 113287 --devices 8 --tflops 120",
-    "cluster": "--config configs/msrvtt.yaml --clips 6513 --told 20 --devices 32 --tflops 120",
-}
+PLANS = {"laptop": "student", "gpu": "coco", "cluster": "msrvtt"}  # table -> configuration
 MEASURED = ("results.csv", "minutes.csv", "overview.png")
 SCORES = {
     "cider": "CIDEr",
@@ -82,7 +78,7 @@ def notebooks() -> list[str]:
 
 
 def seeds() -> list[str]:
-    """The gain of the table above from several seeds, as a sentence."""
+    """What distillation gains, from several seeds, as a sentence."""
     runs, name = report.load(MEASURES, "labels"), "3,000 captioned: recipe on these clips"
     parts, count = [], 0
     for score, what, factor in (
@@ -126,29 +122,22 @@ def experiments() -> dict[str, list[str]]:
 
 
 def plans() -> dict[str, list[str]]:
-    """The command and what it says, for each run of configs/README.md."""
-    found = {}
-    for name, words in PLANS.items():
-        run = plan.described(words.replace("configs/", f"{ROOT}/configs/").split())
-        found[name] = [f"`python -m gitdistill plan {words}`", "", *plan.table(run)]
-    return found
+    """What a training step of these configurations takes."""
+    return {name: plan.table(["--config", f"{ROOT}/configs/{file}.yaml"]) for name, file in PLANS.items()}
 
 
-def pages() -> dict[Path, dict[str, list[str]]]:
-    """The lines of each page's tables, by the name in their markers."""
-    measured = json.loads((ROOT / "benchmarks" / "decoding.json").read_text())
-    found = {
-        ".": {"results": results(), "seeds": seeds(), "notebooks": notebooks()},
-        "benchmarks": decoding.tables(measured),
-        "configs": plans(),
-        "data": {"scores": scores()},
-        "experiments": experiments() | {"smaller": smaller.table(rows(MEASURES / "smaller.csv"))},
-    }
-    return {ROOT / folder / "README.md": tables for folder, tables in found.items()}
+def all_tables() -> dict[str, list[str]]:
+    """The lines of each table, by the name in its markers."""
+    tables = {"results": results(), "seeds": seeds(), "notebooks": notebooks(), "scores": scores()}
+    tables |= decoding.tables(json.loads((ROOT / "benchmarks" / "decoding.json").read_text()))
+    tables |= experiments() | plans()
+    if (MEASURES / "smaller.csv").is_file():
+        tables["smaller"] = smaller.table(rows(MEASURES / "smaller.csv"))
+    return tables
 
 
 def filled(text: str, tables: dict[str, list[str]]) -> str:
-    """The page's text with the lines between each pair of markers replaced."""
+    """A page's text with the lines between each table's markers replaced. ValueError unless it has them once."""
     for name, lines in tables.items():
         block = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end of {name} -->)", re.DOTALL)
         body = "\n".join(lines) + "\n"
@@ -159,14 +148,17 @@ def filled(text: str, tables: dict[str, list[str]]) -> str:
 
 
 def fill(check: bool = False) -> bool:
-    """Write the tables of all pages, or only check them; whether something was (or has to be) changed."""
-    changed = False
-    for page, tables in pages().items():
+    """Fill the tables wherever their markers are, or with `check` only compare; returns whether one differed."""
+    tables, changed = all_tables(), False
+    for page in [ROOT / "README.md", *sorted(ROOT.glob("*/README.md"))]:
         text = page.read_text(encoding="utf-8")
-        new = filled(text, tables)
+        names = re.findall(r"^<!-- (\w+) -->$", text, re.MULTILINE)
+        new = filled(text, {name: tables.pop(name) for name in names if name in tables})
         changed = changed or new != text
         if not check:
             page.write_text(new, encoding="utf-8")
+    if tables:
+        raise ValueError(f"no page has markers for {', '.join(tables)}")
     return changed
 
 

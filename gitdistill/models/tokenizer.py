@@ -5,11 +5,10 @@ from pathlib import Path
 from torch import Tensor
 from transformers import AutoTokenizer, BertTokenizerFast, PreTrainedTokenizerBase
 
-from gitdistill.decoding import beam, greedy, sample
+from gitdistill.decoding import decode
 from gitdistill.models import checkpoints
 
 ENGLISH = "bert-base-uncased"  # the vocabulary of every published GIT
-SAMPLING = {"temperature", "top_k", "top_p", "seed"}
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
@@ -58,17 +57,16 @@ def to_text(tokens: Tensor, tokenizer: PreTrainedTokenizerBase) -> list[str]:
 
 
 def caption(model, frames: Tensor, tokenizer: PreTrainedTokenizerBase, **decoding) -> list[str]:
-    """Captions of B clips as text: greedy; by beam search when `beams` is given; drawn when a `SAMPLING` option is.
+    """Captions of B clips as text: greedy, by beam search (`beams=4`) or drawn at random (`temperature=0.7`).
 
-    `decoding` goes to `gitdistill.decoding.greedy`, `.beam` or `.sample`; the best (or first) caption of each clip
-    is returned. `prefix` may also be text, one for all clips or a list of B, for question answering: captions
-    begin with it. Raises ValueError when model and tokenizer do not share a vocabulary.
+    `decoding` are options of `gitdistill.decoding.decode`; the best (or first) caption of each clip is returned.
+    `prefix` may also be text, one for all clips or a list of B, for question answering: captions begin with it. Raises
+    ValueError when model and tokenizer do not share a vocabulary.
     """
     check_vocabulary(model, tokenizer)
     if "prefix" in decoding:
         decoding["prefix"] = to_prefix(decoding["prefix"], tokenizer)
-    search = sample if SAMPLING & set(decoding) else beam if "beams" in decoding else greedy
-    return to_text(search(model, frames, **decoding).tokens[:, 0], tokenizer)
+    return to_text(decode(model, frames, **decoding).tokens[:, 0], tokenizer)
 
 
 def to_prefix(prefix, tokenizer: PreTrainedTokenizerBase):

@@ -304,6 +304,13 @@ class GlyphData(pl.LightningDataModule):
         self.test_set = GlyphClips("test", test_clips, **look)
         self.unseen_set = GlyphClips("unseen", unseen_clips, **look)
 
+    test_names = ("test", "unseen")
+
+    def caption_scores(self, captions, scenes) -> dict:
+        from gitdistill.metrics import facts_scores
+
+        return facts_scores(captions, scenes)
+
     def _check_vocabulary(self):
         every = words()
         ids = self.tokenizer(every, add_special_tokens=False)["input_ids"]

@@ -15,7 +15,8 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 from transformers import GitConfig
 
-from gitdistill.distillation.optim import MuonAdamW, fit_steps, warmup_cosine
+from gitdistill.distillation import losses
+from gitdistill.distillation.optim import optimizer_and_schedule
 from gitdistill.distillation.targets import image_layer
 from gitdistill.distillation.trainer import CaptionTrainer
 from gitdistill.hooks import record
@@ -166,9 +167,7 @@ class CellTrainer(pl.LightningModule):
         self.heads = CellHeads(width, ("symbol", "colour"))
 
     def configure_optimizers(self):
-        optimizer = MuonAdamW(self, self.lr, self.weight_decay)
-        schedule = warmup_cosine(optimizer, self.warmup, fit_steps(self.trainer))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return optimizer_and_schedule(self, self.trainer, self.lr, self.weight_decay, self.warmup, muon=True)
 
     def cells(self, frames: Tensor) -> Tensor:
         """Features [B, F, h, w, C] of every cell."""
@@ -217,7 +216,7 @@ class TeacherTrainer(CaptionTrainer):
     """
 
     def __init__(self, model: GenerativeImageTextModel, cell_weight: float = 1.0, **options):
-        super().__init__(model, **options)
+        super().__init__(model, glyph_tokenizer(), **options)
         self.cell_weight = cell_weight
         config = model.config
         self.seen = CellHeads(config.vision_config.hidden_size, ("symbol", "colour"))
@@ -227,12 +226,16 @@ class TeacherTrainer(CaptionTrainer):
             if not embedding.any():  # zeros cannot tell one frame from the next: motion is learned much later
                 nn.init.normal_(embedding, std=0.5)
 
-    def losses(self, batch: dict) -> dict[str, Tensor]:
+    def loss_terms(self, batch: dict) -> dict[str, Tensor]:
         frames = batch["frames"].shape[1]
         with record(self.model, self.layer, detach=False) as activations:
             output = self.model(batch["frames"], batch["tokens"])
         image_rows = activations[self.layer][0]
-        terms = {"cross_entropy": self.cross_entropy(output.logits, batch["tokens"])}
+        terms = {
+            "cross_entropy": losses.cross_entropy(
+                output.logits, batch["tokens"], self.model.pad_token_id, self.label_smoothing
+            )
+        }
         for name, heads, tokens in (
             ("seen", self.seen, output.visual_features),
             ("understood", self.understood, image_rows),
