@@ -166,7 +166,7 @@ def draw_words(captioner, said: Said, folder: Path, name: str) -> str | None:
 
     Returns the file, or None when the caption has no words.
     """
-    from gitdistill.inspection.analysis import look
+    from gitdistill.inspection import attention_maps
     from gitdistill.viz import plots
 
     tokens = said.tokens.tolist()
@@ -174,10 +174,10 @@ def draw_words(captioner, said: Said, folder: Path, name: str) -> str | None:
     length = tokens.index(end) if end in tokens else len(tokens)
     if length < 2:
         return None
-    looks = look(captioner.model, said.clip.to(captioner.device), said.tokens[:length])
+    seen = attention_maps(captioner.model, said.clip.to(captioner.device), said.tokens[:length])
     words = captioner.tokenizer.convert_ids_to_tokens(tokens[1:length])
     figure = plots.gaze(
-        said.clip, words, {"attention": looks.words().cpu()}, looks.log_probs.exp().cpu(), title=said.caption
+        said.clip, words, {"attention": seen.by_word().cpu()}, seen.log_probs.exp().cpu(), title=said.caption
     )
     picture = plots.png(figure)
     write_whole(folder, {name: lambda path: path.write_bytes(picture)})

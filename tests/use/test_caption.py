@@ -18,7 +18,7 @@ from PIL import Image
 from gitdistill import __main__, load_student
 from gitdistill.data.video import BrokenFile, FrameRule
 from gitdistill.decoding import beam
-from gitdistill.inspection.analysis import look
+from gitdistill.inspection import attention_maps
 from gitdistill.models import checkpoints
 from gitdistill.use import caption, captioner, device
 from gitdistill.use.caption import caption_files, draw_words, live
@@ -184,9 +184,9 @@ def test_a_picture_shows_where_each_word_looked(folder, files, monkeypatch, caps
         with Image.open(row["picture"]) as picture:
             assert picture.format == "PNG" and min(picture.size) > 50
         tokens = student.decode(clip[None]).tokens[0, 0]
-        looks = look(student.model, clip, tokens)
+        looks = attention_maps(student.model, clip, tokens)
         assert options["title"] == row["caption"] and len(words) >= len(row["caption"].split()) > 0
-        torch.testing.assert_close(maps["attention"], looks.words()[: len(words)])
+        torch.testing.assert_close(maps["attention"], looks.by_word()[: len(words)])
         torch.testing.assert_close(probabilities, looks.log_probs.exp()[: len(words)])
     teacher = Captioner(tiny.teacher(), glyph_tokenizer())
     (said,) = caption_files(teacher, [files / "clip.mp4"], 1, {"max_length": 9})

@@ -12,7 +12,7 @@ from tiny_git import random_port, tokenizer
 from gitdistill import GenerativeImageTextTeacher, StudentCandidateV1, TinyVIT
 from gitdistill.decoding import beam
 from gitdistill.hooks import paths
-from gitdistill.inspection import analysis
+from gitdistill import inspection
 from gitdistill.viz import plots, widgets
 
 WORDS = ["a", "b", "c", "d"]
@@ -30,7 +30,7 @@ def scene(tmp_path_factory):
     teacher = GenerativeImageTextTeacher.from_pretrained(folder)
     torch.manual_seed(0)
     eyes = TinyVIT(image_size=224, embed_dims=[8, 16, 16, 32], depths=[1, 1, 1, 1], num_heads=[1, 1, 2, 2])
-    student = StudentCandidateV1.like(teacher, backbone=eyes, width=32, heads=2).eval()
+    student = StudentCandidateV1.like(teacher, backbone=eyes, embed_dim=32, heads=2).eval()
     frames = torch.from_numpy(np.array(photo(320, 240))).movedim(-1, 0)[None]  # [1, 3, 240, 320]
     tokens = torch.tensor(teacher.tokenizer(" ".join(WORDS))["input_ids"])
     return {"teacher": teacher, "student": student}, frames, tokens
@@ -48,9 +48,9 @@ def drawn(picture):
 
 def test_words_heads_and_frames(scene):
     networks, frames, tokens = scene
-    looks = {name: analysis.look(network, frames, tokens) for name, network in networks.items()}
+    looks = {name: inspection.attention_maps(network, frames, tokens) for name, network in networks.items()}
     words = networks["teacher"].tokenizer.convert_ids_to_tokens(tokens[1:])
-    maps = {name: look.words() for name, look in looks.items()}
+    maps = {name: look.by_word() for name, look in looks.items()}
     assert maps["teacher"].shape == (len(words), 1, 14, 14)
     drawn(plots.gaze(frames, words, {"teacher": maps["teacher"]}))
     drawn(widgets.gaze(frames, words, maps, difference=False))
@@ -64,7 +64,7 @@ def test_words_heads_and_frames(scene):
 def test_explanations(scene):
     networks, frames, tokens = scene
     rows = {
-        name: {method: values[0] for method, values in analysis.explain(network, frames, tokens).items()}
+        name: {method: values[0] for method, values in inspection.explain(network, frames, tokens).items()}
         for name, network in networks.items()
     }
     drawn(plots.explanations(frames[0], rows))
@@ -73,18 +73,18 @@ def test_explanations(scene):
 def test_layers(scene):
     networks, frames, _ = scene
     crops = torch.stack([frames[0, :, k : k + 200, 3 * k : 3 * k + 200] for k in range(0, 40, 2)])[:, None]
-    theirs = analysis.features(networks["teacher"], LAYERS, crops)
+    theirs = inspection.features(networks["teacher"], LAYERS, crops)
     stages = paths(networks["student"], "backbone.net.stages_?")
-    ours = analysis.features(networks["student"], stages, crops)
+    ours = inspection.features(networks["student"], stages, crops)
     pooled = [[x.mean((1, 2)) for x in side.values()] for side in (theirs, ours)]
-    drawn(plots.similarity(analysis.cka_map(*pooled), list(theirs), list(ours), ("teacher", "student")))
+    drawn(plots.similarity(inspection.cka_map(*pooled), list(theirs), list(ours), ("teacher", "student")))
 
     drawn(plots.feature_maps(frames[0], {path: x[0].movedim(-1, 0) for path, x in ours.items()}))
     drawn(widgets.modules(crops[:2, 0], {path: x[:2].movedim(-1, 1) for path, x in ours.items()}))
 
     deep = next(path for path, x in ours.items() if x.shape[1:3] == (14, 14))
     both = {"teacher": theirs["model.layers.0"], "student": ours[deep]}
-    colours, explained = analysis.joint_pca({name: x.flatten(0, 2) for name, x in both.items()}, both)
+    colours, explained = inspection.joint_pca({name: x.flatten(0, 2) for name, x in both.items()}, both)
     drawn(plots.components(crops[:5, 0], {name: x[:5] for name, x in colours.items()}, explained))
 
 
