@@ -94,21 +94,12 @@ def test_rollout_by_hand():
         inspection.rollout(torch.stack([first, second]), first=2)
 
 
-def one_layer(name):
-    """A network with one decoder layer, and the path of that layer's attention over the image."""
-    if name == "student":
-        return tiny.student(layers=1).eval(), "layers.0.cross_attention.softmax"
-    git = tiny.git()
-    del git.layers[0]
-    return git, "layers.0.attention.softmax"
-
-
-@pytest.mark.parametrize("name", ["teacher", "student"])
-def test_gradient_attention_is_slope_times_attention(name):
+@BOTH
+def test_gradient_attention_is_slope_times_attention(model):
     """Against finite differences: one weight of one head made larger, through a hook that replaces the output."""
-    (model, path), t, lead = one_layer(name), 2, 1 if name == "teacher" else 0
+    t, lead = 2, 1 if model is TEACHER else 0
 
-    def log_prob(step, head, place):
+    def log_prob(path, step, head, place):
         def push(module, inputs, output):
             output = output.clone()
             output[0, head, t, place] += step
@@ -120,14 +111,15 @@ def test_gradient_attention_is_slope_times_attention(name):
         handle.remove()
         return float(value)
 
-    with record(model, path) as seen, torch.no_grad():
+    with record(model, WATCHED[model]) as seen, torch.no_grad():
         model(FRAMES[None], TOKENS[None])
-    weights = seen[path][-1][0, :, t]
     by_hand = torch.zeros(2, 4)
-    for f, cell, head in product(range(2), range(4), range(len(weights))):
-        place = f * (4 + lead) + lead + cell
-        slope = (log_prob(1e-2, head, place) - log_prob(-1e-2, head, place)) / 2e-2
-        by_hand[f, cell] += max(0.0, slope * float(weights[head, place])) / len(weights)
+    for path, calls in seen.items():
+        weights = calls[-1][0, :, t]
+        for f, cell, head in product(range(2), range(4), range(len(weights))):
+            place = f * (4 + lead) + lead + cell
+            slope = (log_prob(path, 1e-2, head, place) - log_prob(path, -1e-2, head, place)) / 2e-2
+            by_hand[f, cell] += max(0.0, slope * float(weights[head, place])) / len(weights)
     found = inspection.gradient_attention(model, FRAMES, TOKENS)
     assert found.shape == (T - 1, 2, 2, 2)
     torch.testing.assert_close(found[t].flatten(1), by_hand, atol=2e-3, rtol=0.02)

@@ -9,10 +9,9 @@ from pictures import photo
 from PIL import Image
 from tiny_git import random_port, tokenizer
 
-from gitdistill import GenerativeImageTextTeacher, StudentCandidateV1, TinyVIT
+from gitdistill import GenerativeImageTextTeacher, StudentCandidateV1, TinyVIT, inspection
 from gitdistill.decoding import beam
 from gitdistill.hooks import paths
-from gitdistill import inspection
 from gitdistill.viz import plots, widgets
 
 WORDS = ["a", "b", "c", "d"]
