@@ -73,6 +73,11 @@ class Thing(NamedTuple):
     size: str
     motion: str
 
+    @property
+    def names(self) -> dict[str, tuple]:
+        """The words that name the thing, by kind of word."""
+        return {"object": SYMBOLS[self.symbol].names, "colour": (self.colour,)}
+
 
 class Scene(NamedTuple):
     """Everything that is needed to draw a clip and to talk about it; a named tuple, so that it travels in
