@@ -141,16 +141,16 @@ def caption_batch(captioner, paths: list, decoding: dict) -> list[FileCaption]:
 
 def draw_words(captioner, result: FileCaption, folder: Path, name: str) -> str | None:
     """Draw each word's attention, averaged over layers and heads, as `name` in `folder`; None without words."""
-    from gitdistill.inspection.analysis import look
+    from gitdistill.inspection import attention_maps
     from gitdistill.viz import plots
 
     tokens, end = result.tokens.tolist(), captioner.model.eos_token_id
     length = tokens.index(end) if end in tokens else len(tokens)
     if length < 2:
         return None
-    looks = look(captioner.model, result.clip.to(captioner.device), result.tokens[:length])
+    seen = attention_maps(captioner.model, result.clip.to(captioner.device), result.tokens[:length])
     words = captioner.tokenizer.convert_ids_to_tokens(tokens[1:length])
-    maps, probabilities = {"attention": looks.words().cpu()}, looks.log_probs.exp().cpu()
+    maps, probabilities = {"attention": seen.by_word().cpu()}, seen.log_probs.exp().cpu()
     picture = plots.png(plots.gaze(result.clip, words, maps, probabilities, title=result.caption))
     write_whole(folder, {name: lambda path: path.write_bytes(picture)})
     return str(folder / name)

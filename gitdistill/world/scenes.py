@@ -44,6 +44,11 @@ class Thing(NamedTuple):
     size: str
     motion: str
 
+    @property
+    def names(self) -> dict[str, tuple]:
+        """The words that name the thing, by kind of word."""
+        return {"object": SYMBOLS[self.symbol].names, "colour": (self.colour,)}
+
 
 class Scene(NamedTuple):
     """All that it takes to draw and describe a clip; a named tuple, as Lightning's batches refuse frozen dataclasses.
