@@ -8,7 +8,7 @@ from pytorch_lightning import Callback
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from gitdistill.distillation.distributed import gather, rank_and_world
-from gitdistill.models.storage import check_records, first_line
+from gitdistill.models.storage import load_torch
 
 
 class ExactResume(Callback):
@@ -66,14 +66,7 @@ class WholeCheckpoints(TorchCheckpointIO):
 
 def read_checkpoint(path, weights_only: bool | None = None) -> dict:
     """A checkpoint, on the CPU; FileNotFoundError or ValueError, naming it, if it is gone, cut off or changed."""
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"there is no checkpoint {path}")
     try:
-        check_records(path)
-        return torch.load(path, map_location="cpu", weights_only=weights_only)
-    except (MemoryError, PermissionError):
-        raise
-    except Exception as error:  # damage shows in many ways
-        raise ValueError(
-            f"the checkpoint {path} is damaged, continue from another one: {first_line(error)}"
-        ) from None
+        return load_torch(path, weights_only)
+    except ValueError as error:
+        raise ValueError(f"the checkpoint {error}; continue from another one") from None

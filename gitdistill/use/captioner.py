@@ -37,7 +37,7 @@ class Captioner:
     """
 
     def __init__(self, model, tokenizer, rule: FrameRule | None = None, decoding: dict | None = None):
-        text.check_vocabulary(model, tokenizer)
+        text.check_same_vocabulary(tokenizer, model)
         self.model, self.tokenizer = model, tokenizer
         config = getattr(model, "config", None)
         if isinstance(model, GenerativeImageTextTeacher):

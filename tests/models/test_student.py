@@ -13,7 +13,8 @@ from transformers import BertTokenizerFast
 from gitdistill.decoding import beam, greedy
 from gitdistill.models import storage
 from gitdistill.models.attention import packed_causal_mask
-from gitdistill.models.backbone import EMBEDDED, TinyVIT, WindowAttention
+from gitdistill.models.backbone import TinyVIT, WindowAttention
+from gitdistill.world.pretrain import EMBEDDED
 from gitdistill.models.student import MASKED_LOGIT, PositionalEncoding, StudentCandidateV1
 
 WORDS = [
