@@ -22,7 +22,6 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from torch.utils.data.distributed import DistributedSampler
 
 from gitdistill.distillation.distributed import rank_and_world
-from gitdistill.models import checkpoints
 from gitdistill.models.tokenizer import load_tokenizer
 
 MAX_TOKENS = 40  # of GIT's captions
@@ -198,7 +197,7 @@ class ClipData(pl.LightningDataModule):
         if min(batch_size, captions_per_clip) < 1:
             raise ValueError("batch_size and captions_per_clip must be at least 1")
         if not hasattr(tokenizer, "get_vocab"):
-            tokenizer = load_tokenizer(checkpoints.resolve(tokenizer))
+            tokenizer = load_tokenizer(tokenizer)
         self.tokenizer = tokenizer
         self.max_tokens = max_tokens or min(MAX_TOKENS, tokenizer.model_max_length)
         self.batch_size, self.captions_per_clip = batch_size, captions_per_clip

@@ -22,7 +22,7 @@ from gitdistill.decoding import Decoded, decode
 from gitdistill.models import checkpoints, storage
 from gitdistill.models.student import StudentCandidateV1
 from gitdistill.models.teacher import GenerativeImageTextTeacher
-from gitdistill.models.tokenizer import check_vocabulary, load_tokenizer, to_text
+from gitdistill.models.tokenizer import check_same_vocabulary, load_tokenizer, to_text
 from gitdistill.use.onnx import ENCODER, OnnxStudent
 from gitdistill.world.module import glyph_tokenizer
 
@@ -38,7 +38,7 @@ class Captioner:
     """
 
     def __init__(self, model, tokenizer, rule: FrameRule | None = None, decoding: dict | None = None):
-        check_vocabulary(model, tokenizer)
+        check_same_vocabulary(tokenizer, model)
         self.model, self.tokenizer = model, tokenizer
         if isinstance(model, GenerativeImageTextTeacher):
             self.size = model.config.vision_config.image_size
