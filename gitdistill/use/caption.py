@@ -16,7 +16,8 @@ from jsonargparse.typing import PositiveFloat, PositiveInt
 from torch import Tensor
 from tqdm import tqdm
 
-from gitdistill.data.files import center_crop, walk
+from gitdistill.data.files import center_crop
+from gitdistill.data.items import walk
 from gitdistill.data.video import IMAGES, VIDEOS, BrokenFile, play, upright
 from gitdistill.models.storage import write_whole
 from gitdistill.use.captioner import load_captioner
@@ -34,7 +35,7 @@ def main(arguments: list[str]) -> int:
     if options.watch_words and not isinstance(captioner.model, torch.nn.Module):
         raise ValueError("--watch-words needs PyTorch: give the student itself, not its ONNX files")
     if options.frames:
-        captioner.use_frame_rule(replace(captioner.rule, frames=options.frames))
+        captioner.use_frame_rule(replace(captioner.rule, num_frames=options.frames))
     decoding = {name: getattr(options, name) for name in ("beams", "max_length") if getattr(options, name)}
     return (print_live if options.live else print_files)(captioner, options, decoding)
 
@@ -184,7 +185,7 @@ def live(captioner, path, window: float, every: float, decoding: dict | None = N
     """
     rule = captioner.rule
     # A rule that goes by time needs no more than twice the frames of a clip; "every" counts all frames.
-    spacing = 0 if rule.sampling == "every" else window / (2 * rule.frames)
+    spacing = 0 if rule.sampling == "every" else window / (2 * rule.num_frames)
     kept, due, moment = deque(), every, 0.0
 
     def caption_window():

@@ -42,7 +42,7 @@ forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 
 def world(**options):
     sizes = {"train_clips": 10, "val_clips": 2, "test_clips": 2, "unseen_clips": 2, "batch_size": 4}
-    looks = {"captions_per_clip": 2, "frames": tiny.FRAMES, "image_size": tiny.SIDE, "max_tokens": 20}
+    looks = {"captions_per_clip": 2, "num_frames": tiny.FRAMES, "image_size": tiny.SIDE, "max_tokens": 20}
     return GlyphData(**{**sizes, **looks, "fresh_captions": False, "singles": 3, **options})
 
 
@@ -157,7 +157,7 @@ def test_int8_is_precise_for_attention_over_many_image_tokens(tmp_path):
     """Each of 1,536 shares is about 0.0007; the rows must not be rounded to a handful of levels."""
     git = GenerativeImageTextModel(glyph_git_config(6, tiny.SIDE, 2, 32, 2, 2)).eval()
     teacher = GenerativeImageTextTeacher(git, glyph_tokenizer())
-    spec, data = TargetSpec(logits=False, attention=True), world(frames=6, train_clips=2, singles=0)
+    spec, data = TargetSpec(logits=False, attention=True), world(num_frames=6, train_clips=2, singles=0)
     cache, batch = build(tmp_path, spec, teacher, data), next(iter(data.train_dataloader()))
     real = batch["tokens"] != 0
     found = read(cache, batch, spec)["attention"][real]
@@ -393,7 +393,7 @@ def test_the_command_line_takes_a_folder_and_a_filter(tmp_path, monkeypatch):
     model |= {f".student{key}": value for key, value in student.items()}
     data = {".train_clips": 4, ".val_clips": 2, ".test_clips": 2, ".unseen_clips": 2, ".batch_size": 2}
     data |= {"": "gitdistill.world.GlyphData", ".labelled": 2, ".fresh_captions": "false"}
-    data |= {".frames": tiny.FRAMES, ".image_size": tiny.SIDE}
+    data |= {".num_frames": tiny.FRAMES, ".image_size": tiny.SIDE}
     trainer = {".max_steps": 2, ".logger": "false", ".accelerator": "cpu"}
     parts = {"trainer": trainer, "model": model, "data": data}
     options = [
