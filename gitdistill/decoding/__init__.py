@@ -1,6 +1,7 @@
 """Caption search over any model that can prefill and decode a step; imports no model."""
 
-from gitdistill.decoding.search import Decoded, beam, greedy, sample
+from gitdistill.decoding.loop import Decoded
+from gitdistill.decoding.search import beam, greedy, sample
 from gitdistill.decoding.speculative import Speculated, speculative
 
 __all__ = ["Decoded", "Speculated", "beam", "greedy", "sample", "speculative"]
