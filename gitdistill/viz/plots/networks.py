@@ -147,7 +147,7 @@ def _caption(axes, x, embedding, width):
 
 def _head(axes, x, model, width):
     """The way out: last hidden states, head, next word."""
-    words = model.embedding.words if hasattr(model, "embedding") else model.words
+    words = model.words if hasattr(model, "words") else model.embedding.words
     left, tied = x + LEFT + GAP, model.head.weight is words.weight
     y, text = _row(6) + END, "head = words' table" if tied else f"head: {_size(model.head)}"
     _down(axes, left + RIGHT / 2, y, y + 0.34, ("T", width))

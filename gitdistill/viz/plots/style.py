@@ -59,7 +59,7 @@ class Picture(Figure):
 
     alt = ""
     top = 0.0  # inches that the title takes
-    exact = False  # keep every colour: a palette would turn the smooth backgrounds of frames into bands
+    exact = False  # fit the palette: smooth backgrounds of frames would otherwise turn into bands
 
     def _ipython_display_(self):
         from IPython.display import display
