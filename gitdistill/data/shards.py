@@ -29,7 +29,14 @@ from gitdistill.data.files import CaptionedData, Source, center_crop
 from gitdistill.data.items import SPLITS, Item, read_items
 from gitdistill.data.video import BrokenFile, FrameRule, read_clip
 from gitdistill.distillation.distributed import rank_and_world
-from gitdistill.models.storage import CHECKSUM, first_line, metadata_text, parse_metadata, write_whole
+from gitdistill.models.storage import (
+    CHECKSUM,
+    first_line,
+    metadata_text,
+    parse_metadata,
+    remove_leftovers,
+    write_whole,
+)
 
 INDEX = "shards.json"
 FORMAT = 1
@@ -67,8 +74,7 @@ def pack(items: list[Item], folder, per_shard: int = 1000, say=print) -> dict:
             raise ValueError(f"{folder} holds shards of other files or sizes: pack elsewhere or delete it")
         say(f"going on after {len(index['shards'])} shards in {folder}")
     folder.mkdir(parents=True, exist_ok=True)
-    for left in folder.glob(".*.tmp"):  # of a killed run
-        left.unlink()
+    remove_leftovers(folder)
     for number in range(len(index["shards"]), -(-len(items) // per_shard)):
         first, name = number * per_shard, f"shard-{number:06d}.tar"
         entry = _write_shard(folder, name, first, items[first : first + per_shard], say)

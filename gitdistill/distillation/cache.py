@@ -186,8 +186,7 @@ def allocate(folder: Path, teacher, data, spec: TargetSpec, settings: dict, say)
     folder.mkdir(parents=True, exist_ok=True)
     if size > (free := shutil.disk_usage(folder).free):
         raise OSError(f"that is more than the {free / 1e6:,.0f} MB free on the disk of {folder}")
-    for path in folder.glob(".*.tmp"):  # left by a build that was killed
-        path.unlink()
+    storage.remove_leftovers(folder)
     storage.write_whole(folder, {"cache.json": lambda path: path.write_text(storage.metadata_text(metadata))})
     return metadata, missing
 

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import shutil
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from torch.serialization import get_unsafe_globals_in_checkpoint
 
 CHECKSUM = "crc32"  # its name in metadata
+SCRATCH = ".gitdistill-"  # how temporary folders are called
 
 
 def read_config(folder) -> dict:
@@ -151,7 +153,7 @@ def write_whole(folder, writers: dict[str, Callable[[Path], object]]) -> None:
     place = folder if folder.is_dir() else folder.parent  # on the same disk; a new folder comes last
     try:
         place.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(prefix=".", dir=place) as scratch:
+        with TemporaryDirectory(prefix=SCRATCH, dir=place) as scratch:
             for name, write in writers.items():
                 path = Path(scratch, name)
                 path.touch()
@@ -166,6 +168,12 @@ def write_whole(folder, writers: dict[str, Callable[[Path], object]]) -> None:
                 raise
     except (OSError, SafetensorError) as error:
         raise OSError(f"could not save to {folder}, nothing was written: {first_line(error)}") from error
+
+
+def remove_leftovers(folder) -> None:
+    """Remove what killed calls of `write_whole` left in a folder that nobody else is writing to."""
+    for path in Path(folder).glob(f"{SCRATCH}*"):
+        shutil.rmtree(path)
 
 
 def _move_files(source: str, target: Path) -> None:

@@ -353,7 +353,9 @@ def test_the_command_line_takes_a_folder_and_a_filter(tmp_path, monkeypatch):
     }
     (tmp_path / "config.yaml").write_text(json.dumps(config))  # JSON is YAML
     monkeypatch.setattr("sys.argv", ["gitdistill", "fit", "--config", "config.yaml"])
-    main()
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert not end.value.code
     assert TeacherCache(tmp_path / "cache").lacks(TargetSpec(pseudo_captions=1)) == []
 
 
