@@ -59,24 +59,24 @@ def checksum(tensors: dict[str, Tensor]) -> str:
     return f"{value:08x}"
 
 
-def load_torch(path, weights_only: bool | None = True):
-    """What `torch.save` wrote to `path`, on the CPU; by default without Python objects that could run code.
+def load_torch(path):
+    """What `torch.save` wrote to `path`, on the CPU: tensors and plain values, no Python objects that could run code.
 
     Raises in one line FileNotFoundError, or ValueError when the file is damaged or refused for such objects.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"there is no file {path}")
-    zipped = zipfile.is_zipfile(path)
+    whole = False
     try:
-        if zipped:  # torch does not compare the checksums of records, and reads folders as random memory
+        if whole := zipfile.is_zipfile(path):  # torch reads neither the checksums of records nor their kind
             with zipfile.ZipFile(path) as archive:
                 if archive.testzip() or any(record.external_attr & 0x10 for record in archive.infolist()):
                     raise ValueError("one of its records has changed")
-        return torch.load(path, map_location="cpu", weights_only=weights_only)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except (MemoryError, PermissionError):
         raise
     except Exception as error:  # damage shows in many ways
-        if zipped and isinstance(error, pickle.UnpicklingError):  # although all records are whole
+        if whole and isinstance(error, pickle.UnpicklingError):
             objects = shorten(get_unsafe_globals_in_checkpoint(path))
             raise ValueError(
                 f"{path} holds Python objects that are not loaded for safety: {objects}"

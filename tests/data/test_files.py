@@ -444,7 +444,7 @@ def test_a_crop_is_the_same_in_all_frames_and_large():
 def test_lightning_trains_and_scores_videos(tmp_path):
     source = str(msrvtt(tmp_path))
     data = FileData(source, source, source, tokenizer=glyph_tokenizer(), num_frames=2, image_size=tiny.SIDE)
-    module = CaptionTrainer(tiny.student())
+    module = CaptionTrainer(tiny.student(), glyph_tokenizer())
     trainer = pl.Trainer(
         max_steps=1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False,

@@ -255,7 +255,7 @@ def test_the_command_and_a_fit(source, tmp_path, monkeypatch, capsys):
         __main__.main()
     assert stopped.value.code == 0 and "shard-000002.tar: 0 clips" in capsys.readouterr().err
     data = ShardData(*[str(tmp_path / "s")] * 3, **HOW)
-    module = CaptionTrainer(tiny.student())
+    module = CaptionTrainer(tiny.student(), glyph_tokenizer())
     trainer = pl.Trainer(
         max_epochs=2, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False,
