@@ -1,13 +1,11 @@
 """What the three DataModules share: Trainers that change the training set, and epochs that are continued."""
 
-import json
-
 import pytest
 import pytorch_lightning as pl
 import tiny
 import torch
 from fits import QUIET, Watch, fit
-from pictures import photo
+from pictures import captioned
 
 from gitdistill.data import FileData, ShardData
 from gitdistill.data.base import encode
@@ -24,10 +22,7 @@ def make(request, tmp_path):
     """A function that makes a DataModule of 7 clips."""
     if request.param == "world":
         return lambda **options: GlyphData(7, 4, **SMALL, **options)
-    for number in range(7):
-        photo(24 + number, 24).save(tmp_path / f"{number}.png")
-    rows = [{"file": f"{number}.png", "captions": ["a red star", "a wheel"]} for number in range(7)]
-    (tmp_path / "captions.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    captioned(tmp_path, [["a red star", "a wheel"]] * 7)
     if request.param == "files":
         return lambda **options: FileData(str(tmp_path), **SMALL, **options)
     pack(read_items(tmp_path)[0], tmp_path / "shards", 2, say=lambda _: None)

@@ -10,7 +10,7 @@ import pytorch_lightning as pl
 import tiny
 import torch
 from fits import QUIET
-from pictures import photo, shades, video
+from pictures import captioned, photo, shades, video
 
 from gitdistill.data.files import FileData, random_resized_crop
 from gitdistill.data.video import BrokenFile
@@ -23,16 +23,6 @@ from gitdistill.world import glyph_tokenizer
 TEXTS = ["a red star", "a blue star moves", "a green wheel", "a red wheel grows", "a star"]
 
 
-def files(folder, count=5):
-    """Pictures with one caption, two captions, three, and so on."""
-    folder.mkdir(exist_ok=True)
-    for number in range(count):
-        photo(64 + 8 * number, 48).save(folder / f"{number}.png")
-    rows = [{"file": f"{number}.png", "captions": TEXTS[: number + 1]} for number in range(count)]
-    (folder / "captions.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    return str(folder)
-
-
 def small(train, **options):
     options = {"num_frames": 1, "image_size": tiny.SIDE, "batch_size": 2} | options
     return FileData(train, tokenizer=glyph_tokenizer(), **options)
@@ -40,7 +30,8 @@ def small(train, **options):
 
 @pytest.fixture
 def folder(tmp_path):
-    return files(tmp_path / "pictures")
+    """Pictures with one caption, two captions, three, and so on."""
+    return captioned(tmp_path / "pictures", [TEXTS[: number + 1] for number in range(5)])
 
 
 def texts(data, batch):

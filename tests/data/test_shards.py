@@ -14,11 +14,11 @@ import tiny
 import torch
 import webdataset
 from fits import QUIET, fit
-from pictures import photo, shades, video
+from pictures import captioned, photo, shades, video
 
 from gitdistill import __main__
 from gitdistill.data import FileData, ShardData
-from gitdistill.data.items import read_items
+from gitdistill.data.items import Item, read_items
 from gitdistill.data.shards import pack, read_index, read_shard
 from gitdistill.distillation.trainer import CaptionTrainer, DistillationTrainer
 from gitdistill.world import glyph_tokenizer
@@ -29,14 +29,13 @@ SMALL = {"num_frames": 2, "image_size": tiny.SIDE, "batch_size": 3, "tokenizer":
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
     """Nine pictures with two captions each, a video, and a broken picture."""
-    folder = tmp_path_factory.mktemp("source")
-    for number in range(9):
-        photo(40 + 4 * number, 40).save(folder / f"{number}.png")
+    folder, captions = tmp_path_factory.mktemp("source"), ["a red star", "a blue wheel"]
+    captioned(folder, [captions] * 9)
     video(folder / "9.mp4", shades(9))
     (folder / "a.jpg").write_bytes(b"hello")
-    names = [*(f"{number}.png" for number in range(9)), "9.mp4", "a.jpg"]
-    rows = [{"file": name, "captions": ["a red star", "a blue wheel"]} for name in names]
-    (folder / "captions.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    with (folder / "captions.jsonl").open("a") as table:
+        for name in ("9.mp4", "a.jpg"):
+            table.write("\n" + json.dumps({"file": name, "captions": captions}))
     return folder
 
 
@@ -101,31 +100,25 @@ def test_packing_goes_on_where_it_stopped(source, shards, tmp_path):
 
 
 def test_a_file_that_is_gone_is_named_and_a_name_that_is_no_utf_8_is_kept(tmp_path):
-    odd = os.fsdecode(b"caf\xe9.png")
-    for name in ("a.png", odd):
-        photo().save(tmp_path / name)
-    items, lines = read_items(tmp_path)[0], []
-    (tmp_path / "a.png").unlink()
-    index = pack(items, tmp_path / "shards", say=lines.append)
-    assert any("left out: " in line and "a.png" in line for line in lines)
-    ((_, _, _, about),) = read_shard(tmp_path / "shards", index["shards"][0])
-    assert about["name"] == odd
+    odd, lines = Item(os.fsdecode(bytes(tmp_path) + b"/caf\xe9.png")), []
+    photo().save(odd.path)
+    index = pack([Item(str(tmp_path / "gone.png")), odd], tmp_path / "shards", say=lines.append)
+    assert any("left out: " in line and "gone.png" in line for line in lines)
+    ((number, name, *_),) = read_shard(tmp_path / "shards", index["shards"][0])
+    assert number == 1 and name == os.path.basename(odd.path)
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "gone", "miscounted"])
 def test_a_damaged_shard_is_named(shards, tmp_path, damage):
     index = read_index(shards)
-    index["shards"][1]["count"] -= damage == "miscounted"
-    for name, content in contents(shards).items():
-        (tmp_path / name).write_bytes(content)
+    index["shards"] = index["shards"][:1]
+    index["shards"][0]["count"] += damage == "miscounted"
     (tmp_path / "shards.json").write_text(json.dumps(index))
-    shard = tmp_path / "shard-000001.tar"
-    content = bytearray(shard.read_bytes())
+    content = bytearray((shards / "shard-000000.tar").read_bytes())
     content[len(content) - 600] ^= damage == "flip"
-    shard.write_bytes(content[: 3000 if damage == "cut" else None])
-    if damage == "gone":
-        shard.unlink()
-    with pytest.raises(ValueError, match="the shard .*shard-000001.tar is (damaged or missing|not what)"):
+    if damage != "gone":
+        (tmp_path / "shard-000000.tar").write_bytes(content[: 3000 if damage == "cut" else None])
+    with pytest.raises(ValueError, match="the shard .*shard-000000.tar is (damaged or missing|not what)"):
         list(ShardData(test=str(tmp_path), **SMALL).test_dataloader())
 
 

@@ -1,8 +1,9 @@
 """GlyphData: batches as promised, new captions each epoch, the same validation and test clips for every seed."""
 
 import pytest
-import pytorch_lightning as pl
+import tiny
 import torch
+from fits import fit
 from transformers import AutoTokenizer, BertTokenizerFast
 
 from gitdistill.world import GlyphData, glyph_tokenizer
@@ -52,7 +53,10 @@ def test_training_batches(captions):
         assert all(counts[kind][0] == counts[kind][1] for kind in KINDS), text
     for masks, scene in zip(batch["masks"], batch["scenes"]):
         assert masks.flatten(1).any(1).tolist() == [True, len(scene.things) == 2]
-    assert "masks" not in next(iter(small().train_dataloader()))
+    batch = next(iter(small(num_frames=1, image_size=64).train_dataloader()))
+    assert "masks" not in batch and batch["frames"].shape == (16, 1, 3, 64, 64)
+    moving = {"moves", *STEPS, "spins", "grows"} - {"left", "right"}
+    assert not any(set(text.split()) & moving for text in texts(batch))
 
 
 def test_each_epoch_has_another_order_and_other_captions():
@@ -158,35 +162,12 @@ def test_validation_and_test_batches():
     assert all(80 <= content_bucket(scene.things) < 90 for scene in batch["scenes"])
 
 
-def test_image_mode():
-    batch = next(iter(small(num_frames=1, image_size=64).train_dataloader()))
-    assert batch["frames"].shape == (16, 1, 3, 64, 64)
-    moving = {"moves", *STEPS, "spins", "grows"} - {"left", "right"}
-    assert not any(set(text.split()) & moving for text in texts(batch))
-
-
-def test_lightning_sets_the_epoch():
-    class Listener(pl.LightningModule):
-        def __init__(self):
-            super().__init__()
-            self.weight = torch.nn.Parameter(torch.zeros(()))
-            self.seen = {}
-
-        def training_step(self, batch, index):
-            self.seen.setdefault(self.current_epoch, []).append(batch["tokens"])
-            return self.weight * 0
-
-        def configure_optimizers(self):
-            return torch.optim.SGD(self.parameters(), 0.1)
-
-    listener, loader = Listener(), small().train_dataloader()
-    quiet = dict.fromkeys(
-        ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False
-    )
-    pl.Trainer(max_epochs=3, accelerator="cpu", **quiet).fit(listener, small().train_dataloader())
+def test_lightning_sets_the_epoch(tmp_path):
+    data = small(train_clips=5, batch_size=2, num_frames=tiny.FRAMES, image_size=tiny.SIDE)
+    (_, clips), loader = fit(tmp_path, data), data.train_dataloader()
     for epoch in range(3):
         loader.sampler.set_epoch(epoch)
-        assert all(torch.equal(a, b["tokens"]) for a, b in zip(listener.seen[epoch], loader))
+        assert [batch["clip"].tolist() for batch in loader] == clips[3 * epoch : 3 * epoch + 3]
 
 
 def test_captions_that_the_tokenizer_cannot_hold():

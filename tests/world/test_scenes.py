@@ -36,31 +36,26 @@ def test_same_bytes_on_any_machine_and_in_another_process(capsys):
     assert capsys.readouterr().out.strip() == run.stdout.strip() == DIGEST
 
 
-def test_clip_shapes_and_types():
+def test_clips():
+    """Shapes and types; another order of access changes nothing, another seed or salt everything."""
     clip = GlyphClips(objects=2, num_frames=3, image_size=64)[5]
     assert clip.frames.shape == (3, 3, 64, 64) and clip.frames.dtype == torch.uint8
     assert clip.masks.shape == (2, 3, 64, 64) and clip.masks.dtype == torch.bool
     assert len(clip.captions) == 5
     assert GlyphClips().clip(5, masks=False, captions=2).masks is None
     assert GlyphClips(num_frames=1)[0].frames.shape == (1, 3, 96, 96)
-
-
-def test_order_of_access_does_not_matter():
     clips = GlyphClips(size=20, seed=2)
     backwards = [clips[i] for i in reversed(range(20))][::-1]
     for i, clip in enumerate(backwards):
         assert torch.equal(clips[i].frames, clip.frames)
         assert clips[i].captions == clip.captions and clips.scene(i) == clip.scene
-
-
-def test_seeds_and_salts_differ():
     one, two = GlyphClips(size=50, seed=0), GlyphClips(size=50, seed=1)
     assert all(one.scene(i) != two.scene(i) for i in range(50))
     assert one.captions(3, 5, salt=1) == one.captions(3, 5, salt=1)
     assert [one.captions(i, 5, salt=1) for i in range(9)] != [one.captions(i, 5, salt=2) for i in range(9)]
 
 
-def test_splits_are_disjoint():
+def test_splits_are_disjoint_and_held_out_pairs_balanced():
     seen = {}
     for split in ("train", "val", "test", "unseen"):
         clips = GlyphClips(split, 1500)
@@ -71,9 +66,6 @@ def test_splits_are_disjoint():
             held_out = [(thing.colour, thing.symbol) in HELD_OUT for thing in things]
             assert held_out[0] == (split == "unseen") and not any(held_out[1:])
             assert content_bucket(things) == content_bucket(things[::-1]) in SPLITS[split]
-
-
-def test_held_out_pairs_are_balanced():
     colours, symbols = zip(*HELD_OUT)
     assert len(HELD_OUT) == 32 and sorted(symbols) == sorted(SYMBOLS)
     assert all(colours.count(colour) == 4 for colour in COLOURS)
@@ -158,14 +150,11 @@ def test_pictures_show_the_colour_and_the_relation():
             assert (side > abs(far)).all()
 
 
-def test_scene_is_independent_of_size_and_frames():
+def test_a_scene_is_the_same_at_any_size_and_length_but_single_images_do_not_move():
     small, long = GlyphClips(image_size=64), GlyphClips(num_frames=8)
     for i in range(50):
         assert small.scene(i) == long.scene(i)
         assert small[i].captions == long[i].captions
-
-
-def test_single_images_do_not_move():
     clips = GlyphClips(size=200, num_frames=1)
     scenes = [clips.scene(i) for i in range(200)]
     assert not any(scene.moving for scene in scenes)
