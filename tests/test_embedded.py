@@ -57,10 +57,9 @@ def test_a_clip_run_backwards_is_captioned_backwards(teacher):
     assert len(moving) > 20 and turned > 0.8 * len(moving)
 
 
-@pytest.mark.parametrize(
-    "name, term", [("teacher", "train/loss"), ("backbone", "train/symbol"), ("student", "train/loss")]
-)
-def test_the_training_log_reaches_the_last_step_and_shows_learning(name, term):
+@pytest.mark.parametrize("name", ["teacher", "backbone", "student"])
+def test_the_training_log_reaches_the_last_step_and_shows_learning(name):
+    term = "train/symbol" if name == "backbone" else "train/loss"
     steps = json.loads((DATA / name / "scores.json").read_text())["steps"]
     with (DATA / name / "log.csv").open(newline="") as file:
         rows = [(int(row["step"]), float(row[term])) for row in csv.DictReader(file) if row[term]]

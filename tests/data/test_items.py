@@ -1,6 +1,5 @@
 """Lists of captioned files as people have them: every format, good and broken."""
 
-import csv
 import json
 
 import pytest
@@ -30,8 +29,8 @@ def table(folder, name, content, *options):
     return names(read_items(write(folder / name, content), *options)[0])
 
 
-def karpathy(folder):
-    pictures(folder / "val2014", ["a.jpg", "b.jpg", "c.jpg", "d.jpg"])
+def test_karpathys_split(tmp_path):
+    pictures(tmp_path / "val2014", ["a.jpg", "b.jpg", "c.jpg", "d.jpg"])
     rows = [
         {
             "filepath": "val2014",
@@ -41,7 +40,14 @@ def karpathy(folder):
         }
         for name, split in (("a", "train"), ("b", "restval"), ("c", "val"), ("d", "test"))
     ]
-    return write(folder / "dataset_coco.json", {"dataset": "coco", "images": rows})
+    source = write(tmp_path / "dataset_coco.json", {"dataset": "coco", "images": rows})
+    for split, expected in (("train", "ab"), ("val", "c"), ("test", "d")):
+        items, _ = read_items(source, split=split)
+        assert names(items) == [(f"{name}.jpg", (f"a {name}",)) for name in expected]
+    (tmp_path / "val2014" / "a.jpg").unlink()  # missed by its own split alone
+    assert read_items(source, split="val")[1] == []
+    items, missing = read_items(source, split="train")
+    assert names(items) == [("b.jpg", ("a b",))] and missing == ["val2014/a.jpg"]
 
 
 def test_coco(tmp_path):
@@ -58,17 +64,6 @@ def test_coco(tmp_path):
     lost = {"images": images, "annotations": [{"image_id": 4, "caption": "x"}]}
     with pytest.warns(UserWarning, match="captions of 1 that it does not list, 4 first"):
         assert table(tmp_path, "lost.json", lost) == [("a.jpg", ())]
-
-
-def test_karpathys_split(tmp_path):
-    source = karpathy(tmp_path)
-    for split, expected in (("train", "ab"), ("val", "c"), ("test", "d")):
-        items, _ = read_items(source, split=split)
-        assert names(items) == [(f"{name}.jpg", (f"a {name}",)) for name in expected]
-    (tmp_path / "val2014" / "a.jpg").unlink()  # missed by its own split alone
-    assert read_items(source, split="val")[1] == []
-    items, missing = read_items(source, split="train")
-    assert names(items) == [("b.jpg", ("a b",))] and missing == ["val2014/a.jpg"]
 
 
 def test_msrvtt_and_vatex_as_they_are_published(tmp_path):
@@ -95,9 +90,8 @@ def test_folders(tmp_path):
     pictures(tmp_path, ["b.png", "a.jpg", "deep/c.jpg"])
     (tmp_path / "notes.txt").write_text("no picture")
     assert names(read_items(tmp_path)[0]) == [("a.jpg", ()), ("b.png", ()), ("c.jpg", ())]
-    rows = [("b.png", "a star", "train"), ("c.jpg", "one, two", "val"), ("b.png", "a wheel", "train")]
-    with (tmp_path / "captions.csv").open("w", newline="", encoding="utf-8-sig") as file:
-        csv.writer(file).writerows([("file_name", "text", "split"), *rows])
+    rows = 'file_name,text,split\nb.png,a star,train\nc.jpg,"one, two",val\nb.png,a wheel,train\n'
+    (tmp_path / "captions.csv").write_text(rows)
     assert names(read_items(tmp_path, split="train")[0]) == [("b.png", ("a star", "a wheel"))]
     assert names(read_items(tmp_path, split="val")[0]) == [("c.jpg", ("one, two",))]
 

@@ -20,7 +20,7 @@ from gitdistill import __main__
 from gitdistill.data import FileData, ShardData
 from gitdistill.data.items import Item, read_items
 from gitdistill.data.shards import pack, read_index, read_shard
-from gitdistill.distillation.trainer import CaptionTrainer, DistillationTrainer
+from gitdistill.distillation.trainer import DistillationTrainer
 from gitdistill.world import glyph_tokenizer
 
 SMALL = {"num_frames": 2, "image_size": tiny.SIDE, "batch_size": 3, "tokenizer": glyph_tokenizer()}
@@ -150,15 +150,10 @@ def test_no_damaged_clip_is_handed_out(shards, tmp_path):
             next(rows)
 
 
-class Quiet(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, *_):
-        pass
-
-
 @pytest.fixture
 def address(shards):
     """The shards by HTTP."""
-    handler = functools.partial(Quiet, directory=shards.parent)
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=shards.parent)
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
@@ -216,16 +211,9 @@ def test_mistakes_in_one_line(shards, tmp_path):
         pl.Trainer(**QUIET, max_steps=1).fit(module, data())
 
 
-def test_the_command_and_a_fit(source, tmp_path, monkeypatch, capsys):
-    command = ["gitdistill", "pack", str(source), str(tmp_path / "s"), "--per-shard", "5"]
-    monkeypatch.setattr(sys, "argv", command)
+def test_the_command(source, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["gitdistill", "pack", str(source), str(tmp_path), "--per-shard", "5"])
     with pytest.raises(SystemExit) as stopped:
         __main__.main()
     assert stopped.value.code == 0 and "shard-000002.tar: 0 clips" in capsys.readouterr().err
-    data, module = (
-        ShardData(*[str(tmp_path / "s")] * 3, **SMALL),
-        CaptionTrainer(tiny.student(), glyph_tokenizer()),
-    )
-    trainer = pl.Trainer(max_epochs=2, enable_checkpointing=False, **QUIET)
-    trainer.fit(module, data)
-    assert trainer.global_step == 8 and "test/cider" in trainer.test(module, data, verbose=False)[0]
+    assert len(clips(ShardData(str(tmp_path), **SMALL).train_dataloader())) == 10

@@ -54,9 +54,8 @@ def test_relations_are_checked_both_ways(caption, expected):
 
 
 def test_long_phrases_are_read_first():
-    mentions, relations, loose = parse(
-        "a cat drifts to the left and a cup gets bigger to the left of a big die"
-    )
+    caption = "a cat drifts to the left and a cup gets bigger to the left of a big die"
+    mentions, relations, loose = parse(caption)
     found = [(m.symbol, m.motion, m.size) for m in mentions]
     assert found == [("cat", ["left"], []), ("cup", ["grow"], []), ("die", [], ["large"])]
     assert relations == [(1, "left", 2)] and not any(loose.values())

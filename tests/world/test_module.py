@@ -1,9 +1,7 @@
 """GlyphData: batches as promised, new captions each epoch, the same validation and test clips for every seed."""
 
 import pytest
-import tiny
 import torch
-from fits import fit
 from transformers import AutoTokenizer, BertTokenizerFast
 
 from gitdistill.world import GlyphData, glyph_tokenizer
@@ -160,14 +158,6 @@ def test_validation_and_test_batches():
         assert pairs <= HELD_OUT if len(loader.dataset) == len(unseen.dataset) else not pairs & HELD_OUT
     (batch,) = one.val_dataloader()
     assert all(80 <= content_bucket(scene.things) < 90 for scene in batch["scenes"])
-
-
-def test_lightning_sets_the_epoch(tmp_path):
-    data = small(train_clips=5, batch_size=2, num_frames=tiny.FRAMES, image_size=tiny.SIDE)
-    (_, clips), loader = fit(tmp_path, data), data.train_dataloader()
-    for epoch in range(3):
-        loader.sampler.set_epoch(epoch)
-        assert [batch["clip"].tolist() for batch in loader] == clips[3 * epoch : 3 * epoch + 3]
 
 
 def test_captions_that_the_tokenizer_cannot_hold():

@@ -81,12 +81,6 @@ def test_cells_train_a_backbone_or_the_image_encoder_of_git_and_nothing_else():
     assert changed(tiny.git(), CellTrainer, frames()) == {"image_encoder"}
 
 
-def test_a_fit_without_an_end_is_refused():
-    endless = pl.Trainer(max_epochs=-1, max_time="00:00:01:00", enable_checkpointing=False, **QUIET)
-    with pytest.raises(ValueError, match="max_steps or max_epochs"):
-        endless.fit(CellTrainer(tiny.backbone()), frames())
-
-
 def test_frames_never_repeat_from_epoch_to_epoch():
     data = frames()
     data.trainer = type("Trainer", (), {"current_epoch": 0})

@@ -144,10 +144,9 @@ def test_pictures_show_the_colour_and_the_relation():
             middles.append(centres_and_areas(mask)[0])
         if clip.scene.relation:
             dx, dy = (middles[0] - middles[1]).T
-            side, far = {"left": (-dx, dy), "right": (dx, dy), "above": (-dy, dx), "below": (dy, dx)}[
-                clip.scene.relation
-            ]
-            assert (side > abs(far)).all()
+            sides = {"left": (-dx, dy), "right": (dx, dy), "above": (-dy, dx), "below": (dy, dx)}
+            side, across = sides[clip.scene.relation]
+            assert (side > abs(across)).all()
 
 
 def test_a_scene_is_the_same_at_any_size_and_length_but_single_images_do_not_move():
@@ -159,14 +158,6 @@ def test_a_scene_is_the_same_at_any_size_and_length_but_single_images_do_not_mov
     scenes = [clips.scene(i) for i in range(200)]
     assert not any(scene.moving for scene in scenes)
     assert {thing.motion for scene in scenes for thing in scene.things} == {"still"}
-
-
-def test_the_font_has_every_symbol():
-    from matplotlib import get_data_path
-    from matplotlib.ft2font import FT2Font
-
-    known = FT2Font(f"{get_data_path()}/fonts/ttf/DejaVuSans.ttf").get_charmap()
-    assert all(ord(symbol.char) in known for symbol in SYMBOLS.values())
 
 
 def test_holes_are_holes():
@@ -206,8 +197,7 @@ def test_draw_equals_masks_where_nothing_else_is():
     pictures, masks = draw(scene), draw_masks(scene)
     empty = draw(scene._replace(things=()))
     changed = (pictures != empty).any(1)
-    assert (changed | ~masks[0]).all()
-    assert changed.sum() < 2 * masks.sum() + 200
+    assert (changed | ~masks[0]).all() and changed.sum() < 2 * masks.sum() + 200
 
 
 def test_bad_arguments_give_one_line():
