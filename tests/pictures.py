@@ -1,5 +1,6 @@
 """Small files for the tests: crops of a photograph that matplotlib ships, and videos encoded from them."""
 
+import json
 from fractions import Fraction
 
 import av
@@ -14,6 +15,16 @@ def photo(width=64, height=48) -> Image.Image:
     """Grace Hopper, in RGB."""
     path = matplotlib.get_data_path() + "/sample_data/grace_hopper.jpg"
     return Image.open(path).convert("RGB").resize((width, height))
+
+
+def captioned(folder, captions) -> str:
+    """A folder of pictures "0.png", "1.png", no two alike, with these lists of captions."""
+    folder.mkdir(exist_ok=True)
+    for number in range(len(captions)):
+        photo(64 + 8 * number, 48).save(folder / f"{number}.png")
+    rows = [{"file": f"{number}.png", "captions": texts} for number, texts in enumerate(captions)]
+    (folder / "captions.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return str(folder)
 
 
 def grey(value, width=64, height=48):

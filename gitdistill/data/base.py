@@ -229,8 +229,8 @@ class ClipData(pl.LightningDataModule):
 
 class Pooled:
     """What a cache of teacher outputs needs, for a `ClipData` whose training clips come again. It must have a `pool`
-    with `whole(number)`, a sample with all captions of a clip, and `content(number)`, bytes that its frames decide;
-    `pool_size`, the number of clips; `pool_settings`, what the clips and captions depend on."""
+    with `whole(number)`, a sample with all captions of a clip; `pool_size`, the number of clips; `pool_settings`, what
+    the clips and captions depend on."""
 
     def pool_dataloader(self, start: int = 0, stop: int | None = None) -> ClipLoader:
         """Batches of the pool in order from clip `start` to the one before `stop`, with all captions of each clip."""
@@ -241,7 +241,10 @@ class Pooled:
         """What the pool's clips and captions depend on, and a checksum of some of the clips ("content")."""
         pool, content = self.pool, hashlib.sha256()
         for number in np.linspace(0, self.pool_size - 1, SAMPLED, dtype=int).tolist():
-            content.update(pool.content(number))
+            sample = pool.whole(number)
+            content.update(sample.frames.numpy().tobytes())
+            if sample.scene is not None:  # otherwise all captions are among the settings
+                content.update("\n".join(sample.captions).encode())
         vocabulary = sorted(self.tokenizer.get_vocab().items(), key=lambda entry: entry[1])
         return {
             "data": type(self).__name__,

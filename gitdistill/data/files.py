@@ -113,10 +113,6 @@ class FilePool:
         """Captions of the item that has most, at least 1."""
         return max([1, *(len(item.captions) for item in self.items)])
 
-    def content(self, clip: int) -> bytes:
-        """The bytes of a clip's frames."""
-        return self.whole(clip).frames.numpy().tobytes()
-
 
 class CaptionedData(ClipData):
     """What `FileData` and `ShardData` share.

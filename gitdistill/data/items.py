@@ -178,18 +178,16 @@ def _read(path: Path) -> list[tuple]:
             found = _joined(content["images"], "id", "file_name", captions, "image_id", path)
             return [(name, texts, None) for name, texts, _ in found]
         if "images" in has:
-            return [_karpathy(row) for row in content["images"]]
+            rows = content["images"]
+            files = [f"{row.get('filepath', '')}/{row['filename']}".lstrip("/") for row in rows]
+            captions = [[sentence["raw"] for sentence in row["sentences"]] for row in rows]
+            return [(name, texts, row.get("split")) for name, texts, row in zip(files, captions, rows)]
         if {"videos", "sentences"} <= has:
             return _joined(content["videos"], "video_id", "video_id", content["sentences"], "video_id", path)
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} has an entry that is not as it should be: {error!r}") from None
     keys = sorted(has)[:8]
     raise ValueError(f"{path} is none of COCO, Karpathy's split, MSR-VTT and VATEX: its keys are {keys}")
-
-
-def _karpathy(row: dict) -> tuple:
-    name = f"{row.get('filepath', '')}/{row['filename']}".lstrip("/")
-    return name, [sentence["raw"] for sentence in row["sentences"]], row.get("split")
 
 
 def _joined(files: list, key: str, name: str, sentences: list, of: str, path) -> list[tuple]:

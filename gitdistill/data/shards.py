@@ -40,6 +40,7 @@ from gitdistill.models.storage import (
 
 INDEX = "shards.json"
 FORMAT = 1
+AGAIN = "pack or fetch it again"
 SHARDS = 86_028_121  # keeps the random numbers of shuffling apart from others
 
 
@@ -191,9 +192,9 @@ def read_shard(source, entry: dict):
                 pass
     except Exception as error:  # of the network and of what is in there
         reason = first_line(error)
-        raise ValueError(f"the shard {where} is damaged or missing ({reason}): fetch it again") from None
+        raise ValueError(f"the shard {where} is damaged or missing ({reason}): {AGAIN}") from None
     if stream.digest.hexdigest() != entry["sha256"] or count != entry["count"]:
-        raise ValueError(f"the shard {where} is not what {INDEX} says of it: fetch it again")
+        raise ValueError(f"the shard {where} is not what {INDEX} says of it: {AGAIN}")
     if held:
         yield held
 

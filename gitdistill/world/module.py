@@ -73,11 +73,6 @@ class GlyphPool:
             captions, numbers = choose(draw, clip.captions, self.captions)
         return Sample(clip.frames, captions, numbers, clip.captions, number, clip.scene, clip.masks)
 
-    def content(self, number: int) -> bytes:
-        """The bytes of a clip's frames and captions."""
-        clip = self.clip(number)
-        return clip.frames.numpy().tobytes() + "\n".join(clip.captions).encode()
-
 
 class GlyphData(Pooled, ClipData):
     """Batches of the embedded world, as `gitdistill.data.base` describes them.

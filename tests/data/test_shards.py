@@ -14,29 +14,28 @@ import tiny
 import torch
 import webdataset
 from fits import QUIET, fit
-from pictures import photo, shades, video
+from pictures import captioned, photo, shades, video
 
 from gitdistill import __main__
 from gitdistill.data import FileData, ShardData
-from gitdistill.data.items import read_items
+from gitdistill.data.items import Item, read_items
 from gitdistill.data.shards import pack, read_index, read_shard
-from gitdistill.distillation.trainer import CaptionTrainer, DistillationTrainer
-from gitdistill.world.module import glyph_tokenizer
+from gitdistill.distillation.trainer import DistillationTrainer
+from gitdistill.world import glyph_tokenizer
 
-HOW = {"num_frames": 2, "image_size": tiny.SIDE, "batch_size": 3, "tokenizer": glyph_tokenizer()}
+SMALL = {"num_frames": 2, "image_size": tiny.SIDE, "batch_size": 3, "tokenizer": glyph_tokenizer()}
 
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
     """Nine pictures with two captions each, a video, and a broken picture."""
-    folder = tmp_path_factory.mktemp("source")
-    for number in range(9):
-        photo(40 + 4 * number, 40).save(folder / f"{number}.png")
+    folder, captions = tmp_path_factory.mktemp("source"), ["a red star", "a blue wheel"]
+    captioned(folder, [captions] * 9)
     video(folder / "9.mp4", shades(9))
     (folder / "a.jpg").write_bytes(b"hello")
-    names = [*(f"{number}.png" for number in range(9)), "9.mp4", "a.jpg"]
-    rows = [{"file": name, "captions": ["a red star", "a blue wheel"]} for name in names]
-    (folder / "captions.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    with (folder / "captions.jsonl").open("a") as table:
+        for name in ("9.mp4", "a.jpg"):
+            table.write("\n" + json.dumps({"file": name, "captions": captions}))
     return folder
 
 
@@ -51,43 +50,40 @@ def contents(folder):
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
+def clips(loader):
+    return [clip for batch in loader for clip in batch["clip"].tolist()]
+
+
 def test_what_was_packed_is_read(source, shards):
-    index = read_index(shards)
-    assert [shard["count"] for shard in index["shards"]] == [3, 3, 3, 1]
-    files, streamed = FileData(test=str(source), **HOW), ShardData(test=str(shards), **HOW)
-    with pytest.warns(UserWarning, match="a.jpg"):
-        expected = {}
-        for batch in files.test_dataloader():
-            expected |= {
-                clip: row for clip, *row in zip(batch["clip"].tolist(), batch["frames"], batch["references"])
-            }
-    rows = 0
-    for batch in streamed.test_dataloader():
-        assert batch["tokens"].shape[0] == len(batch["frames"])
-        for clip, frames, references in zip(batch["clip"].tolist(), batch["frames"], batch["references"]):
-            assert torch.equal(frames, expected[clip][0]) and references == expected[clip][1]
-            rows += 1
-    assert rows == 10
+    assert [shard["count"] for shard in read_index(shards)["shards"]] == [3, 3, 3, 1]
+    found = []
+    for data in (FileData(test=str(source), **SMALL), ShardData(test=str(shards), **SMALL)):
+        found.append({})
+        for batch in data.test_dataloader():
+            rows = zip(batch["frames"].numpy(), batch["references"], strict=True)
+            found[-1] |= {n: (a.tobytes(), b) for n, (a, b) in zip(batch["clip"].tolist(), rows)}
+    assert len(found[1]) == 10 and found[1].items() <= found[0].items()
+    (row,) = webdataset.WebDataset(str(shards / "shard-000003.tar"), shardshuffle=False)
+    assert row["__key__"] == "000000009" and row["mp4"]
+    assert json.loads(row["json"])["captions"] == ["a red star", "a blue wheel"]
 
 
 def test_training_streams_in_another_order_each_epoch(shards):
-    data = ShardData(train=str(shards), captions_per_clip=3, buffer=4, **HOW)
-    loader = data.train_dataloader()
-    epochs = [[clip for batch in loader for clip in batch["clip"].tolist()] for _ in range(2)]
+    data = functools.partial(ShardData, str(shards), captions_per_clip=3, buffer=4, **SMALL)
+    loader = data().train_dataloader()
+    epochs = [clips(loader) for _ in range(2)]
     assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(10)) and epochs[0] != epochs[1]
-    again = ShardData(train=str(shards), captions_per_clip=3, buffer=4, **HOW).train_dataloader()
-    assert [clip for batch in again for clip in batch["clip"].tolist()] == epochs[0]
+    assert clips(data().train_dataloader()) == epochs[0]
     batch = next(iter(loader))
     assert sorted(batch["caption"][:3].tolist()) == [-1, 0, 1] and batch["tokens"].shape[0] == 9
-    spread = ShardData(train=str(shards), workers=2, **HOW).train_dataloader()
-    assert len({clip for batch in spread for clip in batch["clip"].tolist()}) >= 9
+    assert len(set(clips(data(workers=2).train_dataloader()))) >= 9
 
 
 def test_packing_goes_on_where_it_stopped(source, shards, tmp_path):
-    items, said = read_items(source)[0], []
+    items, lines = read_items(source)[0], []
 
     def say(line):
-        said.append(line)
+        lines.append(line)
         if line.startswith("shard-000001"):
             raise KeyboardInterrupt
 
@@ -95,56 +91,47 @@ def test_packing_goes_on_where_it_stopped(source, shards, tmp_path):
         pack(items, tmp_path, 3, say)
     with pytest.raises(ValueError, match="not all there: pack again"):
         read_index(tmp_path)
-    pack(items, tmp_path, 3, say=said.append)
-    assert any("going on after 2 shards" in line for line in said)
-    assert sum("left out: " in line and "a.jpg is no readable picture" in line for line in said) == 1
+    pack(items, tmp_path, 3, say=lines.append)
+    assert any("going on after 2 shards" in line for line in lines)
+    assert sum("left out: " in line and "a.jpg is no readable picture" in line for line in lines) == 1
     assert contents(tmp_path) == contents(shards)
     with pytest.raises(ValueError, match="holds shards of other files or sizes"):
         pack(items, tmp_path, 4)
 
 
 def test_a_file_that_is_gone_is_named_and_a_name_that_is_no_utf_8_is_kept(tmp_path):
-    odd = os.fsdecode(b"caf\xe9.png")
-    for name in ("a.png", odd):
-        photo().save(tmp_path / name)
-    items, said = read_items(tmp_path)[0], []
-    (tmp_path / "a.png").unlink()
-    index = pack(items, tmp_path / "shards", say=said.append)
-    assert any("left out: " in line and "a.png" in line for line in said)
-    ((_, _, _, about),) = read_shard(tmp_path / "shards", index["shards"][0])
-    assert about["name"] == odd
+    odd, lines = Item(os.fsdecode(bytes(tmp_path) + b"/caf\xe9.png")), []
+    photo().save(odd.path)
+    index = pack([Item(str(tmp_path / "gone.png")), odd], tmp_path / "shards", say=lines.append)
+    assert any("left out: " in line and "gone.png" in line for line in lines)
+    ((number, name, *_),) = read_shard(tmp_path / "shards", index["shards"][0])
+    assert number == 1 and name == os.path.basename(odd.path)
 
 
-@pytest.mark.parametrize("damage", ["flip", "cut", "gone"])
-def test_a_damaged_shard_is_named(source, tmp_path, damage):
-    pack(read_items(source)[0], tmp_path, 4, say=lambda _: None)
-    shard = tmp_path / "shard-000001.tar"
-    content = bytearray(shard.read_bytes())
-    content[len(content) - 600] ^= 1
-    shard.write_bytes(content if damage == "flip" else content[:3000])
-    if damage == "gone":
-        shard.unlink()
-    with pytest.raises(ValueError, match="the shard .*shard-000001.tar is (damaged or missing|not what)"):
-        list(ShardData(test=str(tmp_path), **HOW).test_dataloader())
+@pytest.mark.parametrize("damage", ["flip", "cut", "gone", "miscounted"])
+def test_a_damaged_shard_is_named(shards, tmp_path, damage):
+    index = read_index(shards)
+    index["shards"] = index["shards"][:1]
+    index["shards"][0]["count"] += damage == "miscounted"
+    (tmp_path / "shards.json").write_text(json.dumps(index))
+    content = bytearray((shards / "shard-000000.tar").read_bytes())
+    content[len(content) - 600] ^= damage == "flip"
+    if damage != "gone":
+        (tmp_path / "shard-000000.tar").write_bytes(content[: 3000 if damage == "cut" else None])
+    with pytest.raises(ValueError, match="the shard .*shard-000000.tar is (damaged or missing|not what)"):
+        list(ShardData(test=str(tmp_path), **SMALL).test_dataloader())
 
 
 def test_a_damaged_index_is_named(shards, tmp_path):
     text = (shards / "shards.json").read_text()
-    (tmp_path / "shards.json").write_text(text[:90])
-    with pytest.raises(ValueError, match="shards.json is not valid JSON"):
-        ShardData(test=str(tmp_path), **HOW)
-    (tmp_path / "shards.json").write_text(text.replace('"count": 3', '"count": 2', 1))
-    with pytest.raises(ValueError, match="shards.json is damaged, its facts have another checksum"):
-        ShardData(test=str(tmp_path), **HOW)
-
-
-def test_an_index_of_other_shards_is_noticed(shards, tmp_path):
-    index = read_index(shards)
-    index["shards"][0]["count"] = 2
-    (tmp_path / "shards.json").write_text(json.dumps(index))
-    (tmp_path / "shard-000000.tar").write_bytes((shards / "shard-000000.tar").read_bytes())
-    with pytest.raises(ValueError, match="shard-000000.tar is not what shards.json says of it"):
-        list(ShardData(test=str(tmp_path), **HOW).test_dataloader())
+    for damaged, message in (
+        (text[:90], "shards.json is not valid JSON"),
+        (text.replace('"count": 3', '"count": 2', 1), "shards.json is damaged"),
+        (json.dumps({"format": 2}), "pack it again"),
+    ):
+        (tmp_path / "shards.json").write_text(damaged)
+        with pytest.raises(ValueError, match=message):
+            ShardData(test=str(tmp_path), **SMALL)
 
 
 def test_no_damaged_clip_is_handed_out(shards, tmp_path):
@@ -163,21 +150,10 @@ def test_no_damaged_clip_is_handed_out(shards, tmp_path):
             next(rows)
 
 
-def test_webdataset_reads_them(shards):
-    found = list(webdataset.WebDataset(str(shards / "shard-000003.tar"), shardshuffle=False))
-    assert [row["__key__"] for row in found] == ["000000009"]
-    assert json.loads(found[0]["json"])["captions"] == ["a red star", "a blue wheel"] and found[0]["mp4"]
-
-
-class Quiet(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, *_):
-        pass
-
-
 @pytest.fixture
 def address(shards):
     """The shards by HTTP."""
-    handler = functools.partial(Quiet, directory=shards.parent)
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=shards.parent)
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
@@ -188,33 +164,28 @@ def address(shards):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_shards_by_http(shards, address, workers):
-    for near, far in zip(
-        ShardData(train=str(shards), **HOW, workers=workers).train_dataloader(),
-        ShardData(train=address, **HOW, workers=workers).train_dataloader(),
-        strict=True,
-    ):
-        assert torch.equal(near["frames"], far["frames"]) and torch.equal(near["tokens"], far["tokens"])
+    near, far = (ShardData(train=str(where), **SMALL, workers=workers) for where in (shards, address))
+    for one, other in zip(near.train_dataloader(), far.train_dataloader(), strict=True):
+        assert torch.equal(one["frames"], other["frames"]) and torch.equal(one["tokens"], other["tokens"])
 
 
-def test_addresses_without_shards(address):
-    with pytest.raises(FileNotFoundError, match="there is no http.*/nowhere/shards.json: pack the data"):
-        ShardData(train=f"{address}/nowhere", **HOW)
-    with pytest.raises(ValueError, match="http://127.0.0.1:1/shards.json cannot be read: .*refused"):
-        ShardData(train="http://127.0.0.1:1", **HOW)
-    for protocol, library in (("s3", "s3fs"), ("gs", "gcsfs")):
-        if not find_spec(library):
-            with pytest.raises(
-                ValueError, match=f"{protocol}://bucket/shards.json cannot be read: .*{library}"
-            ):
-                ShardData(train=f"{protocol}://bucket", **HOW)
+def test_where_no_shards_are(address, tmp_path):
+    for folder in (tmp_path, f"{address}/nowhere"):
+        with pytest.raises(FileNotFoundError, match=f"there is no {folder}/shards.json"):
+            ShardData(train=str(folder), **SMALL)
+    cannot = {"http://127.0.0.1:1": "refused", "s3://bucket": "s3fs", "gs://bucket": "gcsfs"}
+    for place, reason in cannot.items():
+        if not find_spec(reason):
+            with pytest.raises(ValueError, match=f"{place}/shards.json cannot be read: .*{reason}"):
+                ShardData(train=place, **SMALL)
 
 
 @pytest.mark.filterwarnings("error:You're resuming")
-@pytest.mark.parametrize("workers, kills", [(0, (1, 2, 4, 6)), (2, (3,))])
+@pytest.mark.parametrize("workers, kills", [(0, (1, 4, 6)), (2, (3,))])
 def test_a_fit_continues_within_an_epoch(shards, tmp_path, workers, kills):
     """Epochs of four steps; the clips not seen yet come next, and the end is that of an uninterrupted fit."""
-    how = HOW | {"captions_per_clip": 1, "buffer": 4, "workers": workers}
-    data = functools.partial(ShardData, str(shards), str(shards), **how)
+    options = SMALL | {"captions_per_clip": 1, "buffer": 4, "workers": workers}
+    data = functools.partial(ShardData, str(shards), str(shards), **options)
     whole, clips = fit(tmp_path / "whole", data(), steps=7)
     assert len(clips) == 7 and sorted(sum(clips[:4], [])) == list(range(10)) or workers
     for kill in kills:
@@ -225,40 +196,24 @@ def test_a_fit_continues_within_an_epoch(shards, tmp_path, workers, kills):
         assert all(torch.equal(weights[name], value) for name, value in whole.items()), kill
 
 
-def test_an_epoch_is_not_continued_with_other_workers(shards):
-    loader = ShardData(train=str(shards), **HOW).train_dataloader()
+def test_mistakes_in_one_line(shards, tmp_path):
+    data = functools.partial(ShardData, str(shards), **SMALL)
+    with pytest.raises(ValueError, match="there is no val data"):
+        data().val_dataloader()
+    with pytest.raises(ValueError, match="4 shards are too few for 1 processes of 5 workers"):
+        list(data(workers=5).train_dataloader())
+    loader = data().train_dataloader()
     next(iter(loader))
     with pytest.raises(ValueError, match="workers was 0 and is 2"):
-        ShardData(train=str(shards), workers=2, **HOW).train_dataloader().load_state_dict(loader.state_dict())
-
-
-def test_no_cache_of_a_stream(shards, tmp_path):
+        data(workers=2).train_dataloader().load_state_dict(loader.state_dict())
     module = DistillationTrainer(tiny.teacher(), tiny.student(), cache=tmp_path / "cache")
     with pytest.raises(ValueError, match="use GlyphData or FileData, not ShardData"):
-        pl.Trainer(**QUIET, max_steps=1).fit(module, ShardData(train=str(shards), **HOW))
+        pl.Trainer(**QUIET, max_steps=1).fit(module, data())
 
 
-def test_mistakes_in_one_line(shards, tmp_path):
-    with pytest.raises(FileNotFoundError, match="there is no .*shards.json: pack the data"):
-        ShardData(train=str(tmp_path), **HOW)
-    with pytest.raises(ValueError, match="there is no val data"):
-        ShardData(train=str(shards), **HOW).val_dataloader()
-    with pytest.raises(ValueError, match="4 shards are too few for 1 processes of 5 workers"):
-        list(ShardData(train=str(shards), workers=5, **HOW).train_dataloader())
-
-
-def test_the_command_and_a_fit(source, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(
-        sys, "argv", ["gitdistill", "pack", str(source), str(tmp_path / "s"), "--per-shard", "5"]
-    )
+def test_the_command(source, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["gitdistill", "pack", str(source), str(tmp_path), "--per-shard", "5"])
     with pytest.raises(SystemExit) as stopped:
         __main__.main()
     assert stopped.value.code == 0 and "shard-000002.tar: 0 clips" in capsys.readouterr().err
-    data = ShardData(*[str(tmp_path / "s")] * 3, **HOW)
-    module = CaptionTrainer(tiny.student(), glyph_tokenizer())
-    trainer = pl.Trainer(
-        max_epochs=2, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False,
-    )  # fmt: skip
-    trainer.fit(module, data)
-    assert trainer.global_step == 8 and "test/cider" in trainer.test(module, data, verbose=False)[0]
+    assert len(clips(ShardData(str(tmp_path), **SMALL).train_dataloader())) == 10

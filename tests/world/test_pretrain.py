@@ -1,12 +1,13 @@
-"""What the embedded networks are taught before they speak."""
+"""What the embedded networks are taught before they caption."""
 
 import pytest
 import pytorch_lightning as pl
 import tiny
 import torch
+from fits import QUIET
 
+from gitdistill.world import GlyphData, Scene, Thing
 from gitdistill.world.grammar import COLOURS, MOTIONS, RELATIONS, SYMBOLS
-from gitdistill.world.module import GlyphData
 from gitdistill.world.pretrain import (
     CellHeads,
     CellTrainer,
@@ -15,14 +16,10 @@ from gitdistill.world.pretrain import (
     cell_truth,
     mask_boxes,
 )
-from gitdistill.world.scenes import Scene, Thing
 
 CAT = Thing(list(SYMBOLS)[3], list(COLOURS)[2], "small", list(MOTIONS)[5])
 DOG = Thing(list(SYMBOLS)[7], list(COLOURS)[4], "large", list(MOTIONS)[1])
-
-
-def scene(*things, relation=None):
-    return Scene(things, paths=(), turns=(), relation=relation, order=(0, 1), moving=True, background=())
+BOTH = Scene((CAT, DOG), paths=(), turns=(), relation=None, order=(0, 1), moving=True, background=())
 
 
 def test_each_cell_belongs_to_what_covers_most_of_it():
@@ -30,21 +27,17 @@ def test_each_cell_belongs_to_what_covers_most_of_it():
     masks[0, 0, 0, 0:4, 0:4] = True  # all of the upper left cell of a 2 x 2 grid
     masks[0, 1, 0, 2:8, 4:8] = True  # half of the upper right cell, all of the lower right one
     masks[0, 0, 0, 7, 0] = True  # a speck in the lower left cell: 1 pixel of 16
-    truth = cell_truth(masks, [scene(CAT, DOG)], (2, 2), least=0.1)
+    truth = cell_truth(masks, [BOTH], (2, 2), least=0.1)
     assert truth["symbol"].tolist() == [[[[4, 8], [0, 8]]]]
     assert truth["colour"].tolist() == [[[[3, 5], [0, 5]]]]
     assert truth["motion"].tolist() == [[[[6, 2], [0, 2]]]]
     # The second thing spans x 4..8 and y 2..8, in every cell it owns.
     for cell in (truth["box"][0, 0, 0, 1], truth["box"][0, 0, 1, 1]):
         torch.testing.assert_close(cell, torch.tensor([6, 5, 4, 6]) / 8)
-
-
-def test_a_relation_is_told_from_each_thing_of_its_own():
-    masks = torch.zeros(1, 2, 1, 4, 8, dtype=torch.bool)
-    masks[0, 0, 0, :, :4], masks[0, 1, 0, :, 4:] = True, True
-    told = cell_truth(masks, [scene(CAT, DOG, relation="left")], (1, 2))["relation"].flatten().tolist()
-    assert told == [1 + list(RELATIONS).index("left"), 1 + list(RELATIONS).index("right")]
-    assert not cell_truth(masks, [scene(CAT, DOG)], (1, 2))["relation"].any()
+    assert not truth["relation"].any()
+    related = cell_truth(masks, [BOTH._replace(relation="left")], (2, 2))["relation"].flatten().tolist()
+    left, right = (1 + list(RELATIONS).index(side) for side in ("left", "right"))
+    assert related == [left, right, left, right]  # each thing's own, seen from the other
 
 
 def test_boxes_of_masks():
@@ -69,94 +62,47 @@ def test_right_answers_cost_nothing_and_empty_cells_count_a_tenth():
     assert accuracy["symbol"] == 1
 
 
-def fit(module, data):
-    trainer = pl.Trainer(
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        max_steps=2,
-        limit_val_batches=1,
-    )
-    trainer.fit(module, data)
+def changed(model, make, data) -> set[str]:
+    """First parts of the names of the parameters that a fit of `make(model)` changes."""
+    before = {name: value.detach().clone() for name, value in model.named_parameters()}
+    trainer = pl.Trainer(max_steps=2, limit_val_batches=1, enable_checkpointing=False, **QUIET)
+    trainer.fit(make(model), data)
+    return {name.split(".")[0] for name, value in model.named_parameters() if not value.equal(before[name])}
 
 
-def changed(before: dict, module) -> set[str]:
-    """First parts of the names of parameters that are no longer what they were."""
-    return {name.split(".")[0] for name, value in module.named_parameters() if not value.equal(before[name])}
+def frames():
+    data = GlyphFrames(batch_size=4, epoch=8, val_frames=4)
+    data.image_size = tiny.SIDE
+    return data
 
 
-def copied(module) -> dict:
-    return {name: value.detach().clone() for name, value in module.named_parameters()}
-
-
-class SmallFrames(GlyphFrames):
-    def _fixed(self, split):
-        loader = super()._fixed(split)
-        loader.dataset.clips.image_size = tiny.SIDE
-        return loader
-
-    def train_dataloader(self):
-        loader = super().train_dataloader()
-        loader.dataset.clips.image_size = tiny.SIDE
-        return loader
-
-
-def test_cells_train_the_image_encoder_of_git_and_nothing_else():
-    model = tiny.git()
-    before = copied(model)
-    fit(CellTrainer(model), SmallFrames(batch_size=4, epoch=8, val_frames=4))
-    assert changed(before, model) == {"image_encoder"}
-
-
-def test_a_fit_without_an_end_is_refused():
-    endless = pl.Trainer(accelerator="cpu", max_epochs=-1, max_time="00:00:01:00", logger=False,
-                         enable_checkpointing=False, enable_progress_bar=False)  # fmt: skip
-    with pytest.raises(ValueError, match="give the trainer max_steps or max_epochs"):
-        endless.fit(CellTrainer(tiny.backbone()), SmallFrames(batch_size=4, epoch=8, val_frames=4))
-
-
-def test_cells_train_a_backbone():
-    net = tiny.backbone()
-    before = copied(net)
-    fit(CellTrainer(net), SmallFrames(batch_size=4, epoch=8, val_frames=4))
-    assert changed(before, net) == {"net"}
+def test_cells_train_a_backbone_or_the_image_encoder_of_git_and_nothing_else():
+    assert changed(tiny.backbone(), CellTrainer, frames()) == {"net"}
+    assert changed(tiny.git(), CellTrainer, frames()) == {"image_encoder"}
 
 
 def test_frames_never_repeat_from_epoch_to_epoch():
-    data = GlyphFrames(batch_size=4, epoch=8)
+    data = frames()
     data.trainer = type("Trainer", (), {"current_epoch": 0})
-    first = next(iter(data.train_dataloader()))["frames"]
+    first = next(iter(data.train_dataloader()))
+    assert first["frames"].shape == (4, 1, 3, 32, 32) and first["masks"].shape == (4, 2, 1, 32, 32)
     data.trainer.current_epoch = 1
-    assert not first.equal(next(iter(data.train_dataloader()))["frames"])
+    assert not first["frames"].equal(next(iter(data.train_dataloader()))["frames"])
 
 
-def masked_clips():
-    sizes = {
-        "train_clips": 8,
-        "val_clips": 4,
-        "batch_size": 4,
-        "num_frames": tiny.FRAMES,
-        "image_size": tiny.SIDE,
-    }
-    return GlyphData(**sizes, captions_per_clip=2, masks=True)
-
-
-def test_the_teacher_learns_captions_and_cells_together():
+@pytest.mark.parametrize("freeze", [0, 2])
+def test_the_teacher_learns_captions_and_cells_together(freeze):
     model = tiny.git()
+    parts = {name.split(".")[0] for name, _ in model.named_parameters()}
     for embedding in model.temporal:
         embedding.data.zero_()
-    module = TeacherTrainer(model)
-    assert all(embedding.std() > 0.1 for embedding in model.temporal)  # zeros were drawn anew
-    before = copied(model)
-    fit(module, masked_clips())
-    assert changed(before, model) == {name.split(".")[0] for name in before}
 
+    def make(model):
+        module = TeacherTrainer(model, freeze=freeze)
+        assert all(embedding.std() > 0.1 for embedding in model.temporal)  # zeros were drawn anew
+        return module
 
-def test_the_teachers_eyes_can_be_left_alone_at_first():
-    model = tiny.git()
-    before = copied(model)
-    fit(TeacherTrainer(model, freeze=2), masked_clips())
-    assert changed(before, model) == {name.split(".")[0] for name in before} - {"image_encoder"}
+    picture = {"num_frames": tiny.FRAMES, "image_size": tiny.SIDE}
+    data = GlyphData(8, 4, batch_size=4, **picture, captions_per_clip=2, masks=True)
+    assert changed(model, make, data) == parts - ({"image_encoder"} if freeze else set())
     assert all(p.requires_grad for p in model.image_encoder.parameters())

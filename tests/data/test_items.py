@@ -1,0 +1,201 @@
+"""Lists of captioned files as people have them: every format, good and broken."""
+
+import json
+
+import pytest
+from pictures import photo
+
+from gitdistill.data.items import read_items
+
+
+def pictures(folder, names):
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        photo(24, 24).save(path)
+    return folder
+
+
+def write(path, content):
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    return path
+
+
+def names(items):
+    return [(item.path.rsplit("/", 1)[1], item.captions) for item in items]
+
+
+def table(folder, name, content, *options):
+    return names(read_items(write(folder / name, content), *options)[0])
+
+
+def test_karpathys_split(tmp_path):
+    pictures(tmp_path / "val2014", ["a.jpg", "b.jpg", "c.jpg", "d.jpg"])
+    rows = [
+        {
+            "filepath": "val2014",
+            "filename": f"{name}.jpg",
+            "split": split,
+            "sentences": [{"raw": f"a {name}"}],
+        }
+        for name, split in (("a", "train"), ("b", "restval"), ("c", "val"), ("d", "test"))
+    ]
+    source = write(tmp_path / "dataset_coco.json", {"dataset": "coco", "images": rows})
+    for split, expected in (("train", "ab"), ("val", "c"), ("test", "d")):
+        items, _ = read_items(source, split=split)
+        assert names(items) == [(f"{name}.jpg", (f"a {name}",)) for name in expected]
+    (tmp_path / "val2014" / "a.jpg").unlink()  # missed by its own split alone
+    assert read_items(source, split="val")[1] == []
+    items, missing = read_items(source, split="train")
+    assert names(items) == [("b.jpg", ("a b",))] and missing == ["val2014/a.jpg"]
+
+
+def test_coco(tmp_path):
+    pictures(tmp_path / "val2014", ["b.jpg", "a.jpg"])
+    images = [{"id": 7, "file_name": "b.jpg"}, {"id": 3, "file_name": "a.jpg"}]
+    captions = [(3, "a star"), (7, "a red star"), (3, " a wheel\n")]
+    rows = [{"image_id": image, "id": i, "caption": text} for i, (image, text) in enumerate(captions)]
+    source = write(tmp_path / "captions.json", {"info": {}, "images": images, "annotations": rows})
+    found = [("b.jpg", ("a red star",)), ("a.jpg", ("a star", "a wheel"))]
+    assert names(read_items(source)[0]) == found
+    (tmp_path / "val2014" / "b.jpg").unlink()
+    items, missing = read_items(source)
+    assert names(items) == found[1:] and missing == ["b.jpg"]
+    lost = {"images": images, "annotations": [{"image_id": 4, "caption": "x"}]}
+    with pytest.warns(UserWarning, match="captions of 1 that it does not list, 4 first"):
+        assert table(tmp_path, "lost.json", lost) == [("a.jpg", ())]
+
+
+def test_msrvtt_and_vatex_as_they_are_published(tmp_path):
+    """More fields than are needed; the videos in folders of their own."""
+    splits = {"video0.mp4": "train", "video1.mp4": "validate", "video2.mp4": "test"}
+    videos = []
+    for number, (name, split) in enumerate(splits.items()):
+        (tmp_path / split).mkdir()
+        (tmp_path / split / name).touch()
+        about = {"category": 9, "url": "https://x/watch?v=y", "video_id": name[:-4], "id": number}
+        videos.append(about | {"start time": 137.72, "end time": 149.44, "split": split})
+    rows = [{"caption": f"{i} ", "video_id": f"video{i % 3}", "sen_id": i} for i in range(5)]
+    content = {"info": {"version": "1.0"}, "videos": videos, "sentences": rows}
+    assert table(tmp_path, "info.json", content, None, "val") == [("video1.mp4", ("1", "4"))]
+    (tmp_path / "x_1_000001_000011.mp4").touch()
+    rows = [
+        {"videoID": f"{name}_000001_000011", "enCap": ["a", "b"], "chCap": ["x"]} for name in ("x_1", "no")
+    ]
+    items, missing = read_items(write(tmp_path / "vatex_validation_v1.0.json", rows))
+    assert names(items) == [("x_1_000001_000011.mp4", ("a", "b"))] and missing == ["no_000001_000011"]
+
+
+def test_folders(tmp_path):
+    pictures(tmp_path, ["b.png", "a.jpg", "deep/c.jpg"])
+    (tmp_path / "notes.txt").write_text("no picture")
+    assert names(read_items(tmp_path)[0]) == [("a.jpg", ()), ("b.png", ()), ("c.jpg", ())]
+    rows = 'file_name,text,split\nb.png,a star,train\nc.jpg,"one, two",val\nb.png,a wheel,train\n'
+    (tmp_path / "captions.csv").write_text(rows)
+    assert names(read_items(tmp_path, split="train")[0]) == [("b.png", ("a star", "a wheel"))]
+    assert names(read_items(tmp_path, split="val")[0]) == [("c.jpg", ("one, two",))]
+
+
+def test_folders_as_they_are(tmp_path):
+    """Upper-case suffixes, links to folders, one of them into itself, hidden files, accents in two spellings."""
+    pictures(tmp_path / "elsewhere", ["linked.jpg"])
+    media = pictures(tmp_path / "media", ["A.JPEG", "e\u0301toile \u661f.png"])
+    (media / "._A.JPEG").write_bytes(b"of another system")
+    (media / "link").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    (media / "loop").symlink_to(media, target_is_directory=True)
+    assert [n for n, _ in names(read_items(media)[0])] == ["A.JPEG", "e\u0301toile \u661f.png", "linked.jpg"]
+    rows = [{"file": "\u00e9toile \u661f.png", "caption": "a star"}, {"file": "linked", "caption": "x"}]
+    found = table(tmp_path, "captions.jsonl", "\n".join(map(json.dumps, rows)), media)
+    assert [text for _, (text,) in found] == ["a star", "x"]
+
+
+def test_tables_as_spreadsheets_write_them(tmp_path):
+    """A byte order mark, Windows line ends and paths, quotes, commas and line breaks in a caption, empty cells."""
+    pictures(tmp_path, ["deep/a.jpg", "B.JPG", "c.PNG"])
+    path = tmp_path / "captions.csv"
+    path.write_bytes(
+        b'\xef\xbb\xbfFile ,Caption,Split\r\ndeep\\a.jpg,"a ""red"", big\r\nstar",Train\r\n'
+        b"B.JPG,,train\r\nc.PNG,a wheel,TRAIN\r\n"
+    )
+    items, missing = read_items(tmp_path, split="train")
+    assert names(items) == [("a.jpg", ('a "red", big\r\nstar',)), ("B.JPG", ()), ("c.PNG", ("a wheel",))]
+    assert not missing
+    path.write_bytes("file,caption\na.jpg,caf\xe9\n".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"captions.csv is not in UTF-8 \(line 2\)"):
+        read_items(tmp_path)
+    for mark in ";\t|":
+        for encoding in ("utf-8", "utf-16"):
+            path.write_text(f"file {mark} caption\nc.PNG {mark} a star, red\n", encoding=encoding)
+            assert names(read_items(tmp_path)[0]) == [("c.PNG", ("a star, red",))]
+
+
+@pytest.mark.parametrize("name, content", [
+    ("test.csv", "key,vid_key,video_id,sentence\nret0,msr1,a,one\nret1,msr2,b,two\n"),  # MSR-VTT's later splits
+    ("captions.txt", "image,caption\na.jpg,one\nb.jpg,two\n"),  # Flickr's
+    ("results.csv", "image_name| comment_number| comment\na.jpg| 0| one\nb.jpg| 0| two\n"),
+    ("x.jsonl", '{"file": "a.jpg", "captions": ["one"]}\n\n{"file": "b.jpg", "caption": "two"}\n'),
+    ("list.json", [{"video_id": "a", "video": "a.jpg", "caption": ["one"]}, {"video": "b.jpg", "caption": "two"}]),
+])  # fmt: skip
+def test_tables_of_known_sets(tmp_path, name, content):
+    pictures(tmp_path, ["a.jpg", "b.jpg"])
+    assert table(tmp_path, name, content) == [("a.jpg", ("one",)), ("b.jpg", ("two",))]
+
+
+@pytest.mark.parametrize("name, content, message", [
+    ("x.jsonl", '["a.jpg"]\n', "entry 1 of .*x.jsonl is no object"),
+    ("x.jsonl", '{"file": "a.jpg"}\n\n{"caption"\n', "line 3 of .*x.jsonl is not valid JSON"),
+    ("x.jsonl", '{"file": "a.jpg", "caption": 5}', "entry 1 of .*a.jpg.* has 5 for a caption"),
+    ("x.jsonl", '{"file": "a.jpg", "captions": ["x", 5]}', "has 5 for a caption"),
+    ("x.jsonl", '{"file": "a.jpg", "captions": {"en": "x"}}', "has {'en': 'x'} for a caption"),
+    ("x.jsonl", '{"file": 12}', "entry 1 of .* has 12 for a file's name"),
+    ("x.jsonl", '{"file": "a.jpg", "split": 1}', "has 1 for a split"),
+    ("x.json", "{", "x.json is not valid JSON"),
+    ("x.json", [{"videoID": "a"}, {"x": 1}], "entry 2 of .* names no file"),
+    ("x.json", {"images": [{"id": 1, "file_name": 1}]}, "has 1 for a file's name"),
+    ("x.json", {"images": [{"split": "x"}]}, "not as it should be: KeyError"),
+    ("x.json", {"images": [{"id": 1, "file_name": "a.jpg"}], "annotations": [{"image_id": 1}]}, "KeyError.*caption"),
+    ("x.json", {str(i): 0 for i in range(99)}, r"none of COCO.*'0', '1', '10', '11', '12', '13', '14', '15'\]"),
+    ("x.csv", "a.jpg,a star\nb.jpg,x\n", "names no file: .* a.jpg, a star"),
+    ("x.csv", "file,caption\na.jpg,one, two\n", "line 2 of .* has more cells"),
+    ("x.csv", 'file,caption\na.jpg,"one\n', "x.csv is not readable as CSV: line 1"),
+    ("x.csv", "file,caption\n1.jpg,one\n", "1.jpg could be .*x/1.jpg or .*y/1.jpg"),
+    ("x.csv", "file,split\na.jpg,validate\n", "no split test: its splits are validate"),
+])  # fmt: skip
+def test_tables_that_are_not_as_they_should_be(tmp_path, name, content, message):
+    pictures(tmp_path, ["a.jpg", "x/1.jpg", "y/1.jpg"])
+    with pytest.raises(ValueError, match=message) as stopped:
+        table(tmp_path, name, content, None, "test")
+    assert "\n" not in str(stopped.value)
+
+
+def test_what_is_not_there(tmp_path):
+    (tmp_path / "captions.csv").write_text("file\nq.jpg\n")
+    for arguments, message in (
+        (("nowhere",), "there is no nowhere"),
+        ((tmp_path,), "none of the 1 files.*q.jpg first"),
+        ((tmp_path, tmp_path / "none"), "no folder .*none"),
+    ):
+        with pytest.raises(FileNotFoundError, match=message):
+            read_items(*arguments)
+
+
+def test_what_a_table_has_and_nobody_reads(tmp_path):
+    pictures(tmp_path, ["a.jpg", "b.jpg"])
+    with pytest.warns(UserWarning, match="x.csv has no column caption: .*, whatever is in about, label"):
+        assert table(tmp_path, "x.csv", "file,about,label\na.jpg,a star,1\n") == [("a.jpg", ())]
+    rows = "file,split\na.jpg, Train\nb.jpg,trains\nb.jpg,\n"
+    with pytest.warns(UserWarning, match=r"2 of 3 entries of .* are in no split: \(empty\), trains"):
+        assert table(tmp_path, "y.csv", rows, None, "train") == [("a.jpg", ())]
+    for name in ("captions.csv", "captions.jsonl"):
+        (tmp_path / name).write_text("file\na.jpg\n")
+    with pytest.raises(ValueError, match="has captions.csv and captions.jsonl"):
+        read_items(tmp_path)
+
+
+def test_a_file_that_is_another_entrys_is_no_stand_in(tmp_path):
+    """dogs/1.jpg is not there; cats/1.jpg is, and it is no dog. A file in another folder that nobody else means is."""
+    pictures(tmp_path, ["cats/1.jpg", "deep/2.jpg"])
+    rows = "file,split\ncats/1.jpg,test\ndogs/1.jpg,train\nelsewhere/2.jpg,train\n"
+    for split, expected in ((None, ["1.jpg", "2.jpg"]), ("train", ["2.jpg"])):
+        items, missing = read_items(write(tmp_path / "x.csv", rows), split=split)
+        assert [name for name, _ in names(items)] == expected and missing == ["dogs/1.jpg"]
