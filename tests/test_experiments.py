@@ -12,7 +12,7 @@ import torch
 from seen import SeenBackbone, SeenClips, SeenData
 from tiny_git import git_config
 
-from gitdistill import StudentCandidateV1
+from gitdistill import DistillationTrainer, StudentCandidateV1
 from gitdistill.viz import plots
 from gitdistill.world import GlyphData
 
@@ -65,13 +65,13 @@ def test_a_step_on_maps_is_a_step_on_pixels(bench, variants):
     pixels = torch.stack([pixels.pool.clip(n).frames for n in maps["clip"].tolist()])
     weights = dict.fromkeys(run.WEIGHTS, 1.0)
     student = bench.new_student({})
-    module = run.SeenDistillation(bench.teacher, student, **weights, cache=bench.cache, max_length=24)
+    module = DistillationTrainer(bench.teacher, student, **weights, cache=bench.cache, max_length=24)
     module.log_dict = lambda values: None  # there is no Trainer to log to
     student.backbone.eval().requires_grad_(False)
     found = []
     for frames in (maps["frames"], pixels):
         module.zero_grad()
-        terms = getattr(module, "loss_terms", module.losses)({**maps, "frames": frames})
+        terms = module.loss_terms({**maps, "frames": frames})
         sum(terms.values()).backward()
         found.append((terms, [p.grad for p in student.parameters() if p.grad is not None]))
     assert set(found[0][0]) == set(run.WEIGHTS) and len(found[0][1]) > 20
