@@ -192,7 +192,7 @@ class Bench:
     def new_student(self, options: dict) -> StudentCandidateV1:
         """A new student over the frozen backbone, whose weights are reset to the pretrained ones."""
         self.backbone.load_state_dict(self.known)
-        options = {"num_frames": self.image.get("frames", 4), **self.student, **options}
+        options = {"num_frames": self.image.get("num_frames", 4), **self.student, **options}
         return StudentCandidateV1.like(self.teacher, backbone=self.backbone, **options)
 
     def data(self, variant: Variant, seed: int) -> SeenData:

@@ -51,7 +51,7 @@ class SeenClips:
     @torch.no_grad()
     def _fill(self, path: Path, backbone: TinyVIT, say) -> None:
         backbone.eval()
-        shape = (len(self.clips), self.clips.frames, backbone.channels[-1], *backbone.grids[-1])
+        shape = (len(self.clips), self.clips.num_frames, backbone.channels[-1], *backbone.grids[-1])
         megabytes = 4 * np.prod(shape) / 1e6
         say(f"feature maps of {len(self.clips):,} {self.clips.split} clips: {megabytes:.0f} MB")
         maps = np.lib.format.open_memmap(path, "w+", np.float32, shape)
@@ -75,7 +75,7 @@ class SeenClips:
 
 def key(clips: GlyphClips, backbone: TinyVIT) -> str:
     """A hash of everything that the maps depend on."""
-    settings = (clips.split, clips.size, clips.seed, clips.frames, clips.image_size, clips.objects)
+    settings = (clips.split, clips.size, clips.seed, clips.num_frames, clips.image_size, clips.objects)
     digest = hashlib.sha256(repr((settings, backbone.config)).encode())
     first = clips.clip(0, masks=False)  # differs when the code that draws clips has changed
     digest.update(first.frames.numpy().tobytes())

@@ -1,17 +1,12 @@
-"""Scores of captions: n-gram agreement with references, and truth against the embedded world's scenes."""
+"""Scores of captions: n-gram agreement with references."""
 
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from pycocoevalcap.bleu.bleu import Bleu
 from pycocoevalcap.cider.cider import Cider
 from pycocoevalcap.rouge.rouge import Rouge
-
-from gitdistill.world import grammar
-
-RECALLED = ("object", "colour", "motion")
-"""Kinds of facts that `facts_recall` counts; a caption may well leave out sizes and relations."""
 
 
 def normalise(text: str) -> str:
@@ -60,45 +55,6 @@ def cider_scores(captions: Sequence[str], references: Sequence[Sequence[str]]) -
     return np.asarray(
         Cider().compute_score({i: _references(i, r) for i, r in enumerate(references)}, said)[1]
     )
-
-
-def facts_scores(captions: Sequence[str], scenes: Sequence) -> dict[str, float]:
-    """How much of what captions of the embedded world state is true, and how much of the truth they state.
-
-    Facts are parsed by `gitdistill.world.grammar.facts` and summed over all captions. All values are shares,
-    0 to 1; nan where nothing was stated (precision) or there was nothing to state (recall).
-
-    Args:
-        captions: B captions.
-        scenes: B scenes, the ground truth of their clips (see `gitdistill.world.grammar`).
-
-    Returns:
-        `<kind>_precision` (correct / stated) and `<kind>_recall` (correct / true) for every kind of fact;
-        `facts_precision` over all kinds; `facts_recall` over object, colour and motion; `all_right`, the
-        share of clips whose caption states at least one fact and none that is wrong.
-    """
-    _check_lengths(captions, scenes, "scenes")
-    parsed = [grammar.facts(caption, scene) for caption, scene in zip(captions, scenes)]
-    counts = {kind: np.sum([facts[kind] for facts in parsed], axis=0) for kind in parsed[0]}
-    scores = {}
-    for kind, (correct, stated, true) in counts.items():
-        scores[f"{kind}_precision"] = _share(correct, stated)
-        scores[f"{kind}_recall"] = _share(correct, true)
-    correct, stated, _ = sum(counts.values())
-    scores["facts_precision"] = _share(correct, stated)
-    correct, _, true = sum(counts[kind] for kind in RECALLED)
-    scores["facts_recall"] = _share(correct, true)
-    scores["all_right"] = sum(map(_all_right, parsed)) / len(parsed)
-    return scores
-
-
-def _all_right(facts: Mapping[str, Sequence[int]]) -> bool:
-    correct, stated, _ = np.sum(list(facts.values()), axis=0)
-    return bool(stated > 0 and correct == stated)
-
-
-def _share(part: int, whole: int) -> float:
-    return float(part / whole) if whole else float("nan")
 
 
 def _references(clip: int, texts: Sequence[str]) -> list[str]:

@@ -27,7 +27,7 @@ def bench(tmp_path_factory):
         batch=4,
         teacher=tiny.teacher(),
         backbone=tiny.backbone(),
-        image={"frames": tiny.FRAMES, "image_size": tiny.SIDE},
+        image={"num_frames": tiny.FRAMES, "image_size": tiny.SIDE},
         student={"embed_dim": 32, "heads": 2},
     )
 

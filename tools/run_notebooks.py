@@ -7,7 +7,7 @@
                                                    runs/results.csv, its table is printed at the end
     python tools/run_notebooks.py notebooks/02*    some of them
 
-Saved notebooks hold no timings, no widget state and no machine's traces.
+Saved notebooks hold no timings, no widget state, and nothing that depends on the machine.
 Each file is written beside its target and then renamed, so an interrupted run leaves no half notebook.
 """
 
@@ -115,7 +115,7 @@ def failing_line(traceback: str) -> str:
 
 
 def scrub(notebook: nbformat.NotebookNode) -> None:
-    """Leave in an executed notebook only what belongs into version control."""
+    """Leave in an executed notebook only what is committed."""
     notebook.metadata = nbformat.from_dict(
         {
             "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},

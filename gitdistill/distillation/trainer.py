@@ -25,7 +25,7 @@ from gitdistill.distillation.scoring import Predictions
 from gitdistill.distillation.targets import TargetSpec, layer_pairs, num_frames, parse_dtype, teacher_targets
 from gitdistill.distillation.terms import LossTerm, Outputs, student_outputs, subset_logits, to_vocab_subset
 from gitdistill.models.teacher import GenerativeImageTextTeacher
-from gitdistill.models.tokenizer import check_vocabulary, load_tokenizer
+from gitdistill.models.tokenizer import check_same_vocabulary, load_tokenizer
 
 
 class CaptionTrainer(pl.LightningModule):
@@ -60,7 +60,7 @@ class CaptionTrainer(pl.LightningModule):
         super().__init__()
         self.model = model
         self.tokenizer = load_tokenizer(tokenizer) if isinstance(tokenizer, str | os.PathLike) else tokenizer
-        check_vocabulary(model, self.tokenizer)
+        check_same_vocabulary(self.tokenizer, model)
         self.lr, self.weight_decay, self.warmup, self.muon = lr, weight_decay, warmup, muon
         self.freeze, self.label_smoothing, self.max_length = freeze, label_smoothing, max_length
         self.predictions, self.loss_watch = Predictions(), LossWatch()

@@ -16,7 +16,8 @@ from jsonargparse.typing import PositiveFloat, PositiveInt
 from torch import Tensor
 from tqdm import tqdm
 
-from gitdistill.data.files import center_crop, walk
+from gitdistill.data.files import center_crop
+from gitdistill.data.items import walk
 from gitdistill.data.video import IMAGES, VIDEOS, BrokenFile, play, upright
 from gitdistill.models.storage import write_whole
 from gitdistill.use.captioner import load_captioner
@@ -34,7 +35,7 @@ def main(arguments: list[str]) -> int:
     if options.watch_words and not isinstance(captioner.model, torch.nn.Module):
         raise ValueError("--watch-words needs PyTorch: give the student itself, not its ONNX files")
     if options.frames:
-        captioner.use_frame_rule(replace(captioner.rule, frames=options.frames))
+        captioner.use_frame_rule(replace(captioner.rule, num_frames=options.frames))
     decoding = {name: getattr(options, name) for name in ("beams", "max_length") if getattr(options, name)}
     return (print_live if options.live else print_files)(captioner, options, decoding)
 
@@ -140,16 +141,16 @@ def caption_batch(captioner, paths: list, decoding: dict) -> list[FileCaption]:
 
 def draw_words(captioner, result: FileCaption, folder: Path, name: str) -> str | None:
     """Draw each word's attention, averaged over layers and heads, as `name` in `folder`; None without words."""
-    from gitdistill.inspection.analysis import look
+    from gitdistill.inspection import attention_maps
     from gitdistill.viz import plots
 
     tokens, end = result.tokens.tolist(), captioner.model.eos_token_id
     length = tokens.index(end) if end in tokens else len(tokens)
     if length < 2:
         return None
-    looks = look(captioner.model, result.clip.to(captioner.device), result.tokens[:length])
+    seen = attention_maps(captioner.model, result.clip.to(captioner.device), result.tokens[:length])
     words = captioner.tokenizer.convert_ids_to_tokens(tokens[1:length])
-    maps, probabilities = {"attention": looks.words().cpu()}, looks.log_probs.exp().cpu()
+    maps, probabilities = {"attention": seen.by_word().cpu()}, seen.log_probs.exp().cpu()
     picture = plots.png(plots.gaze(result.clip, words, maps, probabilities, title=result.caption))
     write_whole(folder, {name: lambda path: path.write_bytes(picture)})
     return str(folder / name)
@@ -184,7 +185,7 @@ def live(captioner, path, window: float, every: float, decoding: dict | None = N
     """
     rule = captioner.rule
     # A rule that goes by time needs no more than twice the frames of a clip; "every" counts all frames.
-    spacing = 0 if rule.sampling == "every" else window / (2 * rule.frames)
+    spacing = 0 if rule.sampling == "every" else window / (2 * rule.num_frames)
     kept, due, moment = deque(), every, 0.0
 
     def caption_window():

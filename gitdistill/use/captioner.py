@@ -22,7 +22,7 @@ from gitdistill.decoding import Decoded, decode
 from gitdistill.models import checkpoints, storage
 from gitdistill.models.student import StudentCandidateV1
 from gitdistill.models.teacher import GenerativeImageTextTeacher
-from gitdistill.models.tokenizer import check_vocabulary, load_tokenizer, to_text
+from gitdistill.models.tokenizer import check_same_vocabulary, load_tokenizer, to_text
 from gitdistill.use.onnx import ENCODER, OnnxStudent
 from gitdistill.world.module import glyph_tokenizer
 
@@ -38,7 +38,7 @@ class Captioner:
     """
 
     def __init__(self, model, tokenizer, rule: FrameRule | None = None, decoding: dict | None = None):
-        check_vocabulary(model, tokenizer)
+        check_same_vocabulary(tokenizer, model)
         self.model, self.tokenizer = model, tokenizer
         if isinstance(model, GenerativeImageTextTeacher):
             self.size = model.config.vision_config.image_size
@@ -51,8 +51,10 @@ class Captioner:
 
     def use_frame_rule(self, rule: FrameRule) -> None:
         """Choose frames by another rule from now on; ValueError when it gives more than the network reads."""
-        if rule.frames > self.max_frames:
-            raise ValueError(f"{rule.frames} frames a clip, but this network reads at most {self.max_frames}")
+        if rule.num_frames > self.max_frames:
+            raise ValueError(
+                f"{rule.num_frames} frames a clip, but this network reads at most {self.max_frames}"
+            )
         self.rule = rule
 
     @property
@@ -127,7 +129,7 @@ tags: [gitdistill, image-captioning]
 # A student of GIT
 
 Captions pictures and videos: {parameters:.1f} million parameters, {self.model.backbone.config["name"]} at
-{self.size} pixels, {self.rule.frames} frame(s) a clip ({self.rule.sampling}), {len(self.tokenizer):,} words.
+{self.size} pixels, {self.rule.num_frames} frame(s) a clip ({self.rule.sampling}), {len(self.tokenizer):,} words.
 
 ```python
 from gitdistill import load_student
@@ -180,7 +182,10 @@ def read_student(folder: Path) -> Student:
     try:
         metadata = json.loads(path.read_text())
         decoding, scores = metadata["decoding"], metadata["scores"]
-        return Student(model, tokenizer, FrameRule(**metadata["frames"]), decoding, scores)
+        rule = {
+            {"frames": "num_frames"}.get(name, name): x for name, x in metadata["frames"].items()
+        }  # as in 0.1
+        return Student(model, tokenizer, FrameRule(**rule), decoding, scores)
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"{path} does not describe a student's folder: {storage.first_line(error)}"

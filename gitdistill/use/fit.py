@@ -21,7 +21,7 @@ class FitCLI(LightningCLI):
 
     def after_fit(self):
         if best := getattr(self.trainer.checkpoint_callback, "best_model_path", None):
-            self.model.load_state_dict(read_checkpoint(best, weights_only=True)["state_dict"])
+            self.model.load_state_dict(read_checkpoint(best)["state_dict"])
         export = self.config.fit.export if not self.trainer.fast_dev_run else None  # a try leaves no result
         if export:
             as_stored(self.model)

@@ -15,7 +15,7 @@ from PIL import Image
 
 from gitdistill import load_student
 from gitdistill.data.video import BrokenFile, FrameRule
-from gitdistill.inspection.analysis import look
+from gitdistill.inspection import attention_maps
 from gitdistill.use import caption
 from gitdistill.use.caption import caption_files, draw_words, live
 from gitdistill.use.captioner import Captioner
@@ -69,10 +69,10 @@ def test_a_picture_shows_the_attention_of_each_word(run, folder, files, monkeypa
     for row, ((clip, words, maps, probabilities), options) in zip(rows, drawn):
         with Image.open(row["picture"]) as picture:
             assert picture.format == "PNG" and min(picture.size) > 50
-        looks = look(student.model, clip, student.decode(clip[None]).tokens[0, 0])
+        seen = attention_maps(student.model, clip, student.decode(clip[None]).tokens[0, 0])
         assert options["title"] == row["caption"] and len(words) >= len(row["caption"].split()) > 0
-        torch.testing.assert_close(maps["attention"], looks.words()[: len(words)])
-        torch.testing.assert_close(probabilities, looks.log_probs.exp()[: len(words)])
+        torch.testing.assert_close(maps["attention"], seen.by_word()[: len(words)])
+        torch.testing.assert_close(probabilities, seen.log_probs.exp()[: len(words)])
 
 
 def test_a_teacher_captions_too(files, tmp_path):

@@ -17,7 +17,7 @@ PRETRAIN = "gitdistill.world.pretrain"
 QUIET = ["--trainer.accelerator=cpu", "--trainer.max_steps=1", "--trainer.logger=false"]
 QUIET += ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
 SIZES = dict.fromkeys(("val_clips", "test_clips", "unseen_clips", "batch_size"), 2) | {"train_clips": 4}
-SIZES |= {"frames": tiny.FRAMES, "image_size": tiny.SIDE}
+SIZES |= {"num_frames": tiny.FRAMES, "image_size": tiny.SIDE}
 DATA = ["--data=gitdistill.world.GlyphData", *(f"--data.{name}={value}" for name, value in SIZES.items())]
 DISTILLED = ["--model=gitdistill.DistillationTrainer", "--model.student=gitdistill.StudentCandidateV1"]
 DISTILLED += ["--model.student.vocab_size=122", "--model.student.backbone=glyphs"]
@@ -31,7 +31,7 @@ def own(run, tmp_path):
     (tmp_path / "own").mkdir()
     for name in ("0.png", "1.png"):
         photo(40, 40).save(tmp_path / "own" / name)
-    options = {"train": "own", "frames": 1, "image_size": 96, "batch_size": 2}
+    options = {"train": "own", "num_frames": 1, "image_size": 96, "batch_size": 2}
     data = ["--data=gitdistill.data.FileData", *(f"--data.{name}={value}" for name, value in options.items())]
     return [*QUIET, *DISTILLED, "--model.teacher=./teacher", *data]
 
