@@ -151,6 +151,14 @@ def test_no_long_file_no_long_function_no_class_assigned():
     assert not offenders, "\n".join(offenders)
 
 
+def test_the_map_of_the_package_names_every_file_of_the_core():
+    text = (ROOT / "gitdistill" / "README.md").read_text(encoding="utf-8")
+    files = [
+        f"{name.replace('.', '/')}.py" for name in chosen(CORE) if name not in CORE - {"hooks", "metrics"}
+    ]
+    assert not [file for file in files if f"`{file}`" not in text]
+
+
 def test_these_checks_see_each_fault():
     sources = {
         "": "from importlib import import_module",

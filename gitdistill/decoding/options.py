@@ -2,7 +2,8 @@
 
 from inspect import signature
 
-from gitdistill.decoding.search import Decoded, beam, greedy, sample
+from gitdistill.decoding.loop import Decoded
+from gitdistill.decoding.search import beam, greedy, sample
 
 # Options that a single search has. Naming one of them chooses that search.
 DISTINCTIVE = {

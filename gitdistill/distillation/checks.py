@@ -9,19 +9,18 @@ from gitdistill.distillation.distributed import on_any
 
 
 class LossWatch:
-    """Raises a ValueError when the loss is not finite on any rank: at once on the CPU.
-
-    On an accelerator, which runs behind, it raises one step later, so that no step waits for its own loss.
-    """
+    """Checks the loss of every step: at once on a CPU, and one step later on an accelerator, so that no step waits."""
 
     def __init__(self):
         self.unchecked = None
 
     def check(self, loss: Tensor, terms: dict[str, Tensor], where: str, clips: Tensor | None) -> None:
-        """Note the loss of this step, its terms, and its clips; check what is due."""
-        step = loss.detach(), {name: value.detach() for name, value in terms.items()}, where, clips
-        due, self.unchecked = (step, None) if loss.device.type == "cpu" else (self.unchecked, step)
-        if due:
+        """Take this step's loss, its terms and its clips. ValueError if the one that is due is not finite."""
+        due = self.unchecked
+        self.unchecked = loss.detach(), {name: value.detach() for name, value in terms.items()}, where, clips
+        if loss.device.type == "cpu":
+            self.finish()
+        elif due:
             check_finite(*due)
 
     def finish(self) -> None:
@@ -40,49 +39,35 @@ def check_finite(loss: Tensor, terms: dict[str, Tensor], where: str, clips: Tens
         raise ValueError(f"the loss of another rank is not finite in {where}")
     values = ", ".join(f"{name} {value.item():.4g}" for name, value in terms.items())
     named = "" if clips is None else f", clips {clips.tolist()}"
-    raise ValueError(
-        f"the loss is not finite in {where}{named} ({values}): try a lower lr, a longer warmup or "
-        "gradient_clip_val"
-    )
+    advice = "try a lower lr, a longer warmup or gradient_clip_val"
+    raise ValueError(f"the loss is not finite in {where}{named} ({values}): {advice}")
 
 
 def check_gradients(module, batch: dict) -> None:
     """A ValueError naming a term of a `DistillationTrainer` that does not reach the student where it should.
 
     Every term must reach the student's backbone, and every term about captions its decoder, too. A term that trains
-    only projectors compares a detached activation or a wrong path.
+    only projectors compares a detached activation or a wrong path. Nothing is changed.
     """
-    found = gradients(module, batch)
-    for term in module.terms:
-        reached = {path.split(".")[0] for path, value in found[term.name].items() if value is not None}
-        if not reached:
-            raise ValueError(
-                f"the loss {term.name} reaches no parameter of the student: is its side detached?"
-            )
-        parts = ["backbone"] + ["layers"] * (not term.image_only)
-        missed = [part for part in parts if hasattr(module.student, part) and part not in reached]
-        if missed:
-            raise ValueError(
-                f"the loss {term.name} reaches {', '.join(sorted(reached))} of the student, but not its "
-                f"{' and '.join(missed)}"
-            )
+    student = module.student
+    with restored(student), torch.enable_grad():
+        student.requires_grad_(True).eval()
+        values = module.unweighted_terms(batch)
+        for term in module.terms:
+            for part in ["backbone"] if term.image_only else ["backbone", "layers"]:
+                parameters = list(getattr(student, part, nn.Module()).parameters())
+                if parameters and not reaches(values[term.name], parameters):
+                    raise ValueError(
+                        f"the loss {term.name} does not reach the student's {part}: are its features detached?"
+                    )
 
 
-def gradients(module, batch: dict) -> dict[str, dict[str, Tensor | None]]:
-    """Each unweighted term's gradient by the student's parameters; None where it does not reach.
-
-    The student is in eval mode, a frozen backbone counts as trainable, and everything is restored after.
-    """
-    names, parameters = zip(*module.student.named_parameters())
-    found = {}
-    with restored(module.student), torch.enable_grad():
-        module.student.requires_grad_(True).eval()
-        for name, value in module.unweighted_terms(batch).items():
-            reached = [None] * len(parameters)
-            if value.requires_grad:
-                reached = torch.autograd.grad(value, parameters, retain_graph=True, allow_unused=True)
-            found[name] = dict(zip(names, reached))
-    return found
+def reaches(value: Tensor, parameters: list[Tensor]) -> bool:
+    """Does `value` have a gradient by any of the parameters?"""
+    if not value.requires_grad:
+        return False
+    found = torch.autograd.grad(value, parameters, retain_graph=True, allow_unused=True)
+    return any(gradient is not None for gradient in found)
 
 
 @contextmanager

@@ -279,9 +279,11 @@ class DistillationTrainer(CaptionTrainer):
 
     def training_step(self, batch: dict, batch_idx: int) -> Tensor:
         if not self._gradients_checked:
-            check_gradients(self, batch)
+            self.check_gradients(batch)
             self._gradients_checked = True
         return super().training_step(batch, batch_idx)
+
+    check_gradients = check_gradients
 
     def loss_terms(self, batch: dict) -> dict[str, Tensor]:
         values = self.unweighted_terms(batch)

@@ -34,8 +34,8 @@ def test_equals_greedy_on_200_random_pairs():
         out = speculative(teacher, student, pixels, 12, draft=1 + seed % 6)
         assert torch.equal(out.tokens, expected.tokens), seed
         assert_close(out.scores, expected.scores)
-        assert out.steps <= expected.steps and (out.accepted <= out.judged).all()
-        if seed % 4 == 1 and out.judged.sum():  # its own twin
+        assert out.steps <= expected.steps and (out.accepted <= out.checked).all()
+        if seed % 4 == 1 and out.checked.sum():  # its own twin
             assert out.acceptance == 1.0
         rates.append(out.acceptance)
         saved += expected.steps - out.steps
@@ -89,13 +89,13 @@ def test_acceptance_counts_each_word_once():
         out = speculative(teacher, student, frames, 11, draft=4)
         assert torch.equal(out.tokens, greedy(teacher, frames, 11).tokens)
         # two words right and one wrong, three times; the tenth and last needs no draft
-        assert out.steps == 4 and out.judged.tolist() == [9] * count and out.accepted.tolist() == [6] * count
+        assert out.steps == 4 and out.checked.tolist() == [9] * count and out.accepted.tolist() == [6] * count
         assert out.acceptance == pytest.approx(2 / 3)
     twin = speculative(teacher, teacher, frames, 11, draft=4)
-    assert twin.steps == 2 and twin.judged.tolist() == twin.accepted.tolist() == [8] * 4  # 4 + 1 + 4 + 1
+    assert twin.steps == 2 and twin.checked.tolist() == twin.accepted.tolist() == [8] * 4  # 4 + 1 + 4 + 1
 
 
-def test_a_clip_that_waits_for_another_is_not_judged_twice():
+def test_a_clip_that_waits_for_another_is_not_checked_twice():
     class Unsure(TableModel):
         """Always wrong about all clips but one."""
 
@@ -109,10 +109,10 @@ def test_a_clip_that_waits_for_another_is_not_judged_twice():
     out = speculative(teacher, student, frames, 11, draft=3)
     assert torch.equal(out.tokens, greedy(teacher, frames, 11).tokens)
     assert out.steps == 10  # one word at a time
-    judged, accepted = out.judged.tolist(), out.accepted.tolist()
+    checked, accepted = out.checked.tolist(), out.accepted.tolist()
     # three right words at first; all that follows the large model has said before, while it waited
-    assert judged.pop(good) == accepted.pop(good) == 3
-    assert judged == [9, 9] and accepted == [0, 0]
+    assert checked.pop(good) == accepted.pop(good) == 3
+    assert checked == [9, 9] and accepted == [0, 0]
 
 
 def test_a_prefix_is_continued():

@@ -139,13 +139,13 @@ def test_the_teacher_goes_back_to_where_it_was(data):
 
 def test_another_vocabulary_is_refused():
     student = StudentCandidateV1(7, tiny.backbone(), embed_dim=32, heads=2)
-    with pytest.raises(ValueError, match="has 7"):
+    with pytest.raises(ValueError, match="vocab_size is .* 7"):
         DistillationTrainer(tiny.teacher(), student)
 
 
 def test_other_special_tokens_are_refused():
     """As of a teacher whose captions start with 101, and a student built with the default special tokens."""
-    with pytest.raises(ValueError, match="start token is 2, but .* 4"):
+    with pytest.raises(ValueError, match="bos_token_id is 2 .* 4"):
         DistillationTrainer(tiny.teacher(), tiny.student(bos_token_id=4))
 
 
@@ -190,7 +190,7 @@ def test_a_detached_activation_is_found_before_training(batch, data, tmp_path, m
     record = terms.record
     module = DistillationTrainer(tiny.teacher(), tiny.student(), **{**NONE, "cross_entropy": 1.0, term: 1.0})
     monkeypatch.setattr(terms, "record", detached)
-    with pytest.raises(ValueError, match=f"^the loss {term} reaches no parameter of the student"):
+    with pytest.raises(ValueError, match=f"^the loss {term} does not reach the student's backbone"):
         fit(module, data, tmp_path, max_steps=1)
 
 
@@ -199,7 +199,7 @@ def test_a_loss_that_misses_the_backbone_is_named(batch):
     memory = student.encode
     student.encode = lambda frames: (lambda maps, x: (maps, x.detach()))(*memory(frames))
     module = silent(DistillationTrainer(tiny.teacher(), student, features=0))
-    with pytest.raises(ValueError, match="the loss cross_entropy reaches .*words.*, but not its backbone$"):
+    with pytest.raises(ValueError, match="the loss cross_entropy does not reach the student's backbone"):
         check_gradients(module, batch)
 
 
