@@ -29,8 +29,8 @@ SHARD_CLIPS = 256  # clips per shard, rounded up to whole batches
 class TeacherCache:
     """Teacher targets on a training set, memory-mapped from a folder that `build` filled.
 
-    Raises FileNotFoundError if the folder holds no cache, ValueError if it is unfinished, of another format or
-    damaged. `verify` reads every shard once and compares checksums.
+    Raises FileNotFoundError if there is no cache, ValueError if it is unfinished, of another format or damaged
+    (`verify` reads all of it once and compares checksums).
     """
 
     def __init__(self, folder, verify: bool = True):
@@ -46,8 +46,8 @@ class TeacherCache:
     @property
     def mass_kept(self) -> float:
         """Probability of the k stored words, averaged over all tokens of all captions."""
-        pad = self.metadata["pad"]
-        rest = [np.exp(shard["logits/log_rest"][shard["tokens"][:, 1:] != pad]) for shard in self._shards]
+        real = [shard["tokens"][:, 1:] != self.metadata["pad"] for shard in self._shards]
+        rest = [np.exp(shard["logits/log_rest"][mask]) for shard, mask in zip(self._shards, real)]
         return float(1 - np.concatenate(rest).mean(dtype=float))
 
     @classmethod
@@ -65,7 +65,7 @@ class TeacherCache:
     ) -> "TeacherCache":
         """Run `teacher` on every clip of `data` with all its captions; shards that exist are kept.
 
-        Rank 0 writes the metadata, all ranks fill in shards; any number of them makes the same files. `k` words per
+        Rank 0 allocates the cache, all ranks fill it; any number of them makes the same files. `k` words per
         token are stored, log-probabilities as `dtype`, activations as `feature_dtype` (int8, float16 or float32).
         `teacher_dtype` is what the teacher computes in. `say` gets the size, before anything is written, and progress.
         Raises ValueError naming what differs if the folder holds another cache, OSError if the disk is too small.
@@ -74,20 +74,21 @@ class TeacherCache:
         settings |= {"feature_dtype": feature_dtype, "teacher_dtype": teacher_dtype}
         rank, world = distributed.rank_and_world()
         with distributed.together():
-            plan = prepare(Path(folder), teacher, data, spec, settings, say) if rank == 0 else None
+            plan = allocate(Path(folder), teacher, data, spec, settings, say) if rank == 0 else None
         metadata, missing = distributed.gather(plan)[0]
         for done in range(0, len(missing), world):
             with distributed.together():  # each process makes one shard, then all learn of errors
                 for clips, path in missing[done : done + world][rank : rank + 1]:
                     batches = data.pool_dataloader(clips.start, clips.stop)
-                    parts = [compute(teacher, batch, spec, metadata) for batch in batches]
+                    parts = [stored_targets(teacher, batch, spec, metadata) for batch in batches]
                     tensors = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
                     known = {storage.CHECKSUM: storage.checksum(tensors)}
                     write = partial(save_file, tensors, metadata=known)
                     storage.write_whole(path.parent, {path.name: write})
             if rank == 0:
                 say(f"{min(done + world, len(missing)):,} of {len(missing):,} shards made")
-        return cls(folder, verify=False)
+        with distributed.together():
+            return cls(folder, verify=rank == 0)
 
     @classmethod
     def open(cls, cache, teacher, data, spec: TargetSpec, teacher_dtype: str) -> "TeacherCache":
@@ -117,16 +118,13 @@ class TeacherCache:
         return missing
 
     def pseudo_captions(self, clips: Tensor, count: int, caption_filter: CaptionFilter):
-        """The teacher's `count` best captions of clips [B]: tokens [B, count, T], their numbers [B, count].
-
-        Those that do not pass the filter are reduced to their start token.
-        """
-        total, pad = self.metadata["captions"], self.metadata["pad"]
-        first = total - self.metadata["pseudo_captions"]  # after the clip's own captions
-        numbers = torch.arange(first, first + count, device=clips.device).expand(len(clips), count)
-        tokens = self._rows("tokens", clips[:, None] * total + numbers).unflatten(0, (len(clips), count))
-        tokens = caption_filter.apply(tokens, self._rows("quality", clips)[:, :count], pad)
-        return tokens[..., : int((tokens != pad).sum(-1).max())], numbers
+        """The teacher's `count` best captions of clips [B], filtered: tokens [B, count, T], numbers [B, count]."""
+        total, pad, device = self.metadata["captions"], self.metadata["pad"], clips.device
+        first, clips = total - self.metadata["pseudo_captions"], clips.cpu()  # after the clip's own captions
+        numbers = torch.arange(first, first + count).expand(len(clips), count)
+        tokens = self._rows("tokens", clips[:, None] * total + numbers, device).unflatten(0, numbers.shape)
+        tokens = caption_filter.apply(tokens, self._rows("quality", clips, device)[:, :count], pad)
+        return tokens[..., : int((tokens != pad).sum(-1).max())], numbers.to(device)
 
     def words(self) -> list[int]:
         """The words of all captions, pseudo-captions included."""
@@ -138,54 +136,50 @@ class TeacherCache:
         clips: long [B], their numbers in the training set. captions: long [B*K], their numbers among their clip's.
         tokens: long [B*K, T], these captions; ValueError if the cache holds others.
         """
-        total, length, found = self.metadata["captions"], tokens.shape[1], {}
-        rows = clips.repeat_interleave(len(tokens) // len(clips)) * total + captions
+        device, length, found = tokens.device, tokens.shape[1], {}
+        clips, captions, total = clips.cpu(), captions.cpu(), self.metadata["captions"]
+        rows = clips.repeat_interleave(len(captions) // len(clips)) * total + captions
         # Missing captions (a start token and padding) pass: no loss reads their targets.
         present = (tokens[:, 1:] != self.metadata["pad"]).any(1)
         beyond = int(rows.max()) >= self.metadata["clips"] * total
-        if beyond or not torch.equal(self._rows("tokens", rows, length)[present], tokens[present]):
+        if beyond or not torch.equal(self._rows("tokens", rows, device, length)[present], tokens[present]):
             raise ValueError(f"{self.folder} lacks captions of this batch: set fresh_captions=False")
         for name in spec.names():
             if name == "logits":
                 parts = ("logits/log_p", "logits/words", "logits/log_rest")
-                found[name] = losses.TopK(*(self._rows(part, rows, length - 1) for part in parts))
+                found[name] = losses.TopK(*(self._rows(part, rows, device, length - 1) for part in parts))
             elif name.startswith("image_features/"):
-                found[name] = self._rows(name, clips).flatten(0, 1)
+                found[name] = self._rows(name, clips, device).flatten(0, 1)
             else:
-                found[name] = self._rows(name, rows, length)
+                found[name] = self._rows(name, rows, device, length)
         if "attention" in found:  # its sums have been rounded
             found["attention"] /= found["attention"].sum(-1, keepdim=True).clamp(min=1e-12)
         return found
 
-    def _rows(self, name: str, numbers: Tensor, length: int | None = None) -> Tensor:
-        """Rows of a stored tensor, long or float32, the first `length` tokens of each; on the device of `numbers`."""
-        size, device = len(self._shards[0][name]), numbers.device
-        places = (divmod(number, size) for number in numbers.flatten().tolist())
-        rows = torch.from_numpy(np.stack([self._shards[i][name][j, :length] for i, j in places]))
+    def _rows(self, name: str, numbers: Tensor, device, length: int | None = None) -> Tensor:
+        """Rows of a stored tensor on `device`, long or float32, the first `length` tokens of each."""
+        places = (divmod(number, len(self._shards[0][name])) for number in numbers.flatten().tolist())
+        rows = [self._shards[shard][name][row : row + 1, :length] for shard, row in places]
+        rows = torch.from_numpy(np.concatenate(rows))
         if f"{name}.scale" in self._shards[0]:
-            return rows.to(device) * self._rows(f"{name}.scale", numbers, length)[..., None]
+            return rows.to(device).float() * self._rows(f"{name}.scale", numbers, device, length)[..., None]
         return rows.to(device).float() if rows.is_floating_point() else rows.long().to(device)
 
 
-def prepare(folder: Path, teacher, data, spec: TargetSpec, settings: dict, say) -> tuple[dict, list]:
-    """Metadata, written if new, and (clips, path) of the shards that are missing; those that exist are verified."""
+def allocate(folder: Path, teacher, data, spec: TargetSpec, settings: dict, say) -> tuple[dict, list]:
+    """Metadata, on disk from here on, and (clips, path) of the shards that are missing."""
     targets.parse_dtype(settings["teacher_dtype"])
     settings, identity = settings | {"max_tokens": data.max_tokens}, fingerprint(teacher, data)
     if (folder / "cache.json").is_file():
         metadata = read_metadata(folder)
         refuse(folder, metadata | metadata["fingerprint"], settings | identity)
     else:
-        sample = compute(teacher, next(iter(data.pool_dataloader(0, 1))), spec, settings)
+        sample = stored_targets(teacher, next(iter(data.pool_dataloader(0, 1))), spec, settings)
         metadata = {"format": FORMAT, "fingerprint": identity, **settings, "clips": data.pool_size}
         metadata |= {"captions": len(sample["tokens"]), "pad": teacher.pad_token_id}
         metadata["clip_bytes"] = sum(value.nbytes for value in sample.values())
         metadata["shard_clips"] = -(-SHARD_CLIPS // data.batch_size) * data.batch_size
-    missing = []
-    for clips, path in shard_paths(folder, metadata).items():
-        if path.is_file():
-            read_shard(path, verify=True)
-        else:
-            missing.append((clips, path))
+    missing = [(clips, path) for clips, path in shard_paths(folder, metadata).items() if not path.is_file()]
     size = metadata["clip_bytes"] * sum(len(clips) for clips, _ in missing)
     if missing:
         say(f"{len(missing):,} shards to make, {size / 1e6:,.1f} MB in {folder}")
@@ -199,7 +193,7 @@ def prepare(folder: Path, teacher, data, spec: TargetSpec, settings: dict, say) 
 
 
 @torch.no_grad()
-def compute(teacher, batch: dict, spec: TargetSpec, settings: dict) -> dict[str, Tensor]:
+def stored_targets(teacher, batch: dict, spec: TargetSpec, settings: dict) -> dict[str, Tensor]:
     """What is stored of a batch of whole clips: by clip "quality" and "image_features/…", by caption all else."""
     device, dtype = next(teacher.parameters()).device, targets.parse_dtype(settings["teacher_dtype"])
     frames, tokens = batch["frames"].to(device), batch["tokens"].to(device)
@@ -249,9 +243,8 @@ def shard_paths(folder: Path, metadata: dict) -> dict[range, Path]:
 
 def is_finished(folder: Path) -> bool:
     """Does the folder hold a cache with all its shards?"""
-    if not (folder / "cache.json").is_file():
-        return False
-    return all(path.is_file() for path in shard_paths(folder, read_metadata(folder)).values())
+    known = (folder / "cache.json").is_file()
+    return known and all(path.is_file() for path in shard_paths(folder, read_metadata(folder)).values())
 
 
 def read_metadata(folder: Path) -> dict:

@@ -272,7 +272,7 @@ def test_explanations_light_their_cell_and_print_their_agreement():
     assert {patch.get_xy() for patch in raw.patches} == {(15.5, 3.5)}
     assert {patch.get_xy() for patch in covered.patches} == {(-0.5, 19.5)}
     bright = np.asarray(covered.images[0].get_array() @ style.LUMA)
-    assert bright[20, 0] > 0.5 and np.median(bright) < 0.1  # negative values count as 0
+    assert bright[20, 0] > 0.5 and np.median(bright) == 0  # negative values count as 0
     assert raw.get_xlabel() == "\u22120.25" and covered.get_xlabel() == ""
 
 

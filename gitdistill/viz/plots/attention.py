@@ -25,9 +25,8 @@ def gaze(frames, words, rows, probabilities=None, difference=False, title=None, 
     wrap = min(6 if len(frames) == 1 else 12, len(style.some(words, "words")))
     lines = [slice(start, start + wrap) for start in range(0, len(words), wrap)]
     count, above = len(lines) * len(blocks), 0.28 if probabilities is None else 0.44
-    tile = min(
-        1.35, (style.WIDTH - 2.2) / (wrap + 1), 11.0 / (count * len(frames))
-    )  # not much higher than wide
+    # Not much higher than wide.
+    tile = min(1.35, (style.WIDTH - 2.2) / (wrap + 1), 11.0 / (count * len(frames)))
     width, height = tile * (wrap + 1), tile * len(frames) * frames.shape[1] / frames.shape[2]
     size = max(width + 2.2, 5.0), count * (above + height) + 0.15
     figure = style.figure(*size, "Attention of words", title, None)
@@ -85,10 +84,8 @@ def _block(axes, frames, words, values, scale, wrap, masks):
         for t, value in enumerate(values):
             f, r, c = style.strongest(value)
             style.square(axes, (t + 1) * step[1] + c * size[1], f * step[0] + r * size[0], size)
-    for t, mask in enumerate(masks or ()):
-        if mask is None:
-            continue
-        mask = style.array(mask, "mask", frames.shape[:3]) > 0
+    for t, mask in enumerate([] if masks is None else masks):
+        mask = [] if mask is None else style.array(mask, "mask", frames.shape[:3]) > 0
         for f, shape in enumerate(mask):
             shape = style.resized(shape, height, width)
             style.outline(axes, shape, (t + 1) * step[1], f * step[0], margin=3, thin=0.6)

@@ -65,8 +65,8 @@ def _teacher(axes, x, model, frozen):
     _tokens(axes, x + LEFT + GAP / 2, y, RIGHT + GAP / 2, 5, WORDS, "T words")
     _prefix_decoder(axes, x, model, y, top)
     _head(axes, x, model, width)
-    told = "In boxes: parameters.\nBeside arrows: the shape of\none clip; T tokens of text."
-    axes.text(x, top + END + 0.45, told, va="top", fontsize=9)
+    note = "In boxes: parameters.\nBeside arrows: the shape of\none clip; T tokens of text."
+    axes.text(x, top + END + 0.45, note, va="top", fontsize=9)
 
 
 def _prefix_decoder(axes, x, model, y, top):
@@ -75,8 +75,8 @@ def _prefix_decoder(axes, x, model, y, top):
     first = "layer 1" if count == 2 else f"layers 1 to {count - 1}"
     _box(axes, x, top, WIDE, 1.05, "", "white")
     axes.text(x + 0.1, top + 0.12, f"decoder, {first}", weight="bold", va="top")
-    told = "One row of tokens: every word\nlooks at the image and at the\nwords before it."
-    axes.text(x + 0.1, top + 0.36, told, va="top", fontsize=9)
+    note = "One row of tokens: every word\nlooks at the image and at the\nwords before it."
+    axes.text(x + 0.1, top + 0.36, note, va="top", fontsize=9)
     _mask(axes, x + WIDE - 1.2, top + 0.19, 4)
     for centre in (x + LEFT / 2, x + LEFT + GAP + RIGHT / 2):
         _down(axes, centre, y + HIGH, top)
@@ -131,8 +131,8 @@ def _cross_attention(axes, x, model, y, top):
     bend = top + 1.13
     axes.plot([x + 0.4, x + 0.4, left], [y + HIGH, bend, bend], color="black", linewidth=1.2)
     _arrow(axes, (left, bend), (left + 0.1, bend))
-    told = "The memory is no part of the\nrow: words look across at it."
-    axes.text(x + 0.5, top + 1.18, told, va="top", fontsize=9)
+    note = "The memory is no part of the\nrow: words look across at it."
+    axes.text(x + 0.5, top + 1.18, note, va="top", fontsize=9)
     _mask(axes, x + 1.2, top + 0.35, 0)
 
 
@@ -147,7 +147,7 @@ def _caption(axes, x, embedding, width):
 
 def _head(axes, x, model, width):
     """The way out: last hidden states, head, next word."""
-    words = model.embedding.words if hasattr(model, "embedding") else model.words
+    words = model.words if hasattr(model, "words") else model.embedding.words
     left, tied = x + LEFT + GAP, model.head.weight is words.weight
     y, text = _row(6) + END, "head = words' table" if tied else f"head: {_size(model.head)}"
     _down(axes, left + RIGHT / 2, y, y + 0.34, ("T", width))
@@ -162,8 +162,8 @@ def _losses(axes, left, right):
     out = top + END + 0.34 + HIGH + 0.24
     rows = [(left - WIDE + LEFT / 2, top + 1.2), (middle, top + 1.2), (middle, _row(5) + 0.45)]
     axes.plot(*zip(*rows), **DASHED)
-    told = "features: the memory\nagainst the image rows\nbefore the last layer"
-    _loss(axes, [(middle + 0.55, _row(5) + 0.1), (right, _row(5) + 0.1)], (middle, top + 0.72), told)
+    label = "features: the memory\nagainst the image rows\nbefore the last layer"
+    _loss(axes, [(middle + 0.55, _row(5) + 0.1), (right, _row(5) + 0.1)], (middle, top + 0.72), label)
     _loss(axes, [(left, top + 1.62), (words, top + 1.62)], (middle, top + 1.33), "hidden: last states")
     _loss(axes, [(left, out + 0.1), (words, out + 0.1)], (middle, out + 0.1), "KL: both outputs")
     turn = words + RIGHT / 2
