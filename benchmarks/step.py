@@ -1,4 +1,4 @@
-"""What a step of distillation costs beside one of cross-entropy, the teacher's answers being in a cache.
+"""How long a step of distillation takes, compared with one of cross-entropy, when the teacher's targets are cached.
 
     python benchmarks/step.py               writes benchmarks/step.json and prints the table
     python benchmarks/step.py --out runs    writes elsewhere
@@ -42,13 +42,13 @@ CASES = {
 
 
 def everything(teacher, student) -> TargetSpec:
-    """What all losses together ask of a teacher."""
-    return DistillationTrainer(teacher, student, **dict.fromkeys(TERMS, 1.0)).wants
+    """The teacher's targets for all losses together."""
+    return DistillationTrainer(teacher, student, **dict.fromkeys(TERMS, 1.0)).spec
 
 
 def step(module, optimizer, batch: dict) -> None:
     optimizer.zero_grad()
-    sum(module.losses(batch).values()).backward()
+    sum(module.loss_terms(batch).values()).backward()
     torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
     optimizer.step()
 
@@ -65,7 +65,7 @@ def measure(teacher, student, data: GlyphData, folder: Path, batches: int, froze
             module = DistillationTrainer(teacher, own, **OFF | dict.fromkeys(terms, 1.0), cache=cache)
         module.log_dict = lambda values: None  # there is no Trainer to log to
         if frozen:
-            module.eyes.requires_grad_(False).eval()
+            module.vision_encoder.requires_grad_(False).eval()
         modules[name] = module, MuonAdamW(module, 1e-3, 0.01)
     spent = {name: [] for name in modules}
     for number, batch in zip(range(1 + batches), data.train_dataloader()):

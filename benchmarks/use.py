@@ -1,10 +1,10 @@
 """How fast files are captioned, and whether memory stays flat: 200 pictures, a video of two minutes, a sliding window.
 
-    python benchmarks/use.py --student data/student     with the embedded teacher beside it
+    python benchmarks/use.py --student data/student     a student and the embedded teacher
 
-The files are made first: pictures of 640 x 480 pixels (JPEG) and a video of 320 x 240 at 25 frames a second (MPEG-4).
-Printed are the rates, the memory of the process after a quarter of the work and its most from there on, and what of
-the machine was busy with other things when it began.
+It makes the files first: pictures of 640 x 480 pixels (JPEG) and a video of 320 x 240 at 25 frames a second (MPEG-4).
+It prints the rates, the memory of the process after a quarter of the work, the most memory after that, and the load of
+the machine at the start.
 """
 
 import argparse
@@ -25,7 +25,7 @@ PICTURES, SECONDS, RATE = 200, 120, 25
 
 
 def scenery(random: np.random.Generator, width: int, height: int) -> np.ndarray:
-    """Smooth blobs of colour, uint8 [H, W, 3], which compress about like a photograph."""
+    """Smooth blobs of colour, uint8 [H, W, 3]; their files are about as large as a photograph's."""
     small = random.integers(0, 256, (height // 16, width // 16, 3), dtype=np.uint8)
     return np.asarray(Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC))
 
@@ -39,7 +39,7 @@ def make_pictures(folder: Path, count: int) -> list[Path]:
 
 
 def make_video(path: Path, seconds: int) -> Path:
-    """A view that wanders over one large picture."""
+    """A view that moves over one large picture."""
     import av
 
     view = scenery(np.random.default_rng(1), 1600, 1200)
@@ -55,7 +55,7 @@ def make_video(path: Path, seconds: int) -> Path:
 
 
 def resident() -> float:
-    """Megabytes of this process; NaN where Linux does not tell."""
+    """Megabytes of this process; NaN on systems other than Linux."""
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
     except OSError:
@@ -64,7 +64,7 @@ def resident() -> float:
 
 
 def measure(what: str, results, count: int) -> str:
-    """Go through `results`, at least `count`, and tell in a line how fast they came and what memory did."""
+    """A table's line of how fast `results` come, at least `count` of them, and of the memory meanwhile."""
     start, sizes = time.perf_counter(), []
     for _ in results:
         sizes.append(resident())
@@ -76,14 +76,14 @@ def measure(what: str, results, count: int) -> str:
 
 
 def report(captioners: dict[str, Captioner], pictures: list[Path], video: Path, seconds: int, batch: int):
-    """A line for each network and task, as it is done."""
+    """Yields the table's lines, one for each network and task when it is done."""
     yield "| | a second | seconds | MB after a quarter | MB at most from there |"
     yield "|---|---|---|---|---|"
     for name, captioner in captioners.items():
-        said = caption_files(captioner, pictures, batch, {})
-        yield measure(f"{name}: {len(pictures)} pictures, {batch} at once", said, len(pictures))
-        said = caption_files(captioner, [video], batch, {})
-        yield measure(f"{name}: a video of {seconds} s as one clip", said, 1)
+        results = caption_files(captioner, pictures, batch, {})
+        yield measure(f"{name}: {len(pictures)} pictures, {batch} at once", results, len(pictures))
+        results = caption_files(captioner, [video], batch, {})
+        yield measure(f"{name}: a video of {seconds} s as one clip", results, 1)
         yield measure(f"{name}: captions of 2 s, one a second", live(captioner, video, 2, 1), seconds - 2)
 
 

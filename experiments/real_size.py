@@ -1,11 +1,11 @@
-"""How much faster a student is at real size: GIT as large as git-base and a TinyViT student, both with random weights.
+"""How much faster a student of real size is: a GIT as large as git-base and a TinyViT student, with random weights.
 
     python experiments/real_size.py                writes data/experiments/real_size.json and prints the table
     python experiments/real_size.py --threads 1    on one core
 
-Both caption the same random 224-pixel images, greedily and with four beams, one at a time and four at once, always 20
-new tokens: the end token is made impossible. Their runs alternate; times are medians, ratios are of
-medians. The student knows 8,000 of the teacher's 30,522 words, as after trimming to the words that the data uses.
+Both caption the same random 224-pixel images, greedily and with four beams, one at a time and four at once. All
+captions have 20 new tokens, since the end token is made impossible. Their runs alternate; times are medians, ratios are
+ratios of medians. The student's `vocab_subset` has 8,000 of the teacher's 30,522 words, typical of one data set.
 """
 
 import argparse
@@ -33,7 +33,7 @@ NEW, KNOWN, BEAMS = 20, 8000, (1, 4)
 
 
 def networks(config: GitConfig, known: int, backbone: TinyVIT, **student) -> dict[str, nn.Module]:
-    """Teacher and student, weights random, of one vocabulary."""
+    """A teacher and a student with random weights and the same vocabulary."""
     torch.manual_seed(0)
     special = {name: getattr(config, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     keep = list(range(known))
@@ -72,13 +72,13 @@ def measure(models: dict[str, nn.Module], batches, repeats: int, size: int) -> l
 
 
 def weights(model: nn.Module) -> dict:
-    """Parameters and what they take, megabytes of float32."""
+    """Number of parameters, and their size in megabytes."""
     number = sum(parameter.numel() for parameter in model.parameters())
     return {"parameters": number, "megabytes": sum(p.nbytes for p in model.parameters()) / 2**20}
 
 
 def run(models: dict[str, nn.Module], batches, repeats: int, size: int) -> dict:
-    """What goes into the JSON file."""
+    """All measurements, as the JSON file holds them."""
     sizes = {name: weights(model) for name, model in models.items()}
     rows = measure(models, batches, repeats, size)
     return {"machine": machine(), "new_tokens": NEW, "repeats": repeats, "weights": sizes, "rows": rows}

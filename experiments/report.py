@@ -1,4 +1,4 @@
-"""From the table of runs of an experiment (`experiments/`) to means, differences with intervals, and a picture."""
+"""Means, differences with intervals and a picture from an experiment's table of runs."""
 
 import csv
 import math
@@ -18,7 +18,7 @@ STUDENT_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 
 
 def read_rows(path: Path) -> list[dict]:
-    """A table's rows, numbers as numbers; empty cells (a score that does not apply) are left out."""
+    """A table's rows with numbers parsed; empty cells (a score that does not apply) are left out."""
     if not path.is_file():
         return []
     with path.open(newline="", encoding="utf-8") as file:
@@ -38,7 +38,7 @@ def number(text: str) -> int | float | str:
 
 
 def write_rows(path: Path, rows: list[dict]) -> None:
-    """The whole table, or the one before; numbers with six digits."""
+    """Write the table, whole or not at all; numbers have six digits."""
     names = list(dict.fromkeys(name for row in rows for name in row))
 
     def write(target: Path) -> None:
@@ -61,7 +61,7 @@ def interval(values: list[float]) -> tuple[float, float]:
 
 
 def by_name(rows: list[dict], score: str) -> dict[str, dict[int, float]]:
-    """Variant -> (seed -> score), in the order of the table, without the teacher and scores that are no number."""
+    """Variant -> (seed -> score), in the order of the table, without the teacher and without NaN."""
     found = {}
     for row in rows:
         if row["name"] != "teacher" and not math.isnan(row.get(score, math.nan)):
@@ -70,7 +70,7 @@ def by_name(rows: list[dict], score: str) -> dict[str, dict[int, float]]:
 
 
 def differences(rows: list[dict], score: str = "test/cider") -> dict[str, list[float]]:
-    """Variant -> how much more it scores than what it is compared with, seed by seed: both had the same start."""
+    """Variant -> for each seed, its score minus that of the variant that it is compared with."""
     found, against = by_name(rows, score), {row["name"]: row["against"] for row in rows}
     gained = {}
     for name, mine in found.items():
@@ -143,13 +143,13 @@ def figure(rows: list[dict], experiment: str):
 
 
 def finding(rows: list[dict]) -> str:
-    """The largest gain whose interval lies above zero, as a sentence, and what all of it rests on."""
+    """The largest gain whose interval lies above zero, as a sentence, with the number of runs and steps."""
     gained = {name: values for name, values in differences(rows).items() if values}
     runs = [row for row in rows if row["name"] != "teacher"]
     basis = f"{len(runs)} runs of {max((row['steps'] for row in runs), default=0):,} steps"
     sure = [name for name, values in gained.items() if interval(values)[0] > 0]
     if not sure:
-        return f"no gain is surely more than other seeds would change ({basis})"
+        return f"no gain is surely larger than the differences between seeds ({basis})"
     best = max(sure, key=lambda name: mean(gained[name]))
     low, high = interval(gained[best])
     against = next(row["against"] for row in rows if row["name"] == best)

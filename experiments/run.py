@@ -25,9 +25,9 @@ from pathlib import Path
 import pytorch_lightning as pl
 import torch
 from report import draw, read_rows, table, write_rows
-from seen import SeenBackbone, SeenClips, SeenData, SeenDistillation
+from seen import SeenBackbone, SeenClips, SeenData
 
-from gitdistill import GenerativeImageTextTeacher, StudentCandidateV1, TinyVIT
+from gitdistill import DistillationTrainer, GenerativeImageTextTeacher, StudentCandidateV1, TinyVIT
 from gitdistill.distillation.cache import TeacherCache
 from gitdistill.distillation.targets import TargetSpec, layer_pairs
 from gitdistill.distillation.trainer import CaptionTrainer
@@ -215,7 +215,7 @@ def train(bench: Bench, variant: Variant, seed: int, timed: bool = False) -> dic
     student = bench.new_student(variant.student)
     steps = max(1, round(variant.share * bench.steps))
     weights = dict.fromkeys((*WEIGHTS, "visual"), 0.0) | variant.weights
-    module = SeenDistillation(
+    module = DistillationTrainer(
         bench.teacher,
         student,
         **weights,

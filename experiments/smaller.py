@@ -1,16 +1,16 @@
-"""How small and fast a student gets after its training: float16, int8, pruning and ONNX, without any more of it.
+"""How small and fast a student gets after its training, without training it further: float16, int8, pruning, ONNX.
 
-    python experiments/smaller.py              of data/student: data/experiments/smaller.csv and the README's table
-    python experiments/smaller.py FOLDER --out runs/smaller     of another one; leaves the README alone
+    python experiments/smaller.py              data/student: writes data/experiments/smaller.csv and the README's table
+    python experiments/smaller.py FOLDER --out runs/smaller     another student; the README stays as it is
 
-int8 is `torch.ao.quantization.quantize_dynamic`: weights of linear layers are kept in int8 and what comes in is rounded
-when it comes; convolutions, embedding and norms stay float32. Pruned are the smallest weights of all linear layers and
-convolutions together but the head (`torch.nn.utils.prune`), which is tied to the embedding; nothing is trained
-afterwards. Zeros are stored and multiplied like other numbers: only a packed file is smaller for them. ONNX is
-what `python -m gitdistill onnx` writes, run by onnxruntime.
+int8 is `torch.ao.quantization.quantize_dynamic`: weights of linear layers are stored in int8, and their inputs are
+rounded at run time; convolutions, embedding and norms stay float32. Pruning (`torch.nn.utils.prune`) sets the smallest
+weights of all linear layers and convolutions to zero, except those of the head, which is tied to the embedding. Zeros
+are stored and multiplied like other numbers, so that only a compressed file gets smaller. ONNX is what
+`python -m gitdistill onnx` writes, run by onnxruntime.
 
-Scores are of greedy captions of the first test clips of the embedded world, times of greedy decoding, one clip at
-a time and 16 at once, from raw frames to tokens. All variants caption the same clip in turn; medians count.
+Scores are of greedy captions of the first test clips of the embedded world. Times are of greedy decoding from raw
+frames to tokens, one clip at a time and 16 at once. All variants caption the same clips in turn; times are medians.
 """
 
 import argparse
@@ -47,7 +47,7 @@ BATCHES = (1, 16)
 
 
 def rounded(network: nn.Module) -> nn.Module:
-    """A copy that computes with the weights that float16 can hold."""
+    """A copy whose weights are rounded to float16."""
     copy = deepcopy(network).eval()
     as_stored(copy)
     return copy
@@ -61,7 +61,7 @@ def quantised(network: nn.Module) -> nn.Module:
 
 
 def pruned(network: nn.Module, share: float) -> nn.Module:
-    """A copy in which the smallest `share` of the weights of linear layers and convolutions is zero, head aside."""
+    """A copy whose smallest weights are zero: a `share` of those of linear layers and convolutions without the head."""
     copy = rounded(network).to(memory_format=torch.contiguous_format)  # as torch's pruning wants it
     weights = [
         (module, "weight")
@@ -76,7 +76,7 @@ def pruned(network: nn.Module, share: float) -> nn.Module:
 
 
 def variants(student: Student) -> dict[str, tuple]:
-    """Name -> (what captions, the bytes it is stored as)."""
+    """Name -> (the network, the bytes of its file)."""
     network, half = student.model, torch.float16
     found = {"float32": (network, weights(network)), "float16": (rounded(network), weights(network, half))}
     small = quantised(network)
@@ -101,7 +101,7 @@ def weights(network: nn.Module, dtype: torch.dtype | None = None) -> bytes:
 
 
 def scores(network, clips, tokenizer, max_length: int) -> dict[str, float]:
-    """Of greedy captions."""
+    """Scores of greedy captions."""
     captions = []
     for start in range(0, len(clips), 16):
         frames = torch.stack([clip.frames for clip in clips[start : start + 16]])
@@ -127,7 +127,7 @@ def times(
 
 
 def run(student: Student, clips, repeats: int) -> list[dict]:
-    """A row a variant."""
+    """One row for each variant."""
     found, length = variants(student), student.decoding["max_length"]
     networks = {name: network for name, (network, _) in found.items()}
     frames = torch.stack([clip.frames for clip in clips[:64]])
@@ -146,7 +146,7 @@ def run(student: Student, clips, repeats: int) -> list[dict]:
 
 
 def table(rows: list[dict]) -> list[str]:
-    """The README's lines, of rows as they are measured or as they are read from the file."""
+    """The README's lines; rows are as measured or as read from the file."""
     lines = [
         f"| {rows[0]['clips']} test clips | MB | packed | ms, one clip | ms a clip of 16 | CIDEr | facts right |",
         "|---|---|---|---|---|---|---|",

@@ -106,8 +106,10 @@ def packed_causal_mask(rows: int, new: int, total: int, image: int, device=None)
     Queries are the last `new` of `total` tokens of each caption. They see all `image` tokens and their own caption up
     to themselves, never another caption.
     """
-    causal = torch.ones(new, total, device=device).tril(total - new)
-    text = torch.kron(torch.eye(rows, device=device), causal).bool()
+    same = torch.eye(rows, dtype=torch.bool, device=device)
+    causal = torch.ones(new, total, dtype=torch.bool, device=device).tril(total - new)
+    # not torch.kron, whose sizes torch.export takes for constants
+    text = (same[:, None, :, None] & causal[:, None]).reshape(rows * new, rows * total)
     return F.pad(text, (image, 0), value=True)
 
 

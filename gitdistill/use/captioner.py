@@ -7,7 +7,7 @@ student.push_to_hub("me/my-student")
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import astuple
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -25,6 +25,8 @@ from gitdistill.models.teacher import GenerativeImageTextTeacher
 from gitdistill.models.tokenizer import check_same_vocabulary, load_tokenizer, to_text
 from gitdistill.use.onnx import ENCODER, OnnxStudent
 from gitdistill.world.module import glyph_tokenizer
+
+RULE = ("frames", "sampling", "step")  # names of a FrameRule's settings in the folder's JSON
 
 
 class Captioner:
@@ -51,10 +53,9 @@ class Captioner:
 
     def use_frame_rule(self, rule: FrameRule) -> None:
         """Choose frames by another rule from now on; ValueError when it gives more than the network reads."""
-        if rule.num_frames > self.max_frames:
-            raise ValueError(
-                f"{rule.num_frames} frames a clip, but this network reads at most {self.max_frames}"
-            )
+        count, most = rule.num_frames, self.max_frames
+        if count > most:
+            raise ValueError(f"{count} frames a clip, but this network reads at most {most}")
         self.rule = rule
 
     @property
@@ -112,8 +113,8 @@ class Student(Captioner, ModelHubMixin, tags=["image-to-text", "gitdistill"]):
 
     def companions(self) -> dict[str, Callable]:
         """Writers, by file name, of what a folder holds beside the network: tokenizer, frame rule, decoding, scores."""
-        metadata = {"frames": asdict(self.rule), "decoding": self.decoding, "scores": self.scores}
-        text = json.dumps(metadata, indent=1) + "\n"
+        metadata = {"frames": dict(zip(RULE, astuple(self.rule))), "decoding": self.decoding}
+        text = json.dumps(metadata | {"scores": self.scores}, indent=1) + "\n"
         return tokenizer_files(self.tokenizer) | {self.FILE: partial(Path.write_text, data=text)}
 
     def card(self) -> str:
@@ -181,15 +182,10 @@ def read_student(folder: Path) -> Student:
         return Student(model, tokenizer)
     try:
         metadata = json.loads(path.read_text())
-        decoding, scores = metadata["decoding"], metadata["scores"]
-        rule = {
-            {"frames": "num_frames"}.get(name, name): x for name, x in metadata["frames"].items()
-        }  # as in 0.1
-        return Student(model, tokenizer, FrameRule(**rule), decoding, scores)
+        rule = FrameRule(*(metadata["frames"][name] for name in RULE))
+        return Student(model, tokenizer, rule, metadata["decoding"], metadata["scores"])
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{path} does not describe a student's folder: {storage.first_line(error)}"
-        ) from None
+        raise ValueError(f"{path} describes no student's folder: {storage.first_line(error)}") from None
 
 
 def load_captioner(student=None, teacher=None) -> Captioner:

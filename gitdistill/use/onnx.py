@@ -60,8 +60,7 @@ class OnnxStudent:
         self.exact_frames = exported if isinstance(exported, int) else None
 
     def to(self, device) -> "OnnxStudent":
-        """Stays on the CPU."""
-        return self
+        return self  # it stays on the CPU
 
     def prefill(self, frames: Tensor) -> KVCache:
         """Read the clips; see `StudentCandidateV1.prefill`."""

@@ -97,11 +97,13 @@ def test_pushed_to_the_hub_and_read_back(folder, files, monkeypatch, tmp_path):
 def test_a_folder_of_bare_weights(tmp_path):
     tiny.student().save_pretrained(tmp_path)
     assert load_student(tmp_path).rule == FrameRule(tiny.FRAMES)
-    (tmp_path / Student.FILE).write_text('{"frames": {"num_frames": 9}, "decoding": {}, "scores": {}}')
+    (tmp_path / Student.FILE).write_text(
+        '{"frames": {"frames": 9, "sampling": "uniform", "step": 1}, "decoding": {}, "scores": {}}'
+    )
     with pytest.raises(ValueError, match="9 frames a clip, but this network reads at most 2"):
         load_student(tmp_path)
     (tmp_path / Student.FILE).write_text("{}")
-    with pytest.raises(ValueError, match="does not describe a student's folder"):
+    with pytest.raises(ValueError, match="describes no student's folder"):
         load_student(tmp_path)
     with pytest.raises(FileNotFoundError, match="no folder ./nowhere"):
         load_student("./nowhere")

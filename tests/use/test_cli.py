@@ -62,8 +62,7 @@ def test_pictures_alone_are_enough_for_a_fit(run, own, tmp_path, capsys):
 
 def test_other_words_than_the_teachers(run, own):
     tiny_git.tokenizer().save_pretrained("words")
-    message = r"tokenizer \(30 words\) is not the network's \(122 words\): give FileData"
-    assert re.search(message, run("fit", *own, "--data.tokenizer=words"))
+    assert "tokenizer has 30 words, not the network's 122" in run("fit", *own, "--data.tokenizer=words")
 
 
 @pytest.mark.parametrize("arguments, message", [

@@ -34,7 +34,7 @@ def test_a_step_of_the_trainer_takes_what_was_planned():
     hooks = torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor)
     exact = sdpa_kernel(SDPBackend.MATH)  # torch does not count what the fused kernel on CPUs computes
     with hooks, exact, FlopCounterMode(display=False) as counter:
-        terms = getattr(module, "loss_terms", module.losses)({"frames": frames, "tokens": tokens})
+        terms = module.loss_terms({"frames": frames, "tokens": tokens})
         sum(terms.values()).backward()
     found = plan.estimate([*SMALL, "--model.init_args.cache=null"])
     count, gradients = ([f(p) for p in student.parameters()] for f in (torch.numel, lambda p: p.grad.nbytes))
