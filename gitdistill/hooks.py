@@ -1,11 +1,11 @@
-"""Activations by module path, through one context manager that leaves nothing behind.
+"""Activations by module path, through one context manager that removes its hooks.
 
     with record(student, ["backbone.net.stages_2", "layers.*.cross_attention.softmax"]) as seen:
         student(frames, tokens)
-    seen["backbone.net.stages_2"][0]        # what the first call gave
+    seen["backbone.net.stages_2"][0]        # the output of the first call
 
-After baukit's `Trace` (https://github.com/davidbau/baukit). Attention weights are activations like any other:
-every attention module of this package has a child `softmax`, and TinyViT's get one (`….attn.softmax`).
+After baukit's `Trace` (https://github.com/davidbau/baukit). Attention weights are activations like any other: every
+attention module of this package has a child `softmax`, TinyViT's too (`….attn.softmax`).
 """
 
 import dataclasses
@@ -19,17 +19,17 @@ from torch import Tensor, nn
 
 
 class Recording(dict):
-    """Module path -> what was captured there, one entry a call, in the order of the model's modules."""
+    """Module path -> its captured outputs, one entry a call, in the order of the model's modules."""
 
     def __missing__(self, path: str):
         raise KeyError(f"{path} was not recorded{suggest(path, self)}")
 
 
 def paths(model: nn.Module, pattern: str = "*") -> list[str]:
-    """The module paths that `pattern` matches, in the model's order, the model itself (the empty path) aside.
+    """The module paths that `pattern` matches, in the model's order, without the model itself (the empty path).
 
-    `*` stands for any characters, dots included: "layers.*" is everything below `layers`. `?` is one
-    character, so "layers.?" is the first ten layers themselves.
+    `*` stands for any characters, dots included: "layers.*" is everything below `layers`. `?` is one character, so
+    "layers.?" is the first ten layers themselves.
     """
     named = (path for path, _ in model.named_modules(remove_duplicate=False))
     return [path for path in named if path and fnmatchcase(path, pattern)]
@@ -40,23 +40,21 @@ def record(model: nn.Module, names: str | list[str], detach: bool = True) -> Ite
     """Capture what the named modules return, for as long as the context lasts.
 
     Args:
-        model: any module; a teacher, a student, a part of one.
+        model: any module, such as a teacher, a student, or a part of one.
         names: module paths, or patterns as in `paths`.
-        detach: cut the captured tensors off the graph. False for a loss on the student: a detached activation
-            trains nothing below it.
+        detach: cut the captured tensors off the graph. Must be False for a loss on what was captured.
 
-    Yields a `Recording`. Tensors are cloned when they are captured, so that a later change in place does not
-    reach them; tuples, lists, dicts and dataclasses of tensors are copied likewise. Modules that a pattern
-    matched but nobody called (containers, say) drop out of the recording in the end.
-
-    Raises KeyError when a name matches no module, and at the end RuntimeError when nothing that a name
-    matches was called. Hooks are removed whatever happens.
+    Yields a `Recording` of copies, which later changes in place do not reach. Modules that a pattern matched but nobody
+    called (containers, say) drop out of it at the end. Hooks are removed in any case. Raises KeyError when a name
+    matches no module, and at the end RuntimeError when no module that a name matches was called.
     """
     names = [names] if isinstance(names, str) else list(names)
-    known = paths(model)
-    matched = {name: matches(name, known) for name in names}
+    matched = {name: paths(model, name) for name in names}
+    for name in names:
+        if not matched[name]:
+            raise KeyError(f"no module is called {name}{suggest(name, paths(model))}")
     wanted = {path for found in matched.values() for path in found}
-    recording = Recording({path: [] for path in known if path in wanted})
+    recording = Recording({path: [] for path in paths(model) if path in wanted})
     with ExitStack() as handles:
         for path, captured in recording.items():
             handle = model.get_submodule(path).register_forward_hook(catcher(captured, detach))
@@ -69,16 +67,8 @@ def record(model: nn.Module, names: str | list[str], detach: bool = True) -> Ite
         del recording[path]
 
 
-def matches(name: str, known: list[str]) -> list[str]:
-    """The known paths that `name` matches; KeyError with near ones if there are none."""
-    found = [path for path in known if fnmatchcase(path, name)]
-    if not found:
-        raise KeyError(f"no module is called {name}{suggest(name, known)}")
-    return found
-
-
 def suggest(path: str, known) -> str:
-    """The nearest known paths, as the end of a sentence."""
+    """The most similar known paths, as the end of a sentence."""
     near = difflib.get_close_matches(path, list(known), n=3, cutoff=0.5)
     return f"; did you mean {', '.join(near)}?" if near else ""
 
@@ -93,7 +83,7 @@ def catcher(captured: list, detach: bool):
 
 
 def copied(value: Any, detach: bool) -> Any:
-    """`value` with every tensor in it cloned."""
+    """`value` with every tensor in it cloned; tuples, lists, dicts and dataclasses of tensors are copied likewise."""
     if isinstance(value, Tensor):
         return (value.detach() if detach else value).clone()
     if dataclasses.is_dataclass(value) and not isinstance(value, type | dict):

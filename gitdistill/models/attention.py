@@ -1,7 +1,7 @@
 """Attention whose weights a hook can see, transformer layers, and the key/value cache of decoding.
 
-The softmax of every attention is a *named child module*, so that a forward hook on `….softmax` sees the weights (the
-idea of vit-pytorch's recorder, https://github.com/lucidrains/vit-pytorch). Without such a hook the fused kernel runs.
+The softmax is a *named child module*, so that a forward hook on `….softmax` sees the weights (the idea of vit-pytorch's
+recorder, https://github.com/lucidrains/vit-pytorch). Without such a hook the fused kernel runs.
 """
 
 from dataclasses import dataclass
@@ -15,8 +15,7 @@ KeysValues = tuple[Tensor, Tensor]
 
 
 def has_listeners(module: nn.Module) -> bool:
-    """True when a forward hook would see this module's input or output."""
-    # private, because torch offers no public way to ask
+    """True when a forward hook would see this module; private, because torch offers no public way to ask."""
     return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
@@ -48,7 +47,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, *memories: KeysValues, mask: Tensor | None = None) -> Tensor:
         """Attend from `x` [B, Q, D] to the keys and values of all `memories` together; returns [B, Q, D].
 
-        `mask` is boolean, broadcastable to [B, H, Q, S] with S the memories' joint length; True means visible.
+        `mask` broadcasts to [B, H, Q, S] with S the memories' joint length; True means visible.
         """
         queries, dropout = self.split(self.query(x)), self.dropout if self.training else 0.0
         # The fused kernel needs one memory. With fewer queries than d, the weights of several memories are
@@ -103,8 +102,7 @@ class EncoderLayer(nn.Module):
 def packed_causal_mask(rows: int, new: int, total: int, image: int, device=None) -> Tensor:
     """The mask of `rows` captions of one clip in one sequence; boolean [rows*new, image + rows*total].
 
-    Queries are the last `new` of `total` tokens of each caption. They see all `image` tokens and their own caption up
-    to themselves, never another caption.
+    The last `new` of `total` tokens of each caption see all `image` tokens and their own caption up to themselves.
     """
     same = torch.eye(rows, dtype=torch.bool, device=device)
     causal = torch.ones(new, total, dtype=torch.bool, device=device).tril(total - new)
@@ -131,11 +129,8 @@ class KVCache:
 
     def reorder(self, rows: Tensor) -> "KVCache":
         """A cache whose caption j continues caption `rows[j]`; rows [B*K'] are grouped by clip."""
-
-        def pick(cached: Tensor) -> Tensor:
-            return cached.flatten(0, 1)[rows].unflatten(0, (self.clips, -1))
-
-        return KVCache(self.shared, [(pick(k), pick(v)) for k, v in self.text])
+        text = [[x.flatten(0, 1)[rows].unflatten(0, (self.clips, -1)) for x in pair] for pair in self.text]
+        return KVCache(self.shared, text)
 
     def truncate(self, length: int) -> "KVCache":
         """A cache of the first `length` tokens of every caption."""
@@ -165,9 +160,9 @@ def check_tokens(tokens: Tensor, cache: KVCache, max_positions: int) -> tuple[in
 def read_text(model, tokens: Tensor, cache: KVCache, visible_image: int = 0):
     """Run new tokens [B*K, t] through the decoder layers of `model`, K captions of a clip as one sequence.
 
-    Returns L+1 hidden states [B*K, t, D], from the embedded tokens on, and the cache with the new tokens. Layers are
-    called as `layer(x, image, append, mask)`: `append` adds keys and values of new text to the cache and returns all
-    of the text's. `visible_image` image tokens stand before the text in the self-attention.
+    Returns L+1 hidden states [B*K, t, D], from the embedded tokens on, and the longer cache. Layers are called as
+    `layer(x, image, append, mask)`: `append` adds keys and values of new text to the cache and returns all of the
+    text's. `visible_image` image tokens stand before the text in the self-attention.
     """
     captions, total = check_tokens(tokens, cache, model.max_positions)
     x = model.embedding(tokens, cache.length)

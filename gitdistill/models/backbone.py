@@ -1,7 +1,6 @@
 """TinyVIT: the student's image backbone, any timm model that gives feature maps.
 
-TinyViT is Wu et al. 2022, https://arxiv.org/abs/2207.10666; the network itself is timm's
-(https://github.com/huggingface/pytorch-image-models).
+TinyViT: Wu et al. 2022, https://arxiv.org/abs/2207.10666. timm: https://github.com/huggingface/pytorch-image-models
 """
 
 import difflib
@@ -22,9 +21,9 @@ from gitdistill.models.preprocessing import to_pixels
 class WindowAttention(nn.Module):
     """timm's TinyViT attention with a named softmax child, and position biases that are never stale.
 
-    Takes over the parameters of `original`, under the same names. Hook `softmax` to see the weights,
-    [B*F*windows, H, n, n] for windows of n image features; without a hook the fused kernel runs. timm caches the
-    gathered biases in eval mode, where they outlive a change of the weights; here every call gathers them.
+    Takes over the parameters of `original`. Hook `softmax` to see the weights, [B*F*windows, H, n, n] for windows of n
+    image features; without a hook the fused kernel runs. timm caches the gathered biases in eval mode, where they
+    outlive a change of the weights; here every call gathers them.
     """
 
     def __init__(self, original: tiny_vit.Attention):
@@ -54,37 +53,39 @@ class TinyVIT(nn.Module):
 
     name: timm's, with or without a tag ("tiny_vit_5m_224.dist_in22k_ft_in1k").
     pretrained: fetch timm's own weights for that name and tag.
-    weights: a local file instead (.safetensors, or a PyTorch pickle), with timm's names; read strictly.
+    weights: a local file with timm's names instead (.safetensors, or a PyTorch pickle), read strictly.
     image_size: side in pixels to which raw frames are resized; by default timm's for the name.
-    timm_args: passed on (`out_indices`, `embed_dims`, `drop_path_rate`, ...).
-
-    Per stage, `channels` holds the channels and `grids` (h, w) at `image_size`.
+    timm_args: passed on (`out_indices`, `embed_dims`, ...). Per stage, `channels` and `grids` hold C and (h, w).
     """
 
     def __init__(self, name="tiny_vit_5m_224", pretrained=False, weights=None, image_size=None, **timm_args):
         super().__init__()
-        self.net = build(name, pretrained, timm_args)
+        try:
+            self.net = timm.create_model(name, pretrained=pretrained, features_only=True, **timm_args)
+            self._adapt(image_size)
+        except OSError as error:
+            advice = "connect once, give a local file with weights=, or use the backbone 'glyphs'"
+            raise FileNotFoundError(f"timm's weights of {name} cannot be fetched: {advice}") from error
+        except Exception as error:  # an unknown model, or arguments or a size that it does not accept
+            near = difflib.get_close_matches(name.split(".")[0], timm.list_models())
+            reason = f"{storage.first_line(error)} (nearest of timm's models: {near})"
+            raise ValueError(f"timm cannot build {name}, {image_size=}, {timm_args}: {reason}") from error
+        # `TinyVIT(**config)` builds this network again.
+        self.config = {"name": name, "image_size": self.image_size, **timm_args}
+        if weights is not None:
+            storage.fill(self.net, self._rename(storage.read_weights(weights)), weights)
+
+    @torch.no_grad()
+    def _adapt(self, image_size: int | None) -> None:
         for path, module in list(self.net.named_modules()):
             if isinstance(module, tiny_vit.Attention):
                 self.net.set_submodule(path, WindowAttention(module))
         self.image_size = image_size or self.net.pretrained_cfg["input_size"][-1]
         self.mean, self.std = (tuple(self.net.pretrained_cfg[key]) for key in ("mean", "std"))
         self.channels = list(self.net.feature_info.channels())
-        # `TinyVIT(**config)` builds this network again.
-        self.config = {"name": name, "image_size": self.image_size, **timm_args}
-        self.grids = self._measure()
-        if weights is not None:
-            storage.fill(self.net, self._rename(storage.read_weights(weights)), weights)
-
-    @torch.no_grad()
-    def _measure(self) -> list[tuple[int, int]]:
-        try:
-            maps = self.eval()(torch.zeros(1, 3, self.image_size, self.image_size))
-        except Exception as error:  # transformers with fixed positions accept one size only
-            reason = f"cannot read {self.image_size}-pixel images: {storage.first_line(error)}"
-            raise ValueError(f"{self.config['name']} {reason}") from error
+        blank = torch.zeros(1, 3, self.image_size, self.image_size)
+        self.grids = [tuple(stage.shape[-2:]) for stage in self.eval()(blank)]
         self.train()
-        return [tuple(stage.shape[-2:]) for stage in maps]
 
     def _rename(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
         """A timm classifier's weights as its feature-map form names them, without what only the classifier has."""
@@ -112,10 +113,7 @@ class TinyVIT(nn.Module):
         storage.write_folder(folder, self.config, self.state_dict(), dtype)
 
     def forward(self, frames: Tensor) -> list[Tensor]:
-        """One map [B, F, C, h, w] per stage, of frames [B, F, 3, H, W] or [B, 3, H, W].
-
-        uint8 frames are raw, and resized and normalised here; floating frames are pixels, used as they are.
-        """
+        """One map [B, F, C, h, w] per stage; frames [B, F, 3, H, W] or [B, 3, H, W] (uint8: raw; floating: pixels)."""
         pixels = to_pixels(frames, self.image_size, self.mean, self.std)
         clips = pixels.shape[:2]
         pixels = pixels.flatten(0, 1).to(next(self.net.parameters()).dtype)
@@ -123,18 +121,3 @@ class TinyVIT(nn.Module):
         if getattr(self.net, "output_fmt", Format.NCHW) == Format.NHWC:
             maps = [stage.permute(0, 3, 1, 2) for stage in maps]
         return [stage.unflatten(0, clips) for stage in maps]
-
-
-def build(name: str, pretrained: bool, timm_args: dict) -> nn.Module:
-    """timm's network in its feature-map form; a user's mistake gives one line."""
-    try:
-        return timm.create_model(name, pretrained=pretrained, features_only=True, **timm_args)
-    except OSError as error:
-        advice = "connect to the network once, give a local file with weights=, or use the backbone 'glyphs'"
-        raise FileNotFoundError(f"timm's weights of {name} cannot be fetched: {advice}") from error
-    except Exception as error:
-        near = difflib.get_close_matches(name.split(".")[0], timm.list_models(), n=3)
-        hint = f"; timm's nearest models are {', '.join(near)}" if near else ""
-        raise ValueError(
-            f"timm cannot build {name} with {timm_args}: {storage.first_line(error)}{hint}"
-        ) from error

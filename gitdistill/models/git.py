@@ -92,18 +92,16 @@ class DecoderLayer(nn.Module):
 
 @dataclass
 class GitOutput:
-    """What `GenerativeImageTextModel` returns."""
-
     logits: Tensor  # [B*K, T, V], of the text positions
     visual_features: Tensor  # [B, N, Dv]
     hidden_states: tuple[Tensor, ...]  # L+1 times [B*K, T, D]
 
 
 class GenerativeImageTextModel(nn.Module):
-    """GIT with transformers' `GitConfig`; reads and writes transformers' checkpoints, and reads Microsoft's.
+    """GIT with transformers' `GitConfig`; `model(frames, tokens)` returns a `GitOutput`.
 
-    `model(frames, tokens)`: frames [B, F, 3, H, W] (uint8: raw; floating: pixels), tokens [B*K, T] long with K
-    captions a clip, start token first. A batch of images [B, 3, H, W] gets no temporal embedding, as in transformers.
+    Frames [B, F, 3, H, W] (uint8: raw; floating: pixels), tokens long [B*K, T] with K captions a clip, start token
+    first. A batch of images [B, 3, H, W] gets no temporal embedding, as in transformers.
     """
 
     def __init__(self, config: GitConfig):
@@ -135,10 +133,9 @@ class GenerativeImageTextModel(nn.Module):
 
     @classmethod
     def from_pretrained(cls, source, dtype: torch.dtype = torch.float32) -> "GenerativeImageTextModel":
-        """Load a hub id, a folder in transformers' or Microsoft's layout, or `"glyphs"`, strictly, in eval mode.
+        """Load a hub id, a folder in transformers' or Microsoft's layout, or `"glyphs"`, in eval mode, as `dtype`.
 
-        Weights and computation are of type `dtype`. Raises FileNotFoundError when there is no checkpoint, ValueError
-        naming keys that do not fit.
+        Raises FileNotFoundError when there is no checkpoint, ValueError naming keys that do not fit.
         """
         config, weights = checkpoints.load(source)
         model = cls(config)

@@ -14,22 +14,19 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 def check_frames(frames: Tensor) -> Tensor:
     """`frames` as [B, F, 3, H, W]; a ValueError in one line when they are neither raw frames nor pixels."""
-    if not isinstance(frames, Tensor):
-        raise ValueError(f"frames must be a torch tensor, not {type(frames).__name__}")
-    if frames.dtype != torch.uint8 and not frames.is_floating_point():
-        raise ValueError(f"frames must be uint8 (raw) or floating (preprocessed pixels), not {frames.dtype}")
-    if frames.dim() not in (4, 5) or frames.shape[-3] != 3:
+    if not isinstance(frames, Tensor) or not (frames.dtype == torch.uint8 or frames.is_floating_point()):
+        kind = getattr(frames, "dtype", type(frames))
+        raise ValueError(f"frames must be a uint8 (raw) or floating (preprocessed pixels) tensor, not {kind}")
+    if frames.dim() not in (4, 5) or frames.shape[-3] != 3 or 0 in frames.shape:
         raise ValueError(f"frames must be [B, F, 3, H, W] or [B, 3, H, W], not {list(frames.shape)}")
-    if 0 in frames.shape:
-        raise ValueError(f"frames are empty: {list(frames.shape)}")
     return frames.unsqueeze(1) if frames.dim() == 4 else frames
 
 
 def to_pixels(frames: Tensor, size: int, mean: tuple, std: tuple, longest: int | None = None) -> Tensor:
     """Pixels [B, F, 3, H, W] for a network with its own statistics; floating frames stay as they are.
 
-    Raw frames are resized (bicubic, shorter side to `size`), cropped in the centre to size x size, scaled to [0, 1]
-    and normalised. With `longest` they are not cropped; see `fitted`.
+    Raw frames are resized (bicubic, shorter side to `size`), cropped in the centre, scaled to [0, 1] and normalised.
+    With `longest` they are not cropped; see `fitted`.
     """
     frames = check_frames(frames)
     if frames.is_floating_point():
@@ -43,10 +40,9 @@ def to_pixels(frames: Tensor, size: int, mean: tuple, std: tuple, longest: int |
 
 
 def resize(frames: Tensor, size: int, longest: float) -> Tensor:
-    """Raw frames [R, 3, H, W] at the size that `fitted` gives; bicubic, on a CPU with Pillow.
+    """Raw frames [R, 3, H, W] at the size that `fitted` gives; bicubic, on a CPU with Pillow, as GIT was trained.
 
-    GIT was trained on pictures that Pillow resized. torch's filter, used on other devices, differs by up to three
-    levels in some bytes.
+    torch's filter, used on other devices, differs by up to three levels in some bytes.
     """
     height, width = fitted(*frames.shape[-2:], size, longest)
     if frames.shape[-2:] == (height, width):
@@ -58,27 +54,25 @@ def resize(frames: Tensor, size: int, longest: float) -> Tensor:
     return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2)
 
 
-def area_means(maps: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Maps [..., H, W] as [..., *grid]: each value is the mean of the pixels that its area covers or touches.
-
-    The same numbers as `adaptive_avg_pool2d`, which on MPS cannot do grids that do not divide the map
-    (https://github.com/pytorch/pytorch/issues/96056).
-    """
-    for dim, count in zip((-2, -1), grid):
-        size = maps.shape[dim]
-        spans = [(k * size // count, -(-(k + 1) * size // count)) for k in range(count)]
-        maps = torch.stack([maps.narrow(dim, a, b - a).mean(dim) for a, b in spans], dim)
-    return maps
-
-
 def fitted(height: int, width: int, size: int, longest: float) -> tuple[int, int]:
-    """Height and width of a picture after its shorter side becomes `size`, proportions kept.
+    """Height and width of a picture scaled to a shorter side of `size`, or, if less, to a longer side of `longest`.
 
-    Where the longer side would exceed `longest`, it becomes `longest` instead: Microsoft's `test_respect_ratio_max`
-    (https://github.com/microsoft/GenerativeImage2Text).
+    As Microsoft's `test_respect_ratio_max` (https://github.com/microsoft/GenerativeImage2Text).
     """
     short, long = min(height, width), max(height, width)
     if long / short * size > longest:
         size = round(longest * short / long)
     other = int(size * long / short)
     return (other, size) if width < height else (size, other)
+
+
+def area_means(maps: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Maps [..., H, W] as [..., *grid]: each value is the mean of the pixels that its area covers or touches.
+
+    Equals `adaptive_avg_pool2d`, which fails on MPS for some grids (https://github.com/pytorch/pytorch/issues/96056).
+    """
+    for dim, count in zip((-2, -1), grid):
+        size = maps.shape[dim]
+        spans = [(k * size // count, -(-(k + 1) * size // count)) for k in range(count)]
+        maps = torch.stack([maps.narrow(dim, a, b - a).mean(dim) for a, b in spans], dim)
+    return maps

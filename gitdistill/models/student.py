@@ -1,8 +1,8 @@
 """The student: a TinyVIT, a small mixer over the tokens of all frames, and a transformer decoder.
 
-In GIT the image tokens pass the whole decoder beside the text. The student encodes them once, mixes them a little
-across space and time, and lets its text cross-attend to the result (Vaswani et al. 2017,
-https://arxiv.org/abs/1706.03762; pre-norm as in Xiong et al. 2020, https://arxiv.org/abs/2002.04745).
+GIT's image tokens pass its decoder beside the text. The student mixes them across space and time once, and its text
+cross-attends to the result (Vaswani et al. 2017, https://arxiv.org/abs/1706.03762; pre-norm as in Xiong et al. 2020,
+https://arxiv.org/abs/2002.04745).
 """
 
 import math
@@ -30,7 +30,6 @@ class PositionalEncoding(nn.Module):
 
     def __init__(self, embed_dim: int, max_length: int, dropout: float = 0.0):
         super().__init__()
-        self.max_length = max_length
         self.dropout = nn.Dropout(dropout)
         rates = 10_000 ** (-torch.arange(0, embed_dim, 2) / embed_dim)
         angles = torch.arange(max_length)[:, None] * rates
@@ -40,8 +39,8 @@ class PositionalEncoding(nn.Module):
     def forward(self, x: Tensor, start: int = 0) -> Tensor:
         """x [B, T, D], its first token at position `start`, plus its positions; then dropout."""
         end = start + x.shape[1]
-        if end > self.max_length:
-            raise ValueError(f"a sequence of {end} is longer than the {self.max_length} positions encoded")
+        if end > len(self.table):
+            raise ValueError(f"a sequence of {end} is longer than the {len(self.table)} positions encoded")
         return self.dropout(x + self.table[start:end].to(x.dtype))
 
 
@@ -73,8 +72,6 @@ class StudentLayer(nn.Module):
 
 @dataclass
 class StudentOutput:
-    """What `StudentCandidateV1` returns."""
-
     logits: Tensor  # [B*K, T, V]; `MASKED_LOGIT` for words outside the vocabulary subset
     subset_logits: Tensor  # [B*K, T, V'], of the subset's words; `logits` itself without a subset
     feature_maps: list[Tensor]  # the backbone's, one [B, F, C, h, w] per stage
@@ -83,10 +80,9 @@ class StudentOutput:
 
 
 class StudentCandidateV1(nn.Module):
-    """Captions clips of up to `num_frames` frames; an image is a clip of one.
+    """Captions clips of up to `num_frames` frames; an image is a clip of one. See `like` for a teacher's vocabulary.
 
     Args:
-        vocab_size: number of words; where logits are distilled, the teacher's (see `like`).
         backbone: a `TinyVIT`, or a source for `TinyVIT.from_pretrained`: "glyphs", a folder, or a timm name.
         mixer_layers: encoder layers over the tokens of all frames; without one, motion is hardly learned.
         mlp_ratio: hidden channels of feed-forward blocks, relative to `embed_dim`.
@@ -94,10 +90,9 @@ class StudentCandidateV1(nn.Module):
         freeze_norm: batch norms use their running statistics in training too; for small batches.
         vocab_subset: token ids of the words that the student knows (`TeacherCache.words`); special tokens are added.
             Embedding and head have no other rows. Other words are read as `unk_token_id` and never generated.
-        bos_token_id, eos_token_id, pad_token_id, unk_token_id: by default the embedded world's.
 
     `model(frames, tokens)`: frames [B, F, 3, H, W] or [B, 3, H, W] (uint8: raw; floating: pixels), tokens
-    long [B*K, T] with K captions a clip, start token first, padded on the right. Attention weights can be hooked at
+    long [B*K, T] with K captions a clip, start token first, padded on the right. Attention weights can be hooked:
     `mixer.*.attention.softmax` [B, H, M, M], `layers.*.self_attention.softmax` [B, H, K*T, K*T] and
     `layers.*.cross_attention.softmax` [B, H, K*T, M].
     """
@@ -154,16 +149,16 @@ class StudentCandidateV1(nn.Module):
         """Buffers `vocab_subset` [V'], token ids, and `subset_index` [V], their rows; returns the number of rows."""
         self.register_buffer("vocab_subset", None)
         self.register_buffer("subset_index", None, persistent=False)
-        special = {name: token for name, token in self.config.items() if name.endswith("_token_id")}
-        for name, token in [*special.items(), *(("vocab_subset", token) for token in vocab_subset or [])]:
-            if not 0 <= token < self.vocab_size:
-                raise ValueError(f"{name} {token} is outside the vocabulary of {self.vocab_size} words")
+        special = {self.bos_token_id, self.eos_token_id, self.pad_token_id, self.unk_token_id}
+        ids = sorted(special.union(vocab_subset or []))
+        if not 0 <= ids[0] <= ids[-1] < self.vocab_size:
+            raise ValueError(
+                f"token ids {ids[0]} to {ids[-1]} do not fit a vocabulary of {self.vocab_size} words"
+            )
         if vocab_subset is None:
             return self.vocab_size
-        ids = sorted({*vocab_subset, *special.values()})
-        self.subset_pad_token_id, self.subset_unk_token_id = map(
-            ids.index, (self.pad_token_id, self.unk_token_id)
-        )
+        self.subset_pad_token_id = ids.index(self.pad_token_id)
+        self.subset_unk_token_id = ids.index(self.unk_token_id)
         self.vocab_subset = torch.tensor(ids)
         self.subset_index = torch.full((self.vocab_size,), self.subset_unk_token_id)
         self.subset_index[self.vocab_subset] = torch.arange(len(ids))
@@ -188,10 +183,7 @@ class StudentCandidateV1(nn.Module):
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> "StudentCandidateV1":
-        """Load what `save_pretrained` wrote, strictly, in eval mode.
-
-        Raises FileNotFoundError when `folder` is no checkpoint, ValueError naming keys that do not fit.
-        """
+        """Load what `save_pretrained` wrote, in eval mode; FileNotFoundError or ValueError in one line."""
         config = modern(storage.read_config(folder))
         if config.pop("architecture", None) != cls.__name__:
             raise ValueError(f"{folder}/config.json does not describe a {cls.__name__}")

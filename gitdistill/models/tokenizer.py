@@ -1,8 +1,5 @@
 """Captions as token ids and as text, for teacher and student alike."""
 
-from contextlib import suppress
-from pathlib import Path
-
 from torch import Tensor
 from transformers import AutoTokenizer, BertTokenizerFast, PreTrainedTokenizerBase
 
@@ -18,26 +15,19 @@ def load_tokenizer(source) -> PreTrainedTokenizerBase:
     Where there is none, that of every published GIT, from the hub; FileNotFoundError if the hub cannot be reached.
     """
     folder = checkpoints.resolve(source, weights=False)
-    if not has_tokenizer(folder):
-        with suppress(FileNotFoundError):
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.txt")):
+        try:
             folder = checkpoints.resolve(ENGLISH, weights=False)
-    if not has_tokenizer(folder):
-        advice = "pass tokenizer=, put a vocab.txt into the folder, or load once with network"
-        raise FileNotFoundError(
-            f"{source} has no tokenizer, and the hub's {ENGLISH} cannot be reached: {advice}"
-        )
+        except FileNotFoundError as error:
+            advice = "pass tokenizer=, or put a vocab.txt into the folder"
+            raise FileNotFoundError(f"{source} has no tokenizer: {advice}; {error}") from None
     kind = AutoTokenizer if (folder / "tokenizer_config.json").is_file() else BertTokenizerFast
     return kind.from_pretrained(folder)
 
 
-def has_tokenizer(folder: Path) -> bool:
-    """True when the folder holds a tokenizer; without one transformers makes up an empty vocabulary."""
-    return any((folder / name).is_file() for name in ("tokenizer.json", "vocab.txt"))
-
-
 def vocabulary(source) -> dict[str, int]:
     """Number of words and special token ids of a model or tokenizer."""
-    if isinstance(source, PreTrainedTokenizerBase):
+    if hasattr(source, "cls_token_id"):
         special = {"bos": source.cls_token_id, "eos": source.sep_token_id, "pad": source.pad_token_id}
         return {"vocab_size": len(source)} | {f"{name}_token_id": token for name, token in special.items()}
     return {
