@@ -112,7 +112,7 @@ def floor(model, pixels, beams) -> None:
             text = queries.new_zeros(clips, attention.heads, rows * (step + 1), queries.shape[-1])
             (queries @ text.transpose(-1, -2)) @ text
             attention.output((scores @ values).transpose(1, 2).flatten(2))
-            layer.down(layer.up(x))
+            layer.feed_forward.down(layer.feed_forward.up(x))
         model.head(x)
 
 

@@ -1,14 +1,14 @@
-"""What distillation buys, experiment by experiment: runs the variants of one, seed by seed, into a table and a picture.
+"""What distillation gains: runs all variants of an experiment with several seeds, into a table and a picture.
 
     python experiments/run.py losses               every loss alone beside the captions, left out, and added
     python experiments/run.py labels               100, 1,000 and all captioned clips, with and without uncaptioned ones
     python experiments/run.py sizes                width and depth of the student against its time
     python experiments/run.py temperature          temperature and weights
-    python experiments/run.py losses --draw        only the table on the screen and the picture, from what is there
+    python experiments/run.py losses --draw        no runs: prints the table and draws the picture of those that exist
 
-A run is a row of data/experiments/<experiment>.csv, written when it is done; what is there is not run again, so an
-interrupted experiment goes on where it was. All variants learn from the same pool of clips, with a frozen backbone
-(`seen.py`), the same `TeacherCache`, the same number of steps and, seed by seed, the same first weights and order.
+A run is a row of data/experiments/<experiment>.csv, written when it is done. Runs that are in the table are skipped, so
+an interrupted experiment continues. All variants learn from the same pool of clips, with a frozen backbone
+(`seen.py`), the same `TeacherCache`, the same number of steps and, for each seed, the same initial weights and order.
 """
 
 import argparse
@@ -43,7 +43,7 @@ WEIGHTS = {
     "relations": 10.0,
     "sequence": 1.0,
 }
-"""Of each loss where it is on: at the start all pull about as hard as cross-entropy does, features far harder."""
+"""Weight of each loss where it is on; at first all gradients are as large as cross-entropy's, features' larger."""
 RECIPE = ("cross_entropy", "kl", "features")
 """The losses of the recipe. `visual` is in no variant: it compares the backbone, which is frozen."""
 
@@ -52,9 +52,9 @@ RECIPE = ("cross_entropy", "kl", "features")
 class Variant:
     """One way to train a student.
 
-    name: tells it apart, in the table and in the picture. against: name of the variant it is compared with.
+    name: its name in table and picture. against: name of the variant it is compared with.
     weights: loss -> weight, all others 0. student, options: of `StudentCandidateV1`, of `DistillationTrainer`.
-    labelled: captioned clips; None: all. only: the other clips are left out. share: of the steps.
+    labelled: number of captioned clips; None: all. only: train on captioned clips alone. share: fraction of the steps.
     """
 
     name: str
@@ -87,7 +87,7 @@ def losses(_) -> Iterator[Variant]:
 
 
 def labels(pool: int) -> Iterator[Variant]:
-    """Few captions: what the teacher says of captioned and of uncaptioned clips, as captions and as distributions."""
+    """Few captions: targets of the teacher for captioned and uncaptioned clips, as captions and as distributions."""
     own = {"teacher_captions": 1}
     for count in (*(n for n in (100, 1000) if n < pool), pool):
         few = {"labelled": count}
@@ -143,7 +143,7 @@ EXPERIMENTS = {function.__name__: function for function in (losses, labels, size
 
 @dataclass
 class Bench:
-    """What all runs share: networks, clips, how long and on what to train. folder: for what is computed once."""
+    """What all runs share: networks, clips and training settings. folder: for maps and targets, computed once."""
 
     folder: Path
     clips: int = 3000
@@ -160,7 +160,7 @@ class Bench:
 
     def __post_init__(self):
         self.teacher = self.teacher or GenerativeImageTextTeacher.from_pretrained("glyphs")
-        self.backbone = SeenBackbone.adopt(self.backbone or TinyVIT.from_pretrained("glyphs"))
+        self.backbone = SeenBackbone.copy_of(self.backbone or TinyVIT.from_pretrained("glyphs"))
         self.known = {name: value.clone() for name, value in self.backbone.state_dict().items()}
 
     @property
@@ -177,22 +177,22 @@ class Bench:
 
     @cached_property
     def cache(self) -> TeacherCache:
-        """All that any variant asks of the teacher."""
+        """The teacher's targets for all variants."""
         pairs = layer_pairs(self.teacher, self.new_student({}), None)
         pairs = [pair for pair in pairs if pair.term in WEIGHTS]
-        wants = TargetSpec(
+        spec = TargetSpec(
             image_features=tuple(dict.fromkeys(pair.teacher for pair in pairs if pair.of_image)),
-            rows=tuple(dict.fromkeys(pair.teacher for pair in pairs if not pair.of_image)),
+            text_features=tuple(dict.fromkeys(pair.teacher for pair in pairs if not pair.of_image)),
             attention=True,
-            captions=1,
+            pseudo_captions=1,
         )
         data = GlyphData(**self.sizes, fresh_captions=False, max_tokens=self.max_length)
-        return TeacherCache.build(self.folder / "teacher", self.teacher, data, wants)
+        return TeacherCache.build(self.folder / "teacher", self.teacher, data, spec)
 
     def new_student(self, options: dict) -> StudentCandidateV1:
-        """A new student over the frozen backbone, whose weights are as they came."""
+        """A new student over the frozen backbone, whose weights are reset to the pretrained ones."""
         self.backbone.load_state_dict(self.known)
-        options = {"num_frames": self.image.get("frames", 4), **self.student, **options}
+        options = {"num_frames": self.image.get("num_frames", 4), **self.student, **options}
         return StudentCandidateV1.like(self.teacher, backbone=self.backbone, **options)
 
     def data(self, variant: Variant, seed: int) -> SeenData:
@@ -204,8 +204,8 @@ class Bench:
         }
         return SeenData(self.maps, only, seed, **self.sizes, **own)
 
-    def facts(self) -> dict:
-        """What the rows of one table have in common."""
+    def settings(self) -> dict:
+        """Columns that are the same in all rows of a table."""
         return {"clips": self.clips, "steps": self.steps, "scored": self.scored}
 
 
@@ -230,7 +230,7 @@ def train(bench: Bench, variant: Variant, seed: int, timed: bool = False) -> dic
     start = time.perf_counter()
     trainer.fit(module, data)
     seconds = time.perf_counter() - start
-    row = {"name": variant.name, "against": variant.against, "seed": seed, **bench.facts()}
+    row = {"name": variant.name, "against": variant.against, "seed": seed, **bench.settings()}
     row |= {"parameters": count(student), "seconds": seconds}
     if timed:
         row |= latency(bench, student)
@@ -240,7 +240,7 @@ def train(bench: Bench, variant: Variant, seed: int, timed: bool = False) -> dic
 def score_teacher(bench: Bench) -> dict:
     """The teacher's row."""
     module = CaptionTrainer(bench.teacher.model, bench.teacher.tokenizer, max_length=bench.max_length)
-    row = {"name": "teacher", "against": "", "seed": 0, **bench.facts()}
+    row = {"name": "teacher", "against": "", "seed": 0, **bench.settings()}
     row |= {"parameters": count(bench.teacher.model), "seconds": 0.0}
     return row | scores(quiet(), module, GlyphData(**bench.sizes))
 
@@ -254,7 +254,7 @@ def quiet(**options) -> pl.Trainer:
 
 
 def scores(trainer: pl.Trainer, module: pl.LightningModule, data: pl.LightningDataModule) -> dict[str, float]:
-    """Everything `trainer.test` says, both splits; what is only for the progress bar aside."""
+    """Everything that `trainer.test` logs of both splits, the progress bar's copies left out."""
     found = trainer.test(module, data, verbose=False)
     return {name: value for part in found for name, value in part.items() if "/" in name}
 
@@ -264,9 +264,9 @@ def count(module: torch.nn.Module) -> int:
 
 
 def latency(bench: Bench, student: StudentCandidateV1, clips: int = 16) -> dict[str, float]:
-    """Milliseconds for a greedy caption from pixels, one clip at a time and all at once; the teacher's beside them.
+    """Median milliseconds of a greedy caption, one clip at a time and all at once, of student and teacher.
 
-    Medians; the two take turns, so that whatever else the machine does falls on both.
+    The two take turns, so that other work on the machine slows down both.
     """
     test = GlyphData(**bench.sizes).test_set
     frames = torch.stack([test.clip(n % len(test), masks=False).frames for n in range(clips)])
@@ -288,16 +288,18 @@ def latency(bench: Bench, student: StudentCandidateV1, clips: int = 16) -> dict[
 
 
 def run(bench: Bench, experiment: str, seeds: list[int], folder: Path, only="", say=print) -> list[dict]:
-    """The runs of an experiment that its table in `folder` lacks, those with `only` in their name; all its rows.
+    """Run what an experiment's table in `folder` lacks, if `only` is in its name; returns all rows.
 
-    ValueError when the rows there come from another pool, number of steps or of scored clips.
+    ValueError when rows of the table come from another pool, number of steps or number of scored clips.
     """
     path = folder / f"{experiment}.csv"
-    rows, facts = read_rows(path), bench.facts()
+    rows, settings = read_rows(path), bench.settings()
     for row in rows:
-        if any(row[name] != value for name, value in facts.items()):
-            found = {name: row[name] for name in facts}
-            raise ValueError(f"{path} has runs with {found}, not {facts}: delete it, or give another --out")
+        if any(row[name] != value for name, value in settings.items()):
+            found = {name: row[name] for name in settings}
+            raise ValueError(
+                f"{path} has runs with {found}, not {settings}: delete it, or give another --out"
+            )
     done = {(row["name"], row["seed"]) for row in rows}
     variants = list(EXPERIMENTS[experiment](bench.clips))
     order = ["teacher", *(variant.name for variant in variants)]
@@ -333,9 +335,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=ROOT / "data" / "experiments", help="folder of the table")
     parser.add_argument("--draw", action="store_true", help="only print the table and draw the picture")
     options = parser.parse_args()
-    logging.getLogger("pytorch_lightning").setLevel(
-        logging.ERROR
-    )  # what it says of each run is of no use here
+    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)  # it prints a page for each run
     warnings.filterwarnings("ignore", module="pytorch_lightning")
     try:
         if not options.draw:

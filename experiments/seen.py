@@ -1,8 +1,8 @@
-"""Clips as a frozen backbone saw them: what it makes of a pool is kept, so that only the rest is computed again.
+"""A disk cache of a frozen backbone's feature maps, so that a training step starts from them.
 
 While the backbone is frozen and in eval mode, its last feature map of a clip is the same in every step of every run.
 Drawing the clip and running the backbone is more than half of a step. Here both happen once: the maps, float32, lie
-in memory-mapped files; all else (captions, order, losses, scores) is what it is with pixels.
+in memory-mapped files. Captions, order, losses and scores are the same as with pixels.
 """
 
 import hashlib
@@ -22,23 +22,24 @@ AT_ONCE = 32  # clips
 
 
 class SeenBackbone(TinyVIT):
-    """A backbone that hands on maps [B, F, C, h, w] of its own last stage, and reads pixels as ever."""
+    """A backbone that reads pixels, or returns maps [B, F, C, h, w] of its own last stage unchanged."""
 
     @classmethod
-    def adopt(cls, backbone: TinyVIT) -> "SeenBackbone":
-        """Turn `backbone`, in place, into this one."""
-        backbone.__class__ = cls
-        return backbone
+    def copy_of(cls, backbone: TinyVIT) -> "SeenBackbone":
+        """One with the weights of `backbone`."""
+        copy = cls(**backbone.config)
+        copy.load_state_dict(backbone.state_dict())
+        return copy.train(backbone.training)
 
     def forward(self, frames: Tensor) -> list[Tensor]:
         return super().forward(frames) if frames.shape[-3] == 3 else [frames]
 
 
 class SeenClips:
-    """`clips` with the last map of `backbone` [F, C, h, w] in place of pixels; made once, kept in `folder`."""
+    """`clips` with the last map of `backbone` [F, C, h, w] in place of pixels; computed once, stored in `folder`."""
 
     def __init__(self, clips: GlyphClips, backbone: TinyVIT, folder: Path, say=print):
-        self.clips, self._told = clips, {}
+        self.clips, self._texts = clips, {}
         path = folder / f"seen_{clips.split}_{key(clips, backbone)}.npy"
         if not path.is_file():
             write_whole(folder, {path.name: lambda target: self._fill(target, backbone, say)})
@@ -47,10 +48,9 @@ class SeenClips:
     @torch.no_grad()
     def _fill(self, path: Path, backbone: TinyVIT, say) -> None:
         backbone.eval()
-        shape = (len(self.clips), self.clips.frames, backbone.channels[-1], *backbone.grids[-1])
-        say(
-            f"the backbone looks at {len(self.clips):,} {self.clips.split} clips, {4 * np.prod(shape) / 1e6:.0f} MB"
-        )
+        shape = (len(self.clips), self.clips.num_frames, backbone.channels[-1], *backbone.grids[-1])
+        megabytes = 4 * np.prod(shape) / 1e6
+        say(f"feature maps of {len(self.clips):,} {self.clips.split} clips: {megabytes:.0f} MB")
         maps = np.lib.format.open_memmap(path, "w+", np.float32, shape)
         for start in range(0, len(self.clips), AT_ONCE):
             numbers = range(start, min(start + AT_ONCE, len(self.clips)))
@@ -63,18 +63,18 @@ class SeenClips:
 
     def clip(self, index: int, masks: bool = False) -> Clip:
         """Clip number `index`, its map in place of frames."""
-        if index not in self._told:
+        if index not in self._texts:
             clip = self.clips.clip(index, masks=False)
-            self._told[index] = clip.captions, clip.scene
-        captions, scene = self._told[index]
+            self._texts[index] = clip.captions, clip.scene
+        captions, scene = self._texts[index]
         return Clip(torch.from_numpy(self.maps[index].copy()), None, list(captions), scene)
 
 
 def key(clips: GlyphClips, backbone: TinyVIT) -> str:
-    """Stands for all that the maps depend on."""
-    facts = (clips.split, clips.size, clips.seed, clips.frames, clips.image_size, clips.objects)
-    digest = hashlib.sha256(repr((facts, backbone.config)).encode())
-    first = clips.clip(0, masks=False)  # another way of drawing gives other maps
+    """A hash of everything that the maps depend on."""
+    settings = (clips.split, clips.size, clips.seed, clips.num_frames, clips.image_size, clips.objects)
+    digest = hashlib.sha256(repr((settings, backbone.config)).encode())
+    first = clips.clip(0, masks=False)  # differs when the code that draws clips has changed
     digest.update(first.frames.numpy().tobytes())
     for name, value in sorted(backbone.state_dict().items()):
         digest.update(name.encode() + value.cpu().contiguous().numpy().tobytes())
@@ -82,9 +82,9 @@ def key(clips: GlyphClips, backbone: TinyVIT) -> str:
 
 
 class SeenData(GlyphData):
-    """`GlyphData` with maps for pixels.
+    """`GlyphData` with maps in place of pixels.
 
-    maps: by split ("train", "test", "unseen"), the `SeenClips`. only: train on the first so many clips of the pool.
+    maps: `SeenClips` by split ("train", "test", "unseen"). only: train on the first so many clips of the pool.
     order: seed of the order of clips and of the choice among their captions; the pool is the same for all.
     options: as for `GlyphData`; `fresh_captions` is off.
     """
@@ -94,7 +94,7 @@ class SeenData(GlyphData):
         self.maps, self.only, self.order = maps, only, order
 
     def fingerprint(self) -> dict:
-        """The same clips and captions as those of `GlyphData`, so the same answers of a teacher."""
+        """That of `GlyphData`: clips and captions are the same, and so are a teacher's targets."""
         return {**super().fingerprint(), "data": GlyphData.__name__}
 
     def train_dataloader(self) -> DataLoader:
@@ -119,10 +119,10 @@ class SeenPool:
 
 
 class SeenDistillation(DistillationTrainer):
-    """`DistillationTrainer` on such clips."""
+    """`DistillationTrainer` on `SeenData`."""
 
     def check_gradients(self, batch: dict) -> None:
-        """As ever, and on the clips' pixels: through a map that is kept no gradient reaches the backbone."""
+        """Checks with the clips' pixels, since no gradient reaches the backbone through a stored map."""
         pool = self.trainer.datamodule.pool
         frames = torch.stack([pool.clip(number).frames for number in batch["clip"].tolist()])
         super().check_gradients({**batch, "frames": frames.to(batch["frames"].device)})

@@ -35,7 +35,9 @@ from gitdistill.decoding import greedy
 from gitdistill.models.tokenizer import to_text
 from gitdistill.use.captioner import Student
 from gitdistill.use.export import as_stored
-from gitdistill.use.onnx import ENCODER, STEP, OnnxStudent, export_student
+from gitdistill.use.onnx import ENCODER, STEP, OnnxStudent
+from gitdistill.use.onnx_export import export_student
+from gitdistill.world.facts import facts_scores
 from gitdistill.world.scenes import GlyphClips
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -105,7 +107,7 @@ def scores(network, clips, tokenizer, max_length: int) -> dict[str, float]:
         frames = torch.stack([clip.frames for clip in clips[start : start + 16]])
         captions += to_text(greedy(network, frames, max_length).tokens[:, 0], tokenizer)
     found = metrics.caption_scores(captions, [clip.captions for clip in clips])
-    found |= metrics.facts_scores(captions, [clip.scene for clip in clips])
+    found |= facts_scores(captions, [clip.scene for clip in clips])
     return {name: found[name] for name in SCORES}
 
 

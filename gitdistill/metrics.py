@@ -1,26 +1,28 @@
-"""Scores of captions: n-gram agreement with references, and truth against the embedded world's scenes."""
+"""Scores of captions: n-gram agreement with references."""
 
-import re
-from collections.abc import Mapping, Sequence
+import unicodedata
+from collections.abc import Sequence
 
 import numpy as np
 from pycocoevalcap.bleu.bleu import Bleu
 from pycocoevalcap.cider.cider import Cider
 from pycocoevalcap.rouge.rouge import Rouge
 
-from gitdistill.world import grammar
-
-RECALLED = ("object", "colour", "motion")
-"""Kinds of facts that `facts_recall` counts; a caption may well leave out sizes and relations."""
-
 
 def normalise(text: str) -> str:
     """Lower case, punctuation to spaces, single spaces: how every caption is split into words here.
 
-    The usual scripts call the PTB tokenizer, which needs Java. The words are the same but for those
-    with an apostrophe, a hyphen or a point inside: of "it's" it makes "it 's", this function "it s".
+    Letters, digits and combining marks stay, composed as in Unicode's NFC, so that no script loses its vowels and an
+    accent counts the same however it is written. The usual scripts call the PTB tokenizer, which needs Java. The
+    words are the same but for those with an apostrophe, a hyphen or a point inside: of "it's" it makes "it 's",
+    this function "it s".
     """
-    return " ".join(re.sub(r"[^\w\s]", " ", text.lower()).split())
+    composed = unicodedata.normalize("NFC", text.lower())
+    return " ".join("".join(c if _is_word_character(c) else " " for c in composed).split())
+
+
+def _is_word_character(c: str) -> bool:
+    return c.isalnum() or c == "_" or unicodedata.category(c).startswith("M")
 
 
 def caption_scores(captions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
@@ -53,45 +55,6 @@ def cider_scores(captions: Sequence[str], references: Sequence[Sequence[str]]) -
     return np.asarray(
         Cider().compute_score({i: _references(i, r) for i, r in enumerate(references)}, said)[1]
     )
-
-
-def facts_scores(captions: Sequence[str], scenes: Sequence) -> dict[str, float]:
-    """How much of what captions of the embedded world state is true, and how much of the truth they state.
-
-    Facts are parsed by `gitdistill.world.grammar.facts` and summed over all captions. All values are shares,
-    0 to 1; nan where nothing was stated (precision) or there was nothing to state (recall).
-
-    Args:
-        captions: B captions.
-        scenes: B scenes, the ground truth of their clips (see `gitdistill.world.grammar`).
-
-    Returns:
-        `<kind>_precision` (correct / stated) and `<kind>_recall` (correct / true) for every kind of fact;
-        `facts_precision` over all kinds; `facts_recall` over object, colour and motion; `all_right`, the
-        share of clips whose caption states at least one fact and none that is wrong.
-    """
-    _check_lengths(captions, scenes, "scenes")
-    parsed = [grammar.facts(caption, scene) for caption, scene in zip(captions, scenes)]
-    counts = {kind: np.sum([facts[kind] for facts in parsed], axis=0) for kind in parsed[0]}
-    scores = {}
-    for kind, (correct, stated, true) in counts.items():
-        scores[f"{kind}_precision"] = _share(correct, stated)
-        scores[f"{kind}_recall"] = _share(correct, true)
-    correct, stated, _ = sum(counts.values())
-    scores["facts_precision"] = _share(correct, stated)
-    correct, _, true = sum(counts[kind] for kind in RECALLED)
-    scores["facts_recall"] = _share(correct, true)
-    scores["all_right"] = sum(map(_all_right, parsed)) / len(parsed)
-    return scores
-
-
-def _all_right(facts: Mapping[str, Sequence[int]]) -> bool:
-    correct, stated, _ = np.sum(list(facts.values()), axis=0)
-    return bool(stated > 0 and correct == stated)
-
-
-def _share(part: int, whole: int) -> float:
-    return float(part / whole) if whole else float("nan")
 
 
 def _references(clip: int, texts: Sequence[str]) -> list[str]:

@@ -96,7 +96,7 @@ def test_files_and_table(result, tmp_path):
 
 
 def test_a_step_of_every_combination_of_losses_is_timed():
-    sizes = {"train_clips": 6, "batch_size": 2, "frames": tiny.FRAMES, "image_size": tiny.SIDE}
+    sizes = {"train_clips": 6, "batch_size": 2, "num_frames": tiny.FRAMES, "image_size": tiny.SIDE}
     data = GlyphData(**sizes, fresh_captions=False, captions_per_clip=2)
     result = step.run(tiny.teacher(), tiny.student(), data, batches=2)
     for rows in result["backbone"].values():

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from gitdistill import GenerativeImageTextTeacher, TinyVIT, load_student
-from gitdistill.metrics import facts_scores
-from gitdistill.world import GlyphClips, grammar
+from gitdistill.world import GlyphClips
+from gitdistill.world.facts import count_facts, facts_scores
 
 ROOT = Path(__file__).parents[1]
 DATA = ROOT / "data"
@@ -59,7 +59,7 @@ def test_a_clip_run_backwards_is_told_backwards(teacher):
     for caption, clip in zip(backwards, moving):
         thing = clip.scene.things[0]
         scene = clip.scene._replace(things=(thing._replace(motion=OPPOSITE[thing.motion]),))
-        correct, stated, _ = grammar.facts(caption, scene)["motion"]
+        correct, stated, _ = count_facts(caption, scene)["motion"]
         turned += stated > 0 and correct == stated
     assert len(moving) > 20 and turned > 0.8 * len(moving)
 

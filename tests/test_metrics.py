@@ -84,6 +84,18 @@ def test_case_punctuation_and_spaces_do_not_count():
     assert metrics.normalise(" It's  a well-known Star! ") == "it s a well known star"
 
 
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("हिन्दी, में!", "हिन्दी में"),  # vowel signs and the virama are marks
+        ("مَرْحَبًا", "مَرْحَبًا"),
+        ("cafe\u0301", "caf\u00e9"),  # an accent of its own, and composed
+    ],
+)
+def test_marks_belong_to_words(text, words):
+    assert metrics.normalise(text) == words
+
+
 def test_an_empty_caption_scores_zero():
     scores = metrics.caption_scores(["", ""], REFERENCES[:2])
     assert all(value == pytest.approx(0, abs=1e-6) for value in scores.values())

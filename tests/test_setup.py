@@ -1,13 +1,11 @@
 """The files that set the project up agree with each other."""
 
 import ast
-import configparser
 import os
 import re
 import subprocess
 import sys
 from fnmatch import fnmatch
-from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -25,71 +23,45 @@ except ModuleNotFoundError:  # Python 3.10, where pytest brings the same library
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.fixture(scope="module")
-def pyproject():
-    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+PROJECT = PYPROJECT["project"]
+EXTRAS = PROJECT["optional-dependencies"]
+REQUIRED = [Requirement(text) for texts in (PROJECT["dependencies"], *EXTRAS.values()) for text in texts]
 
 
-@pytest.fixture(scope="module")
-def environment():
-    return yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))
-
-
-def requirements(pyproject, without=()):
-    project = pyproject["project"]
-    lists = {"": project["dependencies"]} | project["optional-dependencies"]
-    return [Requirement(text) for extra, texts in lists.items() if extra not in without for text in texts]
-
-
-def test_conda_environment_agrees_with_pyproject(pyproject, environment):
-    """Its name, a Python the package accepts, pip, and this folder with extras that exist; nothing else."""
-    assert environment["name"] == pyproject["project"]["name"]
-    python, pip, folder = environment["dependencies"]
+def test_conda_environment_agrees_with_pyproject():
+    """Its name, a Python that the package accepts, pip, and this folder with the development tools; nothing else."""
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))
+    assert environment["name"] == PROJECT["name"]
+    python, *rest = environment["dependencies"]
     name, exact = re.fullmatch(r"(\w+)=([\d.]+)", python).groups()
-    assert name == "python" and Version(exact) in SpecifierSet(pyproject["project"]["requires-python"])
-    assert pip == "pip"
-    (line,) = folder["pip"]
-    extras = re.fullmatch(r"-e \.\[([\w,]+)\]", line)[1].split(",")
-    offered = pyproject["project"]["optional-dependencies"]
-    assert set(extras) <= set(offered)
-    own = next(r for r in map(Requirement, offered["dev"]) if r.name == pyproject["project"]["name"])
-    assert own.extras | {"dev", "browser"} == set(offered)  # these tests use all but the browser's
+    assert name == "python" and Version(exact) in SpecifierSet(PROJECT["requires-python"])
+    assert rest == ["pip", {"pip": ["-e .[dev]"]}]
+    own = next(r for r in map(Requirement, EXTRAS["dev"]) if r.name == PROJECT["name"])
+    assert own.extras | {"dev", "browser"} == set(EXTRAS)  # these tests use all but the browser's
 
 
-def test_every_requirement_is_a_range_stated_once(pyproject):
+def test_every_requirement_is_a_range_stated_once():
     """A lower bound each; no exact pins, no address; nothing twice."""
-    own = [r for r in requirements(pyproject) if r.name != pyproject["project"]["name"]]
-    for requirement in own:
+    others = [requirement for requirement in REQUIRED if requirement.name != PROJECT["name"]]
+    for requirement in others:
         operators = {specifier.operator for specifier in requirement.specifier}
         assert ">=" in operators and operators <= {">=", "<", "!="}, str(requirement)
         assert requirement.url is None
-    names = [requirement.name for requirement in own]
-    assert len(names) == len(set(names))
+    assert len({requirement.name for requirement in others}) == len(others)
 
 
-def test_this_environment_satisfies_pyproject(pyproject):
-    """What the tests run with is what pyproject.toml asks for."""
-    for requirement in requirements(pyproject, without=["browser"]):
-        assert requirement.specifier.contains(version(requirement.name), prereleases=True), str(requirement)
-
-
-def test_packages_that_the_code_imports_are_required(pyproject):
+def test_packages_that_the_code_imports_are_required():
     """Nothing is there only because something else happens to bring it."""
-    required = {canonicalize_name(requirement.name) for requirement in requirements(pyproject)}
-    renamed = {
-        "PIL": "pillow",
-        "yaml": "pyyaml",
-        "IPython": "ipykernel",
-        "packaging": "pytest",
-        "tomli": "pytest",
-    }
+    required = {canonicalize_name(requirement.name) for requirement in REQUIRED}
+    renamed = {"PIL": "pillow", "yaml": "pyyaml", "IPython": "ipykernel", "tomli": "pytest"}
     scripts = ("tests", "tools", "experiments", "benchmarks")
-    beside = {path.stem for folder in scripts for path in (ROOT / folder).glob("*.py")}  # import one another
-    for folder in ("gitdistill", *scripts):
-        for file in sorted((ROOT / folder).rglob("*.py")):
-            for name in imported(file) - beside - {"gitdistill"} - set(sys.stdlib_module_names):
-                package = canonicalize_name(renamed.get(name, name))
-                assert package in required, f"{file.relative_to(ROOT)} imports {name}"
+    files = [file for folder in ("gitdistill", *scripts) for file in sorted((ROOT / folder).rglob("*.py"))]
+    own = {"gitdistill"} | {file.stem for file in files if ROOT / "gitdistill" not in file.parents}
+    for file in files:
+        for name in imported(file) - own - set(sys.stdlib_module_names):
+            package = canonicalize_name(renamed.get(name, name))
+            assert package in required, f"{file.relative_to(ROOT)} imports {name}"
 
 
 def imported(file):
@@ -103,9 +75,9 @@ def imported(file):
     return names
 
 
-def test_every_folder_of_the_package_is_installed(pyproject):
+def test_every_folder_of_the_package_is_installed():
     """Each has an __init__.py and a name that setuptools' pattern covers."""
-    (pattern,) = pyproject["tool"]["setuptools"]["packages"]["find"]["include"]
+    (pattern,) = PYPROJECT["tool"]["setuptools"]["packages"]["find"]["include"]
     folders = {file.parent for file in (ROOT / "gitdistill").rglob("*.py")}
     for folder in folders:
         assert (folder / "__init__.py").is_file(), f"{folder.relative_to(ROOT)} has no __init__.py"
@@ -118,54 +90,54 @@ def test_nbval_settings_are_read_whole():
 
     text = (ROOT / "nbval_sanitize.cfg").read_text(encoding="utf-8")
     patterns = get_sanitize_patterns(text)
-    parser = configparser.RawConfigParser()
-    parser.read_string(text)
-    assert len(patterns) == len(parser.sections()) == text.count("\nregex:") > 0
+    assert len(patterns) == text.count("\n[") == text.count("\nregex:") > 0
     line = "<A at 0x7f3a5c00> took 12.5 ms, 3 it/s, /a/b/site-packages/torch\n 5%|##   | 1/20 [00:01<00:19]"
     for regex, replacement in patterns:
         line = re.sub(regex, replacement, line)
     assert line == "<A at 0xADDRESS> took TIME, RATE, SITE/torch\nPROGRESS"
 
 
-def test_continuous_integration_calls_make():
+def test_continuous_integration_lints_and_tests():
+    """The script and the workflow run the same two commands; the workflow on Linux and macOS."""
     script = ROOT / ".ci" / "run"
     assert os.access(script, os.X_OK)
     assert subprocess.run(["bash", "-n", script], check=False).returncode == 0
     lines = script.read_text(encoding="utf-8").splitlines()
-    assert lines[-1] == "make test" and "set -euo pipefail" in lines
+    assert lines[-2:] == ["make lint", "make test"] and "set -euo pipefail" in lines
+    (workflow,) = (ROOT / ".github" / "workflows").glob("*.yml")
+    job = yaml.safe_load(workflow.read_text(encoding="utf-8"))["jobs"]["test"]
+    assert [step["run"] for step in job["steps"] if "run" in step] == lines[-2:]
+    systems = {entry["os"].split("-")[0] for entry in job["strategy"]["matrix"]["include"]}
+    assert systems == {"ubuntu", "macos"}
 
 
-@pytest.fixture
-def dry_make(tmp_path, monkeypatch):
-    """`make -n TARGET` in a copy of the Makefile, with or without an installation that went through."""
+def test_the_citation_agrees_with_pyproject():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["cff-version"] == "1.2.0" and citation["message"] and citation["title"]
+    assert (citation["version"], citation["license"]) == (PROJECT["version"], PROJECT["license"])
+    assert citation["authors"] == PROJECT["authors"]
+    for reference in citation["references"]:
+        assert {"type", "title", "authors"} <= set(reference)
+
+
+@pytest.mark.parametrize("target", ["run", "test", "lab", "lint", "format", "notebooks"])
+def test_every_target_sets_up_first_and_again_after_pyproject_changed(target, tmp_path, monkeypatch):
     for name in ("MAKELEVEL", "MAKEFLAGS", "MFLAGS"):  # the tests themselves may run under make
         monkeypatch.delenv(name, raising=False)
     (tmp_path / "Makefile").write_bytes((ROOT / "Makefile").read_bytes())
     (tmp_path / "pyproject.toml").touch()
 
-    def run(target, installed):
-        stamp = tmp_path / ".venv" / ".installed"
-        stamp.parent.mkdir(exist_ok=True)
-        stamp.touch() if installed else stamp.unlink(missing_ok=True)
-        done = subprocess.run(
-            ["make", "-n", target], cwd=tmp_path, capture_output=True, text=True, check=True
-        )
-        return done.stdout
+    def dry_run():
+        options = {"cwd": tmp_path, "capture_output": True, "text": True, "check": True}
+        return subprocess.run(["make", "-n", target], **options).stdout
 
-    return run
-
-
-@pytest.mark.parametrize("target", ["run", "test", "lab", "lint", "format", "notebooks"])
-def test_every_target_sets_up_first_and_only_once(dry_make, target):
-    fresh = dry_make(target, installed=False)
+    fresh = dry_run()
     assert "-m venv .venv" in fresh and "pip install" in fresh
-    again = dry_make(target, installed=True)
+    stamp = tmp_path / ".venv" / ".installed"
+    stamp.parent.mkdir()
+    stamp.touch()
+    again = dry_run()
     assert "pip" not in again and again in fresh
-
-
-def test_setup_again_after_pyproject_changed(dry_make, tmp_path):
-    assert "pip install" not in dry_make("setup", installed=True)
-    later = (tmp_path / ".venv" / ".installed").stat().st_mtime + 10
+    later = stamp.stat().st_mtime + 10
     os.utime(tmp_path / "pyproject.toml", (later, later))
-    done = subprocess.run(["make", "-n", "setup"], cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert "pip install" in done.stdout
+    assert "pip install" in dry_run()

@@ -1,12 +1,13 @@
-"""Fill the tables of README.md and its sisters from measured files; keep what `make run` measured in data/.
+"""Fill the tables of the README files from measured files; keep what `make run` measured in data/.
 
-    python tools/readme.py           after `make run`: runs/results.csv, minutes.csv and overview.png go to data/, the
-                                     picture of both networks is drawn, and the pages are written anew
-    python tools/readme.py --keep    the pages alone, from what is in data/
-    python tools/readme.py --check   exit code 1 if a page does not say what the files say
+    python tools/readme.py           after `make run`: copies runs/results.csv, minutes.csv and overview.png to data/,
+                                     draws the picture of both networks and fills all tables
+    python tools/readme.py --keep    only fills the tables, from what is in data/
+    python tools/readme.py --check   changes nothing; exit code 1 if a table differs from its file
 
-The scores of the embedded networks come from data/*/scores.json, which their training wrote; what the experiments
-and benchmarks found, from data/experiments and benchmarks/*.json; what runs will take, from `gitdistill.use.plan`.
+A table lies between <!-- name --> and <!-- end of name --> in README.md or in a folder's README.md. Scores of the
+embedded networks come from data/*/scores.json, which their training wrote; results of experiments and benchmarks from
+data/experiments and benchmarks/*.json; estimates of training runs from `gitdistill.use.plan`.
 """
 
 import argparse
@@ -18,7 +19,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT / "experiments"), str(ROOT / "benchmarks")]
+sys.path[:0] = [str(ROOT / "experiments"), str(ROOT / "benchmarks")]  # scripts, in no package
 import decoding  # noqa: E402
 import real_size  # noqa: E402
 import report  # noqa: E402
@@ -31,12 +32,7 @@ from gitdistill.viz import plots  # noqa: E402
 
 EXPERIMENTS = ("labels", "losses", "sizes", "temperature")
 MEASURES = ROOT / "data" / "experiments"
-PLANS = {  # of configs/README.md: the block's name and the command's arguments
-    "laptop": "--config configs/student.yaml --clips 12000 --tflops 0.05",
-    "gpu": "--config configs/coco.yaml --clips 113287 --tflops 60",
-    "machine": "--config configs/coco.yaml --clips 113287 --devices 8 --tflops 120",
-    "cluster": "--config configs/msrvtt.yaml --clips 6513 --told 20 --devices 32 --tflops 120",
-}
+PLANS = {"laptop": "student", "gpu": "coco", "cluster": "msrvtt"}  # table -> configuration
 MEASURED = ("results.csv", "minutes.csv", "overview.png")
 SCORES = {
     "cider": "CIDEr",
@@ -82,7 +78,7 @@ def notebooks() -> list[str]:
 
 
 def seeds() -> list[str]:
-    """The gain of the table above from several seeds, as a sentence."""
+    """What distillation gains, from several seeds, as a sentence."""
     runs, name = report.load(MEASURES, "labels"), "3,000 captioned: recipe on these clips"
     parts, count = [], 0
     for score, what, factor in (
@@ -93,9 +89,9 @@ def seeds() -> list[str]:
         parts.append(what.format(sum(gains) / len(gains), *report.interval(gains)))
         count = len(gains)
     return [
-        f"Those two students are one run each. From {count} seeds, the same training with the teacher gains",
-        f"{' and '.join(parts)} over the one without, with 95 % intervals",
-        "([experiments](experiments/README.md)).",
+        f"Both students above are one run each. Over {count} seeds, training with the teacher gains",
+        f"{' and '.join(parts)} over training without it (95 % intervals;",
+        "see [experiments](experiments/README.md)).",
     ]
 
 
@@ -126,26 +122,22 @@ def experiments() -> dict[str, list[str]]:
 
 
 def plans() -> dict[str, list[str]]:
-    """The command and what it says, for each run of configs/README.md."""
-    found = {}
-    for name, words in PLANS.items():
-        run = plan.described(words.replace("configs/", f"{ROOT}/configs/").split())
-        found[name] = [f"`python -m gitdistill plan {words}`", "", *plan.table(run)]
-    return found
+    """What a training step of these configurations takes."""
+    return {name: plan.table(["--config", f"{ROOT}/configs/{file}.yaml"]) for name, file in PLANS.items()}
 
 
-def pages() -> dict[Path, dict[str, list[str]]]:
-    """The lines of each page's tables, by the name in their markers."""
-    own = {"results": results(), "seeds": seeds(), "notebooks": notebooks(), "scores": scores()}
-    own |= decoding.tables(json.loads((ROOT / "benchmarks" / "decoding.json").read_text()))
+def all_tables() -> dict[str, list[str]]:
+    """The lines of each table, by the name in its markers."""
+    tables = {"results": results(), "seeds": seeds(), "notebooks": notebooks(), "scores": scores()}
+    tables |= decoding.tables(json.loads((ROOT / "benchmarks" / "decoding.json").read_text()))
+    tables |= experiments() | plans()
     if (MEASURES / "smaller.csv").is_file():
-        own["smaller"] = smaller.table(rows(MEASURES / "smaller.csv"))
-    sisters = {ROOT / "experiments" / "README.md": experiments(), ROOT / "configs" / "README.md": plans()}
-    return {ROOT / "README.md": own} | sisters
+        tables["smaller"] = smaller.table(rows(MEASURES / "smaller.csv"))
+    return tables
 
 
 def filled(text: str, tables: dict[str, list[str]]) -> str:
-    """The README's text with the lines between each pair of markers made anew."""
+    """A page's text with the lines between each table's markers replaced. ValueError unless it has them once."""
     for name, lines in tables.items():
         block = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end of {name} -->)", re.DOTALL)
         body = "\n".join(lines) + "\n"
@@ -156,14 +148,17 @@ def filled(text: str, tables: dict[str, list[str]]) -> str:
 
 
 def fill(check: bool = False) -> bool:
-    """Write the pages anew, or only check them; whether something was (or is) to be changed."""
-    changed = False
-    for page, tables in pages().items():
+    """Fill the tables wherever their markers are, or with `check` only compare; returns whether one differed."""
+    tables, changed = all_tables(), False
+    for page in [ROOT / "README.md", *sorted(ROOT.glob("*/README.md"))]:
         text = page.read_text(encoding="utf-8")
-        new = filled(text, tables)
+        names = re.findall(r"^<!-- (\w+) -->$", text, re.MULTILINE)
+        new = filled(text, {name: tables.pop(name) for name in names if name in tables})
         changed = changed or new != text
         if not check:
             page.write_text(new, encoding="utf-8")
+    if tables:
+        raise ValueError(f"no page has markers for {', '.join(tables)}")
     return changed
 
 

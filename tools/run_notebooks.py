@@ -7,14 +7,12 @@
                                                    runs/results.csv, its table is printed at the end
     python tools/run_notebooks.py notebooks/02*    some of them
 
-Saved notebooks hold no timings, no widget state and no machine's traces; pictures are stored in 256 colours.
+Saved notebooks hold no timings, no widget state, and nothing that depends on the machine.
 Each file is written beside its target and then renamed, so an interrupted run leaves no half notebook.
 """
 
 import argparse
-import base64
 import csv
-import io
 import os
 import re
 import sys
@@ -25,10 +23,8 @@ import nbformat
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 from nbconvert import HTMLExporter
-from PIL import Image
 
 NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
-COLOURS = 256
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 
 
@@ -107,8 +103,8 @@ def execute(notebook: nbformat.NotebookNode, folder: Path, name: str, timeout: i
 
 
 def shorten(text: str, lines: int = 4, width: int = 300) -> str:
-    kept = [line[:width] for line in text.strip().splitlines()]
-    return "\n    ".join(kept[:lines] + ["..."] * (len(kept) > lines))
+    cut = [line[:width] for line in text.strip().splitlines()]
+    return "\n    ".join(cut[:lines] + ["..."] * (len(cut) > lines))
 
 
 def failing_line(traceback: str) -> str:
@@ -119,7 +115,7 @@ def failing_line(traceback: str) -> str:
 
 
 def scrub(notebook: nbformat.NotebookNode) -> None:
-    """Leave in an executed notebook only what belongs into version control."""
+    """Leave in an executed notebook only what is committed."""
     notebook.metadata = nbformat.from_dict(
         {
             "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
@@ -134,7 +130,7 @@ def scrub(notebook: nbformat.NotebookNode) -> None:
         if cell.cell_type == "code":
             cell.outputs = merge_streams(cell.outputs)
             for output in cell.outputs:
-                scrub_output(output.get("data", {}))
+                output.get("data", {}).pop(WIDGET_VIEW, None)  # an empty box without its state
 
 
 def merge_streams(outputs: list) -> list:
@@ -147,28 +143,6 @@ def merge_streams(outputs: list) -> list:
         else:
             merged.append(output)
     return merged
-
-
-def scrub_output(data: dict) -> None:
-    data.pop(WIDGET_VIEW, None)  # without its state it would show as an empty box
-    if "image/png" in data:
-        png = base64.b64decode(data["image/png"])
-        data["image/png"] = base64.b64encode(fewer_colours(png)).decode()
-
-
-def fewer_colours(png: bytes) -> bytes:
-    """The picture in 256 colours, if that is smaller; animations and transparency stay as they are."""
-    image = Image.open(io.BytesIO(png))
-    if getattr(image, "is_animated", False) or image.mode not in ("RGB", "RGBA"):
-        return png
-    if image.mode == "RGBA" and image.getextrema()[3][0] < 255:
-        return png
-    # maximum coverage keeps rare colours, a thin line's or a map's peak, which a median cut blends away
-    method, dither = Image.Quantize.MAXCOVERAGE, Image.Dither.NONE
-    palette = image.convert("RGB").quantize(COLOURS, method, kmeans=5, dither=dither)
-    buffer = io.BytesIO()
-    palette.save(buffer, "PNG", optimize=True)
-    return min(buffer.getvalue(), png, key=len)
 
 
 def write(path: Path, text: str) -> None:

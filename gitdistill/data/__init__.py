@@ -1,21 +1,8 @@
-"""People's own data: `video` reads pictures and videos, `files` captioned sets, `shards` sets packed for streaming."""
+"""People's own data: `video` reads pictures and videos, `items` lists of them with captions, `files` makes batches,
+`shards` streams packed files; `base` is what all DataModules share."""
 
-from importlib import import_module
+from gitdistill.data.files import FileData
+from gitdistill.data.shards import ShardData
+from gitdistill.data.video import FrameRule
 
-_HOMES = {
-    "FileData": "gitdistill.data.files",
-    "FrameRule": "gitdistill.data.video",
-    "ShardData": "gitdistill.data.shards",
-}
-__all__ = [*_HOMES]
-
-
-def __getattr__(name: str):
-    """Import a public name when it is first asked for: reading files needs no Lightning."""
-    if name in _HOMES:
-        return getattr(import_module(_HOMES[name]), name)
-    raise AttributeError(f"module 'gitdistill.data' has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__all__ = ["FileData", "FrameRule", "ShardData"]

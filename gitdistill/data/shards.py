@@ -4,8 +4,7 @@ one disk: `pack` writes them, `ShardData` streams them from a folder or an addre
     python -m gitdistill pack dataset_coco.json /shards/train --split train
 
 A shard holds NUMBER.jpg (or .mp4, ..., the file as it was) and NUMBER.json {"name", "captions", "crc32"} for each
-clip; shards.json beside the shards lists them with checksums.
-"""
+clip; shards.json beside the shards lists them with checksums."""
 
 import argparse
 import hashlib
@@ -22,27 +21,25 @@ from functools import partial
 from itertools import chain, islice, repeat
 from pathlib import Path
 
-import fsspec
 import numpy as np
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torch.utils.data import IterableDataset, get_worker_info
 
-from gitdistill.data.files import SPLITS, CaptionedData, Item, center_crop, read_items
+from gitdistill.data.base import CHOICE, Order, Sample, choose
+from gitdistill.data.files import CaptionedData, Source, center_crop
+from gitdistill.data.items import SPLITS, Item, read_items
 from gitdistill.data.video import BrokenFile, FrameRule, read_clip
 from gitdistill.distillation.distributed import rank_and_world
 from gitdistill.models.storage import CHECKSUM, first_line, metadata_text, parse_metadata, write_whole
-from gitdistill.world.module import _CHOICE, ClipLoader
 
 INDEX = "shards.json"
 FORMAT = 1
-_SHARDS = 86_028_121  # keeps the random numbers of shuffling apart from others
+SHARDS = 86_028_121  # keeps the random numbers of shuffling apart from others
 
 
 def main(arguments: list[str]) -> int:
     """`python -m gitdistill pack`: see `pack`."""
     parser = argparse.ArgumentParser("gitdistill pack", description=__doc__.split("\n\n")[0])
-    parser.add_argument(
-        "source", help="a JSON file, a table or a folder, see gitdistill.data.files.read_items"
-    )
+    parser.add_argument("source", help="a JSON file, a table or a folder")
     parser.add_argument("folder", help="where the shards go")
     parser.add_argument("--media", help="folder of the files, if it is not the source's own")
     parser.add_argument("--split", choices=list(SPLITS), help="only this split of the source")
@@ -56,48 +53,50 @@ def main(arguments: list[str]) -> int:
 
 
 def pack(items: list[Item], folder, per_shard: int = 1000, say=print) -> dict:
-    """Pack items into shards of `per_shard` clips; goes on where a killed run stopped. Returns the index.
-
-    Unreadable files are named and left out. ValueError when the folder holds shards of something else.
-    """
-    import webdataset
-
+    """Pack items into shards of `per_shard` clips; goes on where a killed run stopped. Returns the index. Unreadable
+    files are named and left out. ValueError when the folder holds shards of something else."""
     if per_shard < 1:
         raise ValueError(f"a shard holds at least 1 clip, not {per_shard}")
     folder = Path(folder)
-    told = hashlib.sha256(
-        repr([(Path(item.path).name, item.captions) for item in items]).encode()
-    ).hexdigest()
-    index = {"format": FORMAT, "items": told[:16], "per_shard": per_shard, "shards": [], "finished": False}
+    names = repr([(Path(item.path).name, item.captions) for item in items])
+    packed = {"items": hashlib.sha256(names.encode()).hexdigest()[:16], "per_shard": per_shard}
+    index = {"format": FORMAT, **packed, "shards": [], "finished": False}
     if (folder / INDEX).is_file():
-        known = read_index(folder, finished=False)
-        if [known[key] for key in ("items", "per_shard")] != [index[key] for key in ("items", "per_shard")]:
+        index = read_index(folder, finished=False)
+        if {key: index[key] for key in packed} != packed:
             raise ValueError(f"{folder} holds shards of other files or sizes: pack elsewhere or delete it")
-        index = known
         say(f"going on after {len(index['shards'])} shards in {folder}")
     folder.mkdir(parents=True, exist_ok=True)
     for left in folder.glob(".*.tmp"):  # of a killed run
         left.unlink()
     for number in range(len(index["shards"]), -(-len(items) // per_shard)):
-        first, stream = number * per_shard, io.BytesIO()
-        count = 0
-        with webdataset.TarWriter(stream, mtime=0, encoder=False) as writer:
-            for place, item in enumerate(items[first : first + per_shard], first):
-                if sample := as_sample(place, item, say):
-                    writer.write(sample)
-                    count += 1
-        content, name = stream.getvalue(), f"shard-{number:06d}.tar"
-        write_whole(folder, {name: lambda path, content=content: path.write_bytes(content)})
-        entry = {"name": name, "count": count, "bytes": len(content)}
-        index["shards"].append(entry | {"sha256": hashlib.sha256(content).hexdigest()})
+        first, name = number * per_shard, f"shard-{number:06d}.tar"
+        entry = _write_shard(folder, name, first, items[first : first + per_shard], say)
+        index["shards"].append(entry)
         _write_index(folder, index)
-        say(f"{name}: {count} clips, {len(content) / 1e6:.1f} MB")
+        say(f"{name}: {entry['count']} clips, {entry['bytes'] / 1e6:.1f} MB")
     index["finished"] = True
     _write_index(folder, index)
     return index
 
 
-def as_sample(place: int, item: Item, say) -> dict | None:
+def _write_shard(folder: Path, name: str, first: int, items: list[Item], say) -> dict:
+    """The index's entry of the shard that is written; clip numbers count from `first`."""
+    import webdataset
+
+    stream, count = io.BytesIO(), 0
+    with webdataset.TarWriter(stream, mtime=0, encoder=False) as writer:
+        for clip, item in enumerate(items, first):
+            if sample := _archived(clip, item, say):
+                writer.write(sample)
+                count += 1
+    content = stream.getvalue()
+    write_whole(folder, {name: lambda path: path.write_bytes(content)})
+    checksum = hashlib.sha256(content).hexdigest()
+    return {"name": name, "count": count, "bytes": len(content), "sha256": checksum}
+
+
+def _archived(clip: int, item: Item, say) -> dict | None:
     """An item as WebDataset writes it; None, and a word, when it cannot be read."""
     try:
         content = Path(item.path).read_bytes()
@@ -108,13 +107,13 @@ def as_sample(place: int, item: Item, say) -> dict | None:
     about = {"name": Path(item.path).name, "captions": item.captions}
     about[CHECKSUM] = clip_checksum(content, about)
     text = json.dumps(about, ensure_ascii=False).encode(errors="backslashreplace")  # names that are no UTF-8
-    return {"__key__": f"{place:09d}", Path(item.path).suffix[1:].lower(): content, "json": text}
+    return {"__key__": f"{clip:09d}", Path(item.path).suffix[1:].lower(): content, "json": text}
 
 
 def clip_checksum(content: bytes, about: dict) -> str:
     """CRC-32 of a clip's file, name and captions, as eight hexadecimal digits."""
-    told = json.dumps([about["name"], about["captions"]]).encode()
-    return f"{zlib.crc32(content, zlib.crc32(told)):08x}"
+    name = json.dumps([about["name"], about["captions"]]).encode()
+    return f"{zlib.crc32(content, zlib.crc32(name)):08x}"
 
 
 def _write_index(folder: Path, index: dict) -> None:
@@ -128,16 +127,12 @@ def read_index(source, finished: bool = True) -> dict:
         with _open(where) as file:
             content = file.read()
     except FileNotFoundError:
-        raise FileNotFoundError(
-            f"there is no {where}: pack the data with `python -m gitdistill pack`"
-        ) from None
+        raise FileNotFoundError(f"there is no {where}: use `python -m gitdistill pack`") from None
     except Exception as error:  # of the network, or of a storage's own library
         raise ValueError(f"{where} cannot be read: {first_line(error)}") from None
     index = parse_metadata(content, where)
     if index.get("format") != FORMAT:
-        raise ValueError(
-            f"{where} is of format {index.get('format')}, this is format {FORMAT}: pack it again"
-        )
+        raise ValueError(f"{where} is not of format {FORMAT} but {index.get('format')}: pack it again")
     if finished and not index["finished"]:
         raise ValueError(f"the shards in {source} are not all there: pack again to go on")
     return index
@@ -145,6 +140,8 @@ def read_index(source, finished: bool = True) -> dict:
 
 def _open(where: str):
     """A file, or what an address gives, to be read from start to end."""
+    import fsspec
+
     if not where.startswith(("http://", "https://")):
         return fsspec.open(where, "rb").open()
     try:
@@ -156,7 +153,7 @@ def _open(where: str):
 
 
 class _Hashed:
-    """A stream that remembers the checksum of what was read of it."""
+    """A stream that keeps the checksum of what was read of it."""
 
     def __init__(self, stream):
         self.stream, self.digest = stream, hashlib.sha256()
@@ -168,140 +165,117 @@ class _Hashed:
 
 
 def read_shard(source, entry: dict):
-    """Yields (number, file name, bytes, about) of each clip of a shard.
-
-    ValueError naming the shard: before a clip whose checksum differs, as soon as it cannot be read on, or at its
-    end when the whole is not what the index says.
-    """
+    """Yields (number, file name, bytes, about) of each clip of a shard; ValueError naming the shard before a clip whose
+    checksum differs, as soon as it cannot be read on, or at its end when the whole is not what the index says."""
     where = f"{str(source).rstrip('/')}/{entry['name']}"
-    parts, held, count = {}, None, 0  # the last clip is held back until the checksum is known
+    held, count = None, 0  # the last clip is held back until the checksum of the whole shard is known
     try:
         with _open(where) as opened:
             stream = _Hashed(opened)
-            with tarfile.open(fileobj=stream, mode="r|", bufsize=1 << 20) as archive:
-                for member in archive:
-                    key, suffix = member.name.split(".", 1)
-                    parts[suffix] = archive.extractfile(member).read()
-                    if len(parts) < 2:
-                        continue
-                    if held:
-                        yield held
-                    count += 1
-                    about = json.loads(parts.pop("json"))
-                    ((_, content),) = parts.items()
-                    if about.get(CHECKSUM) not in (None, clip_checksum(content, about)):
-                        raise ValueError(f"{about['name']} in it has another checksum")
-                    parts, held = {}, (int(key), about["name"], content, about)
+            for key, parts in _members(stream):
+                count += 1
+                if held:
+                    yield held
+                about = json.loads(parts.pop("json"))
+                ((_, content),) = parts.items()
+                if about.get(CHECKSUM) not in (None, clip_checksum(content, about)):
+                    raise ValueError(f"{about['name']} in it has another checksum")
+                held = int(key), about["name"], content, about
             while stream.read(1 << 20):
                 pass
     except Exception as error:  # of the network and of what is in there
-        raise ValueError(
-            f"the shard {where} is damaged or missing ({first_line(error)}): pack or fetch it again"
-        ) from None
+        reason = first_line(error)
+        raise ValueError(f"the shard {where} is damaged or missing ({reason}): fetch it again") from None
     if stream.digest.hexdigest() != entry["sha256"] or count != entry["count"]:
-        raise ValueError(f"the shard {where} is not what {INDEX} says of it: pack or fetch it again")
+        raise ValueError(f"the shard {where} is not what {INDEX} says of it: fetch it again")
     if held:
         yield held
 
 
-class _Stream(IterableDataset):
-    """Rows for `_collate`, the same number of batches from each process and worker.
+def _members(stream):
+    """Yields (key, {suffix: bytes}) for each two files of a tar archive, which are those of a clip."""
+    parts = {}
+    with tarfile.open(fileobj=stream, mode="r|", bufsize=1 << 20) as archive:
+        for member in archive:
+            key, suffix = member.name.split(".", 1)
+            parts[suffix] = archive.extractfile(member).read()
+            if len(parts) == 2:
+                yield key, parts
+                parts = {}
 
-    Shards go round among them; who has fewer clips than its share begins again. Training: an order of shards for
-    each epoch, and clips drawn from a buffer of `buffer`. `skip`: clips that the next pass leaves out."""
 
-    def __init__(self, source, index, rule, size, batch_size, seed=0, count=None, buffer=0):
-        self.source, self.shards = source, [shard for shard in index["shards"] if shard["count"]]
-        self.rule, self.size, self.batch_size = rule, size, batch_size
-        self.seed, self.count, self.buffer, self.epoch, self.skip = seed, count, buffer, 0, 0
+class ShardStream(Order, IterableDataset):
+    """Samples of shards, the same number of batches from each process and worker: shards go round among them; who has
+    fewer clips than its share begins again. Training (with `captions`, K): an order of shards for each epoch, and
+    clips drawn from a buffer of `buffer`. overfit: all epochs are the first."""
+
+    overfit = False
+
+    def __init__(self, source, data: "ShardData", rule: FrameRule, captions: int = 0, buffer: int = 0):
+        (self.source, index), self.rule, self.size = source, rule, data.image_size
+        self.shards = [shard for shard in index["shards"] if shard["count"]]
+        self.batch_size, self.workers, self.seed = data.batch_size, max(1, data.workers), data.seed
+        self.captions, self.buffer = captions, buffer
         self.rank, self.world = rank_and_world()  # a worker may not know
 
-    def set_epoch(self, epoch):
-        """The epoch of the next pass."""
-        self.epoch = epoch
+    def set_epoch(self, epoch: int) -> None:
+        super().set_epoch(0 if self.overfit else epoch)
 
-    def shares(self, workers: int) -> list[list[dict]]:
+    def shares(self) -> list[list[dict]]:
         """The shards of each worker of each process."""
-        parts = self.world * max(1, workers)
+        parts = self.world * self.workers
         if len(self.shards) < parts:
-            raise ValueError(
-                f"{len(self.shards)} shards are too few for {self.world} processes of {workers} workers"
-            )
+            what = f"{self.world} processes of {self.workers} workers"
+            raise ValueError(f"{len(self.shards)} shards are too few for {what}")
         order = np.arange(len(self.shards))
-        if self.count is not None:
-            order = np.random.RandomState([self.seed, self.epoch, _SHARDS]).permutation(order)
+        if self.captions:
+            order = np.random.RandomState([self.seed, self.epoch, SHARDS]).permutation(order)
         return [[self.shards[i] for i in order[part::parts]] for part in range(parts)]
 
-    def need(self, workers: int) -> int:
-        """Clips of each worker. Training: as many as there are, evenly; otherwise as many as the longest share
-        has, so that all are heard."""
-        sizes = [sum(shard["count"] for shard in share) for share in self.shares(workers)]
-        return math.ceil(sum(sizes) / len(sizes)) if self.count is not None else max(sizes)
+    def need(self) -> int:
+        """Clips of each worker: in training an even part, otherwise the longest share, so that none is left out."""
+        sizes = [sum(shard["count"] for shard in share) for share in self.shares()]
+        return math.ceil(sum(sizes) / len(sizes)) if self.captions else max(sizes)
+
+    def __len__(self) -> int:
+        return self.workers * math.ceil(self.need() / self.batch_size) * self.batch_size  # of whole batches
 
     def __iter__(self):
-        info = get_worker_info()
-        worker, workers = (info.id, info.num_workers) if info else (0, 1)
+        info, epoch = get_worker_info(), self.epoch
         # Workers hand out batches by turns: the first one now takes the place of the one whose turn it was.
-        before, epoch = self.skip // self.batch_size, self.epoch
-        part = (worker + before) % workers
-        skip = (before // workers + (part < before % workers)) * self.batch_size
-        mine = self.shares(workers)[self.rank * workers + part]
+        turns, before = divmod(self.skip // self.batch_size, self.workers)
+        worker = info.id if info else 0
+        part = (worker + before) % self.workers
+        skip = (turns + (part < before)) * self.batch_size
+        mine = self.shares()[self.rank * self.workers + part]
         draw = random.Random(f"{self.seed} {epoch} {self.rank} {part}")
-        passes = (
-            chain.from_iterable(read_shard(self.source, shard) for shard in share) for share in repeat(mine)
-        )
-        rows = chain.from_iterable(shuffled(rows, self.buffer, draw) for rows in passes)
-        return (self.row(epoch, *row) for row in islice(rows, skip, self.need(workers)))
+        passes = (chain.from_iterable(map(partial(read_shard, self.source), share)) for share in repeat(mine))
+        clips = chain.from_iterable(shuffled(clips, self.buffer, draw) for clips in passes)
+        return (self.sample(epoch, *clip) for clip in islice(clips, skip, self.need()))
 
-    def row(self, epoch, number, name, content, about):
-        draw = np.random.RandomState([self.seed, epoch, number, _CHOICE])
-        frames = center_crop(read_clip(name, self.rule, draw, content), self.size)
-        own = about["captions"]
-        if self.count is None:
-            chosen = [0 if own else -1]
-        else:
-            chosen = draw.permutation(len(own))[: self.count].tolist()
-            chosen += [-1] * (self.count - len(chosen))
-        return frames, [None if c < 0 else own[c] for c in chosen], own, number, chosen, []
+    def sample(self, epoch: int, number: int, name: str, content: bytes, about: dict) -> Sample:
+        """A clip with its first caption, or in training with as many of its own as asked for."""
+        draw = np.random.RandomState([self.seed, epoch, number, CHOICE])
+        frames, own = center_crop(read_clip(name, self.rule, draw, content), self.size), about["captions"]
+        if self.captions:
+            return Sample(frames, *choose(draw, own, self.captions), own, number)
+        return Sample(frames, own[:1] or [None], [0 if own else -1], own, number)
 
 
-def shuffled(rows, size: int, draw: random.Random):
-    """Rows in an order that is random among `size` that lie close; with 0 as they come."""
+def shuffled(clips, size: int, draw: random.Random):
+    """Clips in an order that is random among `size` that lie close; with 0 as they come."""
     kept = []
     if not size:
-        yield from rows
-    for row in rows:
+        yield from clips
+    for clip in clips:
         if len(kept) < size:
-            kept.append(row)
+            kept.append(clip)
             continue
         place = draw.randrange(size)
         yield kept[place]
-        kept[place] = row
+        kept[place] = clip
     draw.shuffle(kept)
     yield from kept
-
-
-class StreamLoader(ClipLoader):
-    """A `ClipLoader` of a stream. A continued pass reads what it leaves out, but does not decode it."""
-
-    @property
-    def order(self):
-        return self.dataset
-
-    def __len__(self):
-        return max(1, self.num_workers) * math.ceil(self.dataset.need(self.num_workers) / self.batch_size)
-
-    def __iter__(self):
-        stream, batches = self.dataset, DataLoader.__iter__(self)  # now the workers have their copies
-        epoch, skipped = stream.epoch, stream.skip // self.batch_size
-        stream.epoch, stream.skip = epoch + 1, 0
-        for number, batch in enumerate(batches, skipped + 1):
-            self._passed = (epoch, number)
-            batch.pop("broken")
-            yield batch
-
-    def _kind(self) -> dict:
-        return super()._kind() | {"workers": self.num_workers}
 
 
 class ShardData(CaptionedData):
@@ -311,19 +285,12 @@ class ShardData(CaptionedData):
         train, val, test: folders or addresses that hold shards.json: http, https, and whatever fsspec opens
             (s3 with s3fs installed, gs with gcsfs).
         buffer: training clips among which the next one is drawn.
-        options: as for `CaptionedData`. Every process and worker needs a shard of its own, and a continued fit
-            as many of them as before.
+        options: as for `CaptionedData`. Each process and worker needs a shard of its own, a continued fit as many.
 
-    Raises FileNotFoundError and ValueError in one line, naming a shard that is damaged.
-    """
+    Raises FileNotFoundError and ValueError in one line, naming a shard that is damaged."""
 
     def __init__(
-        self,
-        train: str | None = None,
-        val: str | None = None,
-        test: str | None = None,
-        buffer: int = 200,
-        **options,
+        self, train: Source = None, val: Source = None, test: Source = None, buffer: int = 200, **options
     ):
         super().__init__(**options)
         if buffer < 1:
@@ -334,12 +301,11 @@ class ShardData(CaptionedData):
 
     def train_dataloader(self):
         """Batches of the training shards, in another order in each epoch."""
-        options = {"seed": self.seed, "count": self.captions_per_clip, "buffer": self.buffer}
-        stream = _Stream(*self._of("train"), self.rule, self.image_size, self.batch_size, **options)
-        stream.set_epoch(self.trainer.current_epoch if self.trainer else 0)
-        return StreamLoader(stream, **self._options())
+        stream = ShardStream(self.source("train"), self, self.rule, self.captions_per_clip, self.buffer)
+        if self.trainer:
+            stream.overfit = bool(self.trainer.overfit_batches)
+            stream.set_epoch(self.trainer.current_epoch)
+        return self.loader(stream)
 
-    def _fixed(self, source):
-        return StreamLoader(
-            _Stream(*source, self.fixed_rule, self.image_size, self.batch_size), **self._options()
-        )
+    def fixed_loader(self, role: str):
+        return self.loader(ShardStream(self.source(role), self, self.fixed_rule))

@@ -1,7 +1,4 @@
-"""Pictures and videos from files, upright and in RGB: Pillow reads the first, PyAV (https://pyav.org) the second.
-
-Letters in shapes: F frames, H and W of the file.
-"""
+"""Pictures and videos from files, upright and in RGB: Pillow reads the first, PyAV (https://pyav.org) the second."""
 
 import io
 from contextlib import contextmanager
@@ -14,6 +11,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torchvision.transforms.v2.functional import resize
 
+from gitdistill.models.storage import first_line
+
 IMAGES = {
     *(".avif", ".bmp", ".heic", ".heif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".mpo", ".pgm", ".png"),
     *(".ppm", ".tga", ".tif", ".tiff", ".webp"),
@@ -22,11 +21,8 @@ VIDEOS = {
     *(".3gp", ".avi", ".flv", ".gif", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts"),
     *(".ogv", ".vob", ".webm", ".wmv"),
 }
-# Formats whose packets tell what their frames will be, and which lead to each key frame.
-EXACT = ("mov,", "matroska,")
-# Decoders that know of transparency, where the usual ones do not.
-CLEAR = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
-SAMPLINGS = ("uniform", "random", "every")
+EXACT = ("mov,", "matroska,")  # formats whose packets say when each frame is shown, and which are key frames
+CLEAR = {"vp8": "libvpx", "vp9": "libvpx-vp9"}  # decoders of transparency, where the usual ones have none
 
 
 class BrokenFile(ValueError):
@@ -37,55 +33,46 @@ class BrokenFile(ValueError):
 class FrameRule:
     """Which frames of a video make a clip.
 
-    frames: F, how many. A video with fewer gives some of them twice; a picture is a still video.
+    num_frames: F. A video with fewer gives some of them twice; a picture is a still video.
     sampling: "uniform": those shown in the middles of F equally long parts; "random": in each part at a random
         moment (Wang et al. 2016, https://arxiv.org/abs/1608.00859); "every": the first and then each `step`th,
         the last one repeated where the video ends too soon. The first two go by time, so that a variable frame
-        rate changes nothing.
-    step: of "every".
-    """
+        rate changes nothing."""
 
-    frames: int = 6
+    num_frames: int = 6
     sampling: str = "uniform"
     step: int = 1
 
     def __post_init__(self):
-        if self.frames < 1 or self.step < 1:
-            raise ValueError(f"frames and step must be at least 1, not {self.frames} and {self.step}")
-        if self.sampling not in SAMPLINGS:
-            raise ValueError(f"unknown sampling {self.sampling!r}: use one of {', '.join(SAMPLINGS)}")
+        if self.num_frames < 1 or self.step < 1:
+            raise ValueError(f"num_frames and step must be at least 1, not {self.num_frames} and {self.step}")
+        if self.sampling not in ("uniform", "random", "every"):
+            raise ValueError(f"unknown sampling {self.sampling!r}: use uniform, random or every")
 
     def choose(self, times: np.ndarray, end: float, draw: np.random.RandomState | None = None) -> np.ndarray:
-        """Numbers [F] of the chosen frames of a video whose frames are shown from `times` (sorted) on to `end`.
-
-        `draw` is what "random" draws from.
-        """
+        """Numbers [F] of the chosen frames of a video whose frames are shown from `times` (sorted) on to `end`;
+        `draw` is what "random" draws from."""
         if self.sampling == "every":
-            return np.minimum(np.arange(self.frames) * self.step, len(times) - 1)
-        places = np.full(self.frames, 0.5)
+            return np.minimum(np.arange(self.num_frames) * self.step, len(times) - 1)
+        places = np.full(self.num_frames, 0.5)
         if self.sampling == "random":
-            places = (draw or np.random.RandomState()).random_sample(self.frames)
-        wanted = times[0] + (np.arange(self.frames) + places) / self.frames * (end - times[0])
+            places = (draw or np.random.RandomState()).random_sample(self.num_frames)
+        wanted = times[0] + (np.arange(self.num_frames) + places) / self.num_frames * (end - times[0])
         return np.maximum(np.searchsorted(times, wanted, side="right") - 1, 0)
-
-
-def is_image(path) -> bool:
-    return Path(path).suffix.lower() in IMAGES
 
 
 def read_clip(
     path, rule: FrameRule, draw: np.random.RandomState | None = None, content: bytes | None = None
 ) -> Tensor:
-    """A picture or video as uint8 [F, 3, H, W], from the file or from what was in it; `BrokenFile` when it cannot
-    be read."""
-    if is_image(path):
-        return read_image(path, content).expand(rule.frames, -1, -1, -1)
+    """A picture or video as uint8 [F, 3, H, W], from the file or its content; `BrokenFile` if it cannot be read."""
+    if Path(path).suffix.lower() in IMAGES:
+        return read_image(path, content).expand(rule.num_frames, -1, -1, -1)
     return read_video(path, rule, draw, content)
 
 
 def read_image(path, content: bytes | None = None) -> Tensor:
-    """A picture as uint8 [3, H, W]: turned as its EXIF orientation says, grey to RGB, transparency on white,
-    16 bits to 8. `BrokenFile` when it cannot be read."""
+    """A picture as uint8 [3, H, W]: turned as its EXIF orientation says, grey to RGB, transparency on white, 16 bits
+    to 8. `BrokenFile` when it cannot be read."""
     try:
         with Image.open(path if content is None else io.BytesIO(content)) as image:
             return torch.from_numpy(np.array(as_rgb(ImageOps.exif_transpose(image)))).permute(2, 0, 1)
@@ -121,7 +108,9 @@ def read_video(
             frames = None
             if container.format.name.startswith(EXACT):
                 frames = _jump(container, stream, times, keys, rule.choose(times, end, draw))
-        return _alike(frames or _watch(path, content, rule, draw))
+        frames = frames or _watch(path, content, rule, draw)
+        size = list(frames[0].shape[1:])  # a video may change it
+        return torch.stack([f if list(f.shape[1:]) == size else resize(f, size) for f in frames])
     except Exception as error:  # as with pictures
         raise BrokenFile(f"{path} is no readable video: {_reason(error)}") from None
 
@@ -165,10 +154,8 @@ def decoded(container, stream):
 
 
 def timetable(container, stream) -> tuple[np.ndarray, np.ndarray, float]:
-    """When each frame is shown (sorted), which of them are key frames, and when the last one ends.
-
-    All in the stream's own units, read without decoding. ValueError for a file that was cut off.
-    """
+    """When each frame is shown (sorted), which of them are key frames, and when the last one ends, in the stream's own
+    units. Nothing is decoded. ValueError for a file that was cut off."""
     every = [packet for packet in container.demux() if packet.size]
     packets = [packet for packet in every if packet.stream.index == stream.index and not packet.is_discard]
     if not packets:
@@ -190,18 +177,14 @@ def _end(times: np.ndarray, last: int | None = None) -> float:
 
 
 def check_length(container, packets, usual) -> None:
-    """A ValueError for a file whose packets, sound included, end long before the duration that it states.
-
-    usual: seconds of a packet that does not say how long it lasts.
-    """
+    """A ValueError for a file whose packets, sound included, end long before the duration that it states; `usual` is
+    how many seconds a packet lasts that does not say so."""
     timed = [packet for packet in packets if packet.pts is not None]
     if not container.duration or not timed:
         return
     starts = min(packet.pts * packet.time_base for packet in timed)
-    ends = max(
-        packet.pts * packet.time_base + (packet.duration * packet.time_base if packet.duration else usual)
-        for packet in timed
-    )
+    lasting = [packet.duration * packet.time_base if packet.duration else usual for packet in timed]
+    ends = max(packet.pts * packet.time_base + seconds for packet, seconds in zip(timed, lasting))
     # Matroska and FLV count from zero, others from the first packet.
     share = float(max(ends - starts, ends)) / (container.duration / 1e6)
     if share < 0.9:
@@ -209,10 +192,8 @@ def check_length(container, packets, usual) -> None:
 
 
 def check_gif(content: bytes) -> None:
-    """A ValueError for a GIF that was cut off, which decoders pass over: its blocks must lead to its end mark.
-
-    https://www.w3.org/Graphics/GIF/spec-gif89a.txt
-    """
+    """A ValueError for a GIF that was cut off, which decoders pass over: its blocks must lead to its end mark, see
+    https://www.w3.org/Graphics/GIF/spec-gif89a.txt"""
 
     def colours(flags):
         return 3 << (flags & 7) + 1 if flags & 0x80 else 0
@@ -230,10 +211,8 @@ def check_gif(content: bytes) -> None:
 
 
 def _jump(container, stream, times, keys, chosen) -> list[Tensor] | None:
-    """The frames with these numbers (ascending), each [3, H, W]; jumps over what no chosen frame needs.
-
-    None when anything is not as the packets promised.
-    """
+    """The frames with these numbers (ascending), each [3, H, W]; jumps over what no chosen frame needs. None when
+    anything is not as the packets promised."""
     found, number, source = {}, -2, iter(())
     try:
         for wanted in sorted(set(chosen.tolist())):
@@ -277,12 +256,6 @@ def _watch(path, content, rule: FrameRule, draw) -> list[Tensor]:
     return [found[number] for number in chosen]
 
 
-def _alike(frames: list[Tensor]) -> Tensor:
-    """Frames [F, 3, H, W], all of the first one's size, should the video change it."""
-    size = list(frames[0].shape[1:])
-    return torch.stack([frame if list(frame.shape[1:]) == size else resize(frame, size) for frame in frames])
-
-
 def play(path):
     """Yields (seconds since the first frame, frame) of a video file or camera; `BrokenFile` when it cannot go on."""
     av, first, count = pyav(), None, 0
@@ -290,11 +263,10 @@ def play(path):
         with av.open(str(path), format="v4l2" if str(path).startswith("/dev/video") else None) as container:
             stream = video_stream(container)
             for count, frame in enumerate(decoded(container, stream), 1):
-                if frame.pts is None:  # then the rate tells
-                    yield float((count - 1) / (stream.average_rate or 25)), frame
-                    continue
                 first = frame.pts if first is None else first
-                yield float((frame.pts - first) * stream.time_base), frame
+                rate = stream.average_rate or 25  # where a frame does not say when it is shown
+                seconds = (count - 1) / rate if frame.pts is None else (frame.pts - first) * stream.time_base
+                yield float(seconds), frame
         if not count:
             raise ValueError("no frame of it can be decoded")
     except (av.error.FFmpegError, OSError, ValueError) as error:
@@ -315,5 +287,4 @@ def upright(frame) -> Tensor:
 def _reason(error: BaseException) -> str:
     if isinstance(error, UnidentifiedImageError):  # whose own words name the file again, or an object
         return "what is in it is of no known format"
-    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return text.splitlines()[0]
+    return getattr(error, "strerror", None) or first_line(error)

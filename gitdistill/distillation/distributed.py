@@ -1,5 +1,7 @@
 """Several processes that work on one thing, started by Lightning, torchrun or SLURM: who am I, and are all here?"""
 
+from contextlib import contextmanager
+
 import torch
 from torch import distributed
 
@@ -9,12 +11,6 @@ def rank_and_world() -> tuple[int, int]:
     if distributed.is_available() and distributed.is_initialized():
         return distributed.get_rank(), distributed.get_world_size()
     return 0, 1
-
-
-def wait_for_all() -> None:
-    """Return when all processes have come here."""
-    if rank_and_world()[1] > 1:
-        distributed.barrier()
 
 
 def on_any(flag: bool, device) -> bool:
@@ -32,3 +28,22 @@ def gather(value) -> list:
     if len(parts) > 1:
         distributed.all_gather_object(parts, value)
     return parts
+
+
+@contextmanager
+def together():
+    """A block that all processes leave together. An error in one is an error in all, so that none waits in vain.
+
+    The process that failed raises its own error, the others an OSError that quotes it.
+    """
+    error = None
+    try:
+        yield
+    except Exception as caught:
+        error = caught
+    reports = gather(error and f"{type(error).__name__}: {error}")
+    if error:
+        raise error
+    for rank, report in enumerate(reports):
+        if report:
+            raise OSError(f"process {rank} failed: {report}")

@@ -23,10 +23,7 @@ class MuonAdamW(torch.optim.Optimizer):
                 torch.optim.Muon(matrices, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
             )
         super().__init__([group for part in self.parts for group in part.param_groups], {})
-        self._share_groups()
-
-    def _share_groups(self):
-        """The parts work on this optimiser's own groups, so that schedulers and gradient scalers reach them."""
+        # The parts work on this optimiser's own groups, so that schedulers and gradient scalers reach them.
         groups = iter(self.param_groups)
         for part in self.parts:
             part.param_groups = [next(groups) for _ in part.param_groups]
@@ -50,6 +47,28 @@ class MuonAdamW(torch.optim.Optimizer):
         self.param_groups = [group for part in self.parts for group in part.param_groups]
 
 
+def optimizer_and_schedule(
+    module: nn.Module, trainer, lr: float, weight_decay: float, warmup: int, muon: bool
+):
+    """Optimiser and schedule of a fit, as Lightning's `configure_optimizers` returns them.
+
+    ValueError when nothing that can be counted ends the fit, since the learning rate follows the share that is done.
+    """
+    steps = trainer.estimated_stepping_batches
+    if not 0 <= steps < math.inf:
+        raise ValueError(
+            "the learning rate needs the number of steps: give the trainer max_steps or max_epochs (with a stream of "
+            "data, max_steps)"
+        )
+    if muon:
+        optimizer = MuonAdamW(module, lr, weight_decay)
+    else:
+        trainable = [p for p in module.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(trainable, lr, weight_decay=weight_decay)
+    schedule = warmup_cosine(optimizer, warmup, int(steps))
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
 def split_parameters(model: nn.Module) -> tuple[list, list]:
     """Trainable parameters as (weights of inner linear layers, everything else)."""
     outer = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
@@ -57,17 +76,6 @@ def split_parameters(model: nn.Module) -> tuple[list, list]:
     inner = {id(m.weight) for m in model.modules() if isinstance(m, nn.Linear)} - outer
     parameters = [p for p in model.parameters() if p.requires_grad]
     return [p for p in parameters if id(p) in inner], [p for p in parameters if id(p) not in inner]
-
-
-def fit_steps(trainer) -> int:
-    """The optimiser's steps in all of a fit; ValueError when nothing that can be counted ends it."""
-    steps = trainer.estimated_stepping_batches
-    if not 0 <= steps < math.inf:
-        raise ValueError(
-            "the learning rate and the annealing of weights follow the share of the fit that is done: give the "
-            "trainer max_steps or max_epochs (with a stream of data, max_steps)"
-        )
-    return int(steps)
 
 
 def warmup_cosine(optimizer, warmup: int, steps: int, floor: float = 0.01):

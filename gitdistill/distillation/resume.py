@@ -1,4 +1,4 @@
-"""What makes a fit that was killed end as one that was not: whole checkpoints, and the random numbers in them."""
+"""A fit that was killed ends as one that was not: whole checkpoints, and the random numbers in them."""
 
 import os
 from pathlib import Path
@@ -8,72 +8,70 @@ from pytorch_lightning import Callback
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from gitdistill.distillation.distributed import gather, rank_and_world
-from gitdistill.models.storage import check_records, first_line
+from gitdistill.models.storage import load_torch, write_whole
 
 
 class ExactResume(Callback):
-    """Lets a fit that is continued by as many processes end with the weights of one that was never interrupted:
-    keeps torch's random numbers, of each process its own, in checkpoints, and begins epochs where they begin.
+    """Lets a continued fit end with the weights of one that was never interrupted.
 
-    Exactly so on the CPU. On CUDA sums may round otherwise from run to run, and MPS's random numbers are not kept."""
+    It stores torch's random state of every rank in checkpoints, and begins epochs where they begin. The number of
+    ranks must stay the same. Exact on the CPU; on CUDA sums may be rounded in another order, and MPS's random state
+    is not stored.
+    """
 
-    _kept = None
+    def __init__(self):
+        self._states = None
 
     def state_dict(self) -> dict:
         cuda = torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None
         return {"processes": gather({"cpu": torch.get_rng_state(), "cuda": cuda})}
 
     def load_state_dict(self, state: dict) -> None:
-        self._kept = state.get("processes", [])
+        self._states = state.get("processes", [])
 
     def on_train_start(self, trainer, module) -> None:
         loop, epochs = trainer.fit_loop, trainer.fit_loop.epoch_progress.total
         if loop.restarted_mid_epoch and epochs.completed == epochs.ready:
-            # Saved after an epoch's last batch: Lightning (2.6) closes that epoch, but believes to be in it still,
-            # and the next checkpoint at the end of an epoch would repeat that one.
+            # Saved after an epoch's last batch: Lightning (2.6) closes that epoch, but believes that it is still in
+            # it, and the next checkpoint at the end of an epoch would repeat it.
             loop.reset_restart_stage()
         rank, world = rank_and_world()
-        if self._kept and len(self._kept) == world:
-            mine = self._kept[rank]
-            torch.set_rng_state(mine["cpu"].cpu())
-            if mine["cuda"] is not None and torch.cuda.is_initialized():
-                torch.cuda.set_rng_state(mine["cuda"].cpu())
-        self._kept = None
+        if self._states and len(self._states) == world:
+            state = self._states[rank]
+            torch.set_rng_state(state["cpu"].cpu())
+            if state["cuda"] is not None and torch.cuda.is_initialized():
+                torch.cuda.set_rng_state(state["cuda"].cpu())
+        self._states = None
 
 
 class WholeCheckpoints(TorchCheckpointIO):
-    """Lightning's checkpoints, but on a local disk written beside their place and then renamed (Lightning's own
-    come from the system's temporary folder, which may be another disk), and checked before they are read."""
+    """Lightning's checkpoints, on a local disk written beside their place and then renamed, and checked on reading.
+
+    Lightning itself writes them to the system's temporary folder first, which may be on another disk.
+    """
 
     def save_checkpoint(self, checkpoint, path, storage_options=None) -> None:
         if "://" in str(path):
             super().save_checkpoint(checkpoint, path, storage_options)
             return
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.tmp")
-        with temporary.open("wb") as file:
-            torch.save(checkpoint, file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+
+        def write(temporary: Path) -> None:
+            with temporary.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+
+        write_whole(Path(path).parent, {Path(path).name: write})
 
     def load_checkpoint(self, path, map_location="cpu", weights_only=None) -> dict:
-        if "://" in str(path):
-            return super().load_checkpoint(path, map_location, weights_only)
-        return read_checkpoint(path, weights_only)
+        return read_checkpoint(path)
 
 
-def read_checkpoint(path, weights_only: bool | None = None) -> dict:
-    """A checkpoint, on the CPU; FileNotFoundError or ValueError, naming it, if it is gone, cut off or changed."""
+def read_checkpoint(path) -> dict:
+    """A checkpoint of a local disk, on the CPU, tensors and plain values alone.
+
+    FileNotFoundError or ValueError in one line if it is missing, damaged, or holds other objects.
+    """
     if not Path(path).is_file():
         raise FileNotFoundError(f"there is no checkpoint {path}")
-    try:
-        check_records(path)
-        return torch.load(path, map_location="cpu", weights_only=weights_only)
-    except (MemoryError, PermissionError):
-        raise
-    except Exception as error:  # damage shows in many ways
-        raise ValueError(
-            f"the checkpoint {path} is damaged, continue from another one: {first_line(error)}"
-        ) from None
+    return load_torch(path)

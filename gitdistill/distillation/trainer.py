@@ -1,67 +1,54 @@
-"""Training a captioner, with a teacher or without: Lightning modules and nothing else.
+"""Training a captioner with or without a teacher, as Lightning modules.
 
-`CaptionTrainer` learns captions by cross-entropy; `DistillationTrainer` adds what a teacher can tell.
-Batches are dicts as `gitdistill.world.GlyphData` makes them: "frames" uint8 [B, F, 3, H, W], "tokens" long
-[B*K, T] and, for scoring, "references" (B lists of captions) and, in the embedded world, "scenes".
+`CaptionTrainer` trains on captions by cross-entropy. `DistillationTrainer` adds the teacher: one function gives the
+outputs of both networks for a batch, and a flat list of `LossTerm`s compares them.
+
+A batch is a dict: "frames" uint8 [B, F, 3, H, W], "tokens" long [B*K, T], for scoring "references" (B lists of
+captions), and optionally "clip" (their numbers) and "scenes" (their ground truth).
 """
 
-import math
-from pathlib import Path
+import os
+from contextlib import nullcontext
+from functools import partial
 
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.strategies import DDPStrategy
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from gitdistill import metrics
-from gitdistill.decoding import greedy
-from gitdistill.distillation import losses
-from gitdistill.distillation.cache import TeacherCache, is_finished
-from gitdistill.distillation.distributed import gather, on_any, rank_and_world
-from gitdistill.distillation.optim import MuonAdamW, fit_steps, warmup_cosine
-from gitdistill.distillation.targets import (
-    CaptionFilter,
-    FeaturePair,
-    TargetSpec,
-    attention_over_image,
-    join_captions,
-    layer_pairs,
-    parse_dtype,
-    pseudo_captions,
-    teacher_targets,
-)
-from gitdistill.hooks import record
+from gitdistill.distillation import losses, terms
+from gitdistill.distillation.cache import TeacherCache
+from gitdistill.distillation.checks import LossWatch, check_gradients, frozen, restored
+from gitdistill.distillation.optim import optimizer_and_schedule
+from gitdistill.distillation.pseudo_captions import CaptionFilter, join_captions, pseudo_captions
+from gitdistill.distillation.scoring import Predictions
+from gitdistill.distillation.targets import TargetSpec, layer_pairs, num_frames, parse_dtype, teacher_targets
+from gitdistill.distillation.terms import LossTerm, Outputs, student_outputs, subset_logits, to_vocab_subset
 from gitdistill.models.teacher import GenerativeImageTextTeacher
-from gitdistill.models.tokenizer import to_text
-from gitdistill.world.module import glyph_tokenizer
-
-ATTENTION = (
-    "layers.*.cross_attention.softmax"  # the student's; the teacher's is in `gitdistill.distillation.targets`
-)
+from gitdistill.models.tokenizer import check_same_vocabulary, load_tokenizer
 
 
 class CaptionTrainer(pl.LightningModule):
-    """Trains `model` on captions by cross-entropy and scores the captions it decodes.
+    """Trains `model` on captions by cross-entropy, and scores the captions that it decodes.
 
     Args:
-        model: anything that takes (frames, tokens) and satisfies the decoding protocol.
-        tokenizer: turns token ids into text; the embedded world's by default.
+        model: a network of this package, or any that takes (frames, tokens) and follows the protocol of
+            `gitdistill.decoding`.
+        tokenizer: decodes token ids; or where to load it from, as for `GenerativeImageTextTeacher`.
         lr, weight_decay: peak learning rate and decay of the optimiser.
-        warmup: steps of linear warm-up, before a cosine down to 1 % at the run's last step.
+        warmup: steps of linear warm-up, before a cosine down to 1 % at the last step.
         muon: Muon for the inner matrices instead of AdamW throughout (see `gitdistill.distillation.optim`).
-        freeze: steps for which the part that sees is left as it came, batch-norm statistics included; what is
-            new behind it learns to read it first.
+        freeze: steps during which the vision encoder is frozen, batch-norm statistics included.
         label_smoothing: as in GIT's own training (0.1 there).
-        max_length: tokens of a decoded caption at most, start token included.
-    """
+        max_length: maximum tokens of a decoded caption, start token included.
 
-    split_names = ("test", "unseen")
+    Raises ValueError unless model and tokenizer have the same vocabulary and special tokens.
+    """
 
     def __init__(
         self,
         model: nn.Module,
-        tokenizer=None,
+        tokenizer,
         lr: float = 2e-3,
         weight_decay: float = 0.01,
         warmup: int = 50,
@@ -72,186 +59,110 @@ class CaptionTrainer(pl.LightningModule):
     ):
         super().__init__()
         self.model = model
-        self.tokenizer = tokenizer or glyph_tokenizer()
+        self.tokenizer = load_tokenizer(tokenizer) if isinstance(tokenizer, str | os.PathLike) else tokenizer
+        check_same_vocabulary(self.tokenizer, model)
         self.lr, self.weight_decay, self.warmup, self.muon = lr, weight_decay, warmup, muon
-        self.freeze = freeze
-        self.label_smoothing, self.max_length = label_smoothing, max_length
-        self._heard, self._frozen = {}, []
+        self.freeze, self.label_smoothing, self.max_length = freeze, label_smoothing, max_length
+        self.predictions, self.loss_watch = Predictions(), LossWatch()
 
     def configure_optimizers(self):
-        if self.muon:
-            optimizer = MuonAdamW(self, self.lr, self.weight_decay)
-        else:
-            trainable = [p for p in self.parameters() if p.requires_grad]
-            optimizer = torch.optim.AdamW(trainable, self.lr, weight_decay=self.weight_decay)
-        schedule = warmup_cosine(optimizer, self.warmup, fit_steps(self.trainer))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return optimizer_and_schedule(self, self.trainer, self.lr, self.weight_decay, self.warmup, self.muon)
 
     def setup(self, stage: str) -> None:
-        """Tell DistributedDataParallel that some parameters get no gradient: those that `freeze` freezes after it
-        was made, and those that no loss reaches. Otherwise it waits for them in vain.
-
-        Lightning has no public way in; were the attribute renamed, this would be an AttributeError.
-        """
+        """Tell DistributedDataParallel not to wait for parameters that are frozen or that no loss reaches."""
         if isinstance(self.trainer.strategy, DDPStrategy):
+            # Private, because Lightning takes this option only where the strategy is made.
             self.trainer.strategy._ddp_kwargs.setdefault("find_unused_parameters", True)
 
-    def losses(self, batch: dict) -> dict[str, Tensor]:
-        """The terms of the training loss by name; their sum is minimised."""
+    def loss_terms(self, batch: dict) -> dict[str, Tensor]:
+        """The weighted terms of the loss by name; their sum is minimised."""
         output = self.model(batch["frames"], batch["tokens"])
-        own = in_vocab_subset(self.model, output, batch["tokens"])
-        return {"cross_entropy": losses.cross_entropy(*own, self.label_smoothing)}
-
-    def cross_entropy(self, logits: Tensor, tokens: Tensor) -> Tensor:
-        return losses.cross_entropy(logits, tokens, self.model.pad_token_id, self.label_smoothing)
-
-    def training_step(self, batch: dict, index: int) -> Tensor:
-        terms = self.losses(batch)
-        total = sum(terms.values())
-        # Reading a number waits for a GPU to finish: there, only in steps that are logged.
-        if total.device.type == "cpu" or index % self.trainer.log_every_n_steps == 0:
-            self.check_loss(terms, total.item(), batch, index)
-        self.log_dict({f"train/{name}": value.detach() for name, value in terms.items()})
-        self.log("train/loss", total.detach(), prog_bar=True)
-        return total
-
-    def on_train_start(self) -> None:
-        self.model.train()  # one that was loaded comes in eval mode, and Lightning leaves it so
-
-    def on_train_batch_start(self, batch: dict, index: int) -> None:
-        if self.global_step < self.freeze:
-            if not self._frozen:
-                self._frozen = [(p, p.requires_grad) for p in self.eyes.parameters()]
-            self.eyes.requires_grad_(False).eval()
-        elif self._frozen:
-            self._unfreeze()
-            self.model.train()
-
-    def on_train_end(self) -> None:
-        self._unfreeze()
-
-    def _unfreeze(self) -> None:
-        """What was frozen before `freeze` stays so."""
-        for parameter, learns in self._frozen:
-            parameter.requires_grad_(learns)
-        self._frozen = []
+        tokens, pad = to_vocab_subset(self.model, batch["tokens"])
+        loss = losses.cross_entropy(subset_logits(output), tokens, pad, self.label_smoothing)
+        return {"cross_entropy": loss}
 
     @property
-    def eyes(self) -> nn.Module:
-        """The part of the model that sees: a student's backbone, GIT's image encoder."""
+    def vision_encoder(self) -> nn.Module:
+        """The student's backbone, or GIT's image encoder."""
         return self.model.backbone if hasattr(self.model, "backbone") else self.model.image_encoder
 
-    def check_loss(self, terms: dict, total: float, batch: dict, index: int) -> None:
-        """A ValueError that says when, where and which term, if the loss is not finite; in all processes if it is
-        not in one, so that none waits for another."""
-        if not on_any(not math.isfinite(total), self.device):
-            return
-        where = f"in step {self.global_step}, epoch {self.current_epoch}, batch {index}"
-        if math.isfinite(total):
-            raise ValueError(f"the loss of another process is not finite {where}")
-        values = ", ".join(f"{name} {value.item():.4g}" for name, value in terms.items())
-        clips = f", clips {batch['clip'].tolist()}" if "clip" in batch else ""
-        raise ValueError(
-            f"the loss is {total:.4g} ({values}) {where}{clips}: try a lower lr, a longer warmup or "
-            "gradient_clip_val"
-        )
+    def on_train_start(self) -> None:
+        self.model.train()  # a loaded network is in eval mode, and Lightning leaves it so
 
-    def validation_step(self, batch: dict, _) -> None:
-        self.score_batch("val", batch)
+    def training_step(self, batch: dict, batch_idx: int) -> Tensor:
+        with frozen(self.vision_encoder) if self.global_step < self.freeze else nullcontext():
+            terms = self.loss_terms(batch)
+        total = sum(terms.values())
+        self.log_dict({f"train/{name}": value.detach() for name, value in terms.items()})
+        self.log("train/loss", total.detach(), prog_bar=True)
+        where = f"step {self.global_step}, epoch {self.current_epoch}, batch {batch_idx}"
+        self.loss_watch.check(total, terms, where, batch.get("clip"))
+        return total
 
-    def test_step(self, batch: dict, _, dataloader_idx: int = 0) -> None:
-        self.score_batch(self.split_names[dataloader_idx], batch)
+    def on_train_end(self) -> None:
+        self.loss_watch.finish()
 
-    def score_batch(self, split: str, batch: dict) -> None:
-        """Decode the batch's captions and keep them by clip, with what they are to be held against."""
-        captions = self.caption(batch["frames"])
-        logits, tokens, pad = in_vocab_subset(
-            self.model, self.model(batch["frames"], batch["tokens"]), batch["tokens"]
-        )
-        words = (tokens[:, 1:] != pad).sum(1).tolist()
-        loss = [
-            float(losses.cross_entropy(logits[i, None], tokens[i, None], pad)) for i in range(len(tokens))
-        ]
-        heard = self._heard.setdefault(split, {})
-        if "clip" in batch:
-            clips = batch["clip"].tolist()
-        else:  # by process and number, so that nobody's clips take the place of another's
-            clips = [(rank_and_world()[0], len(heard) + row) for row in range(len(captions))]
-        scenes = batch.get("scenes", [None] * len(captions))
-        rows = zip(captions, batch["references"], scenes, loss, words, strict=True)
-        heard.update(zip(clips, rows, strict=True))
+    def validation_step(self, batch: dict, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self.predict("val", dataloader_idx, batch)
 
-    def caption(self, frames: Tensor) -> list[str]:
-        """Greedy captions of a batch of clips."""
-        return to_text(greedy(self.model, frames, max_length=self.max_length).tokens[:, 0], self.tokenizer)
+    def test_step(self, batch: dict, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self.predict("test", dataloader_idx, batch)
 
-    def on_validation_epoch_end(self) -> None:
-        self.log_scores()
+    def predict(self, stage: str, dataloader_idx: int, batch: dict) -> None:
+        """Decode a batch's captions for `log_scores`.
 
-    def on_test_epoch_end(self) -> None:
-        self.log_scores()
+        Splits are called as `val_names` or `test_names` of the data module say, or "test", "test_1" and so on.
+        """
+        names = getattr(self.trainer.datamodule, f"{stage}_names", (stage,))
+        split = names[dataloader_idx] if dataloader_idx < len(names) else f"{stage}_{dataloader_idx}"
+        self.predictions.add(split, self.model, batch, self.tokenizer, self.max_length)
 
     def log_scores(self) -> None:
-        """Log the scores of what was heard; of several processes, of what all of them heard, each clip once."""
-        for split, heard in merged(gather(self._heard)).items():
-            captions, references, scenes, loss, words = zip(*heard, strict=True)
-            total = sum(nats * count for nats, count in zip(loss, words))
-            self.log(f"{split}/cross_entropy", total / max(1, sum(words)))
-            scores = metrics.caption_scores(list(captions), list(references))
-            if None not in scenes:
-                scores |= metrics.facts_scores(list(captions), list(scenes))
+        """Log the scores of all predictions since the last call, of all ranks together."""
+        score_scenes = getattr(self.trainer.datamodule, "caption_scores", None)
+        for split, scores in self.predictions.scores(score_scenes).items():
             self.log_dict({f"{split}/{name}": float(value) for name, value in scores.items()})
             self.log(f"{split}_cider", float(scores["cider"]), prog_bar=split == "val", logger=False)
-        self._heard.clear()
+        self.predictions = Predictions()
 
-
-def merged(parts: list[dict]) -> dict[str, list]:
-    """Split -> what all processes heard of it, in the order of the clips; a clip that several have counts once."""
-    splits = dict.fromkeys(split for part in parts for split in part)
-    found = {split: {} for split in splits}
-    for part in reversed(parts):
-        for split, heard in part.items():
-            found[split] |= heard
-    return {split: [heard[clip] for clip in sorted(heard)] for split, heard in found.items()}
+    on_validation_epoch_end = on_test_epoch_end = log_scores
 
 
 class DistillationTrainer(CaptionTrainer):
-    """Trains `student` on captions and on what `teacher` makes of the same clips and captions.
+    """Trains `student` on captions and on the outputs of `teacher` for the same clips and captions.
 
-    The loss is a weighted sum; a term of weight 0 is not computed. `weights` is read in every step, so a callback
-    (`Anneal`) can change the weight of a term that was on from the start. A clip without captions (rows of a start
-    token and padding, see `GlyphData`) counts as one that costs nothing; what the teacher says of it counts.
+    The loss is the sum of all terms whose weight is not 0, each times its weight in `loss_weights`. A clip without
+    captions (only a start token and padding) adds nothing to the cross-entropy; the teacher's terms still apply.
 
     Args:
-        teacher: a `GenerativeImageTextTeacher`, or where to load it from ("glyphs", a folder, a hub id). It is
-            no part of this module: no checkpoint holds it, no optimiser sees it, and it stays in eval mode.
-        student: a `StudentCandidateV1`, or anything that takes (frames, tokens) and has its logits.
+        teacher: a `GenerativeImageTextTeacher`, or where to load it from. It is not part of this module: no
+            checkpoint holds it, no optimiser sees it, and it stays in eval mode.
+        student: a `StudentCandidateV1`, what `load_student` returned, or any network with the same protocol.
         cross_entropy: weight of the captions' cross-entropy.
-        kl: weight of KL(teacher || student) on the next token's distribution, at `temperature`.
-        features: weight of the feature maps' distance, averaged over `feature_pairs`.
+        kl: weight of KL(teacher || student) of the next token's distribution, at `temperature`.
+        features: weight of the distance of image features, averaged over `feature_pairs`.
         hidden: weight of the distance of the last decoder states, token by token.
-        visual: weight of the distance of the image encoders' last features, each frame by itself.
-        attention: weight of the KL between where the two look in the image, averaged over heads and layers.
-        relations: weight of the relations among queries, keys and values of the text in both last layers, and
-            among the values that the text reads off the image there.
-        sequence: weight of the cross-entropy on the teacher's own captions, as if they were the clips'
-            (sequence-level distillation, Kim and Rush 2016, https://arxiv.org/abs/1606.07947).
+        visual: weight of the distance of the vision encoders' last features, frame by frame.
+        attention: weight of the KL of the attention from text to image, averaged over heads and layers.
+        relations: weight of the relations among queries, keys and values of the text in both last layers, and among
+            the values of the image that the text reads there.
+        sequence: weight of the cross-entropy of the teacher's own captions (sequence-level distillation, Kim and
+            Rush 2016, https://arxiv.org/abs/1606.07947).
         temperature: of `kl`.
-        feature_pairs: student's module path -> teacher's. The first tensor each hands out per batch is compared,
-            cell by cell, after a linear projector to the teacher's width. By default the student's mixed memory
-            with the image rows of the teacher's decoder before its last layer: what both decoders read from.
-            "stages": the backbone's stages with the teacher's image encoder, see `targets.stage_pairs`.
+        feature_pairs: student's module path -> teacher's. The first output of each is compared over the image's
+            grid, after a linear projector to the teacher's width. By default the student's mixed memory with the
+            image features that the teacher's last decoder layer reads. "stages": see `targets.stage_pairs`.
         feature_kind: "mse" or "cosine"; see `losses.feature`.
-        teacher_captions: how many of the teacher's own captions of each clip join the batch's; 1 if `sequence`
-            is on, otherwise 0. `kl` and all other terms apply to them, too.
-        caption_filter: which of these are left out; see `CaptionFilter`.
-        cache: a `TeacherCache`, or a folder that has or will get one: then no training batch asks the teacher.
-            A folder without a finished one is filled when the fit starts.
-        teacher_dtype: what the teacher computes in; "bfloat16" is faster on hardware that knows it.
-        options: as for `CaptionTrainer`.
+        teacher_captions: how many pseudo-captions per clip join the batch's captions; 1 if `sequence` is on,
+            otherwise 0. All of the teacher's terms apply to them.
+        caption_filter: which pseudo-captions are left out; see `CaptionFilter`.
+        cache: a `TeacherCache`, or its folder: then the teacher is not run during training. A folder without a
+            finished cache is filled when the fit starts.
+        teacher_dtype: what the teacher computes in; "bfloat16" is faster on hardware that supports it.
+        options: as for `CaptionTrainer`; the tokenizer is the teacher's.
 
-    Raises ValueError when the two vocabularies differ, when the cache is another teacher's or other data's, and
-    when a loss does not reach the student.
+    Raises ValueError when the vocabularies or special tokens differ, when the cache was made by another teacher or
+    from other data, and when a loss does not reach the student.
     """
 
     def __init__(
@@ -271,56 +182,74 @@ class DistillationTrainer(CaptionTrainer):
         feature_kind: str = "mse",
         teacher_captions: int | None = None,
         caption_filter: CaptionFilter | None = None,
-        cache: str | Path | TeacherCache | None = None,
+        cache: str | os.PathLike | TeacherCache | None = None,
         teacher_dtype: str = "float32",
         **options,
     ):
-        teacher = GenerativeImageTextTeacher.from_pretrained(teacher) if isinstance(teacher, str) else teacher
-        super().__init__(student, options.pop("tokenizer", None) or teacher.tokenizer, **options)
-        if student.vocab_size != teacher.vocab_size:
-            raise ValueError(
-                f"the student's vocabulary has {student.vocab_size} words and the teacher's {teacher.vocab_size}: "
-                "build the student with vocab_size=teacher.vocab_size"
-            )
-        self._dtype = parse_dtype(teacher_dtype)
+        if isinstance(teacher, str | os.PathLike):
+            teacher = GenerativeImageTextTeacher.from_pretrained(teacher)
+        student = student if isinstance(student, nn.Module) else student.model  # as `load_student` holds it
+        super().__init__(student, teacher.tokenizer, **options)
         self._teacher = (teacher,)  # a tuple hides it from nn.Module
-        self.weights = {
-            "cross_entropy": cross_entropy,
-            "kl": kl,
-            "features": features,
-            "hidden": hidden,
-            "visual": visual,
-            "attention": attention,
-            "relations": relations,
-            "sequence": sequence,
-        }
-        self.temperature, self.feature_kind, self.teacher_dtype = temperature, feature_kind, teacher_dtype
-        self.caption_filter = caption_filter or CaptionFilter()
-        self.pairs = [
-            pair for pair in layer_pairs(teacher, student, feature_pairs) if self.weights[pair.term]
+        self._dtype, self._cache, self._gradients_checked = parse_dtype(teacher_dtype), cache, False
+        self.teacher_dtype, self.caption_filter = teacher_dtype, caption_filter or CaptionFilter()
+        weights = {"cross_entropy": cross_entropy, "sequence": sequence, "kl": kl, "attention": attention}
+        weights |= {"features": features, "visual": visual, "hidden": hidden, "relations": relations}
+        self.loss_weights, self.projectors = weights, nn.ModuleDict()
+        self.terms = self._active_terms(feature_pairs, feature_kind, temperature)
+        self.spec = self._target_spec(bool(sequence) if teacher_captions is None else teacher_captions)
+        self._build_projectors()
+
+    def _active_terms(self, feature_pairs, feature_kind: str, temperature: float) -> list[LossTerm]:
+        """The terms whose weight is not 0."""
+        captions = partial(terms.caption_loss, smoothing=self.label_smoothing)
+        known = [
+            LossTerm("cross_entropy", partial(captions, pseudo=False)),
+            LossTerm("sequence", partial(captions, pseudo=True)),
+            LossTerm("kl", partial(terms.kl_loss, temperature=temperature), logits=True),
+            LossTerm("attention", terms.attention_loss, attention=True),
         ]
-        self.wants = TargetSpec(
-            logits=bool(kl),
-            image_features=tuple(dict.fromkeys(pair.teacher for pair in self.pairs if pair.of_image)),
-            text_features=tuple(dict.fromkeys(pair.teacher for pair in self.pairs if not pair.of_image)),
-            attention=bool(attention),
-            pseudo_captions=int(bool(sequence)) if teacher_captions is None else teacher_captions,
+        pairs = layer_pairs(self._teacher[0], self.model, feature_pairs)
+        for name in dict.fromkeys(pair.term for pair in pairs):
+            group = tuple(pair for pair in pairs if pair.term == name)
+            loss = partial(terms.pairs_loss, pairs=group, projectors=self.projectors, kind=feature_kind)
+            known.append(LossTerm(name, loss, group))
+        return [term for term in known if self.loss_weights[term.name]]
+
+    def _target_spec(self, captions: int) -> TargetSpec:
+        """All that the active terms need of the teacher."""
+        if self.loss_weights["sequence"] and not captions:
+            raise ValueError("sequence trains on the teacher's captions: teacher_captions must be at least 1")
+        image, text = (
+            tuple(dict.fromkeys(pair.teacher for pair in self.pairs if pair.of_image is of_image))
+            for of_image in (True, False)
         )
-        if sequence and not self.wants.pseudo_captions:
-            raise ValueError("sequence needs the teacher's own captions: teacher_captions must be at least 1")
-        self._cache, self._checked = cache, False
-        self.projectors = nn.ModuleDict()
-        if any(pair.projected for pair in self.pairs):
-            self._build_projectors()
+        logits, attention = (
+            any(getattr(term, need) for term in self.terms) for need in ("logits", "attention")
+        )
+        return TargetSpec(logits, image, text, attention, int(captions))
 
-    @property
-    def student(self) -> nn.Module:
-        return self.model
+    @torch.no_grad()
+    def _build_projectors(self) -> None:
+        """Make a linear layer from the student's width to the teacher's for each projected pair.
 
-    @property
-    def feature_pairs(self) -> dict[str, str]:
-        """Student's module path -> teacher's, of the loss `features`."""
-        return {pair.student: pair.teacher for pair in self.pairs if pair.term == "features"}
+        Both widths are read off one black frame.
+        """
+        teacher, side = self._teacher[0], self._teacher[0].config.vision_config.image_size
+        frames = torch.zeros(1, 1, 3, side, side, dtype=torch.uint8)
+        tokens = torch.tensor([[teacher.bos_token_id]])
+        here, there = device_of(self.model), device_of(teacher)
+        with restored(self.model):
+            self.model.eval()
+            _, features, _ = student_outputs(self.model, frames.to(here), tokens.to(here), self.pairs)
+        targets = teacher_targets(teacher, frames.to(there), tokens.to(there), self.spec)
+        for pair in self.pairs:
+            if pair.projected:
+                width = features[pair].shape[-1], targets[pair.target].shape[-1]
+                self.projectors[pair.name] = nn.Linear(*width).to(here)
+
+    student = property(lambda self: self.model)
+    pairs = property(lambda self: [pair for term in self.terms for pair in term.pairs])
 
     @property
     def teacher(self) -> GenerativeImageTextTeacher:
@@ -328,255 +257,87 @@ class DistillationTrainer(CaptionTrainer):
         teacher, device = self._teacher[0], device_of(self.model)
         return teacher if device_of(teacher) == device else teacher.to(device)
 
-    @torch.no_grad()
-    def _build_projectors(self) -> None:
-        """A linear layer from the student's width to the teacher's for each pair, both read off one clip."""
-        teacher = self._teacher[0]
-        side = teacher.model.config.vision_config.image_size
-        frames = torch.zeros(1, 1, 3, side, side, dtype=torch.uint8)
-        tokens = torch.tensor([[teacher.bos_token_id]])
-        training, device = self.model.training, device_of(self.model)
-        self.model.eval()
-        _, mine = self._read(frames.to(device), tokens.to(device))
-        self.model.train(training)
-        theirs = teacher_targets(
-            teacher, frames.to(device_of(teacher)), tokens.to(device_of(teacher)), self.wants
-        )
-        for pair in self.pairs:
-            if pair.projected:
-                widths = mine[pair].shape[-1], theirs[pair.target].shape[-1]
-                self.projectors[pair.name] = nn.Linear(*widths).to(device)
-
     def setup(self, stage: str) -> None:
         """Open the cache, or fill it, before training."""
         super().setup(stage)
-        self._teachers_device = device_of(self._teacher[0])
-        if stage != "fit" or self._cache is None:
-            return
-        data = self.trainer.datamodule
-        if data is not None and not hasattr(data, "pool_dataloader"):
-            raise ValueError(
-                f"a cache needs clips with numbers: use GlyphData or FileData, not {type(data).__name__}"
+        self._teacher_device = device_of(self._teacher[0])
+        if stage == "fit" and self._cache is not None:
+            # Lightning moves this module later; the teacher fills the cache on the device of the fit already.
+            teacher = self._teacher[0].to(self.trainer.strategy.root_device)
+            self._cache = TeacherCache.open(
+                self._cache, teacher, self.trainer.datamodule, self.spec, self.teacher_dtype
             )
-        if not isinstance(self._cache, TeacherCache):
-            self._cache = self._open_cache(Path(self._cache), data)
-        self._cache.check(self.teacher, data)
-        if lacking := self._cache.lacks(self.wants):
-            raise ValueError(f"the cache in {self._cache.folder} lacks {', '.join(lacking)}: build another")
 
     def teardown(self, stage: str) -> None:
-        """Take the teacher back to where it came from, as Lightning does with the student."""
+        """Move the teacher back to its first device, as Lightning does with the student."""
         super().teardown(stage)
-        self._teacher[0].to(self._teachers_device)
-
-    def _open_cache(self, folder: Path, data) -> TeacherCache:
-        if data is None or is_finished(folder):
-            cache = TeacherCache(folder)
-            if (made := cache.facts["teacher_dtype"]) != self.teacher_dtype:
-                raise ValueError(
-                    f"the cache in {folder} was made with teacher_dtype {made}, not {self.teacher_dtype}: "
-                    "set the same, or another folder"
-                )
-            return cache
-        teacher = self.teacher.to(self.trainer.strategy.root_device)  # Lightning moves this module only later
-        return TeacherCache.build(folder, teacher, data, self.wants, teacher_dtype=self.teacher_dtype)
+        self._teacher[0].to(self._teacher_device)
 
     def on_train_start(self) -> None:
         super().on_train_start()
-        self._checked = False
+        self._gradients_checked = False
 
-    def training_step(self, batch: dict, index: int) -> Tensor:
-        if not self._checked:
+    def training_step(self, batch: dict, batch_idx: int) -> Tensor:
+        if not self._gradients_checked:
             self.check_gradients(batch)
-            self._checked = True
-        return super().training_step(batch, index)
+            self._gradients_checked = True
+        return super().training_step(batch, batch_idx)
 
-    def losses(self, batch: dict) -> dict[str, Tensor]:
-        values = self.terms(batch)
+    check_gradients = check_gradients
+
+    def loss_terms(self, batch: dict) -> dict[str, Tensor]:
+        values = self.unweighted_terms(batch)
         self.log_dict({f"train/unweighted/{name}": value.detach() for name, value in values.items()})
-        return {name: self.weights[name] * value for name, value in values.items()}
+        return {name: self.loss_weights[name] * value for name, value in values.items()}
 
-    def terms(self, batch: dict) -> dict[str, Tensor]:
-        """The active losses by name, before their weights."""
-        batch, own = self._with_teacher_captions(batch)
-        tokens, clips = batch["tokens"], len(batch["frames"])
-        spoken = tokens != self.model.pad_token_id
-        output, mine = self._read(batch["frames"], tokens)
-        theirs = self._ask(batch)
+    def unweighted_terms(self, batch: dict) -> dict[str, Tensor]:
+        """The active terms by name, before their weights."""
+        outputs = self.outputs(batch)
+        return {term.name: term.compute(outputs) for term in self.terms}
 
-        logits, targets, pad = in_vocab_subset(self.model, output, tokens)
-        by_clip = logits.unflatten(0, (clips, -1)), targets.unflatten(0, (clips, -1))
-        values = {}
-        if self.weights["cross_entropy"]:
-            values["cross_entropy"] = self._captioned(*(x[:, :own].flatten(0, 1) for x in by_clip), pad)
-        if self.weights["sequence"]:
-            values["sequence"] = self._captioned(*(x[:, own:].flatten(0, 1) for x in by_clip), pad)
-        if self.weights["kl"]:
-            values["kl"] = self._kl(logits, theirs["logits"], targets, pad)
-        if self.weights["attention"]:
-            predicting = F.pad(spoken[:, 1:], (0, 1))
-            frames = batch["frames"].shape[1] if batch["frames"].dim() == 5 else 1
-            cells = mine["attention"].shape[-1] // frames
-            looks = losses.align_attention(theirs["attention"], frames, cells)
-            values["attention"] = losses.attention(mine["attention"], looks, predicting)
-        for term in dict.fromkeys(pair.term for pair in self.pairs):
-            parts = [
-                self._distance(pair, mine[pair], theirs[pair.target], spoken)
-                for pair in self.pairs
-                if pair.term == term
-            ]
-            values[term] = sum(parts) / len(parts)
-        return values
+    def outputs(self, batch: dict) -> Outputs:
+        """The outputs of student and teacher for a batch, pseudo-captions included."""
+        clips, frames = len(batch["frames"]), batch["frames"]
+        num_captions = len(batch["tokens"]) // clips
+        batch = self._add_pseudo_captions(batch) if self.spec.pseudo_captions else batch
+        logits, features, attention = student_outputs(
+            self.model, frames, batch["tokens"], self.pairs, self.spec.attention
+        )
+        targets = self._teacher_outputs(batch) if self.spec.names() else {}
+        if "logits" in targets and getattr(self.model, "vocab_subset", None) is not None:
+            subset, unknown = self.model.vocab_subset, self.model.subset_unk_token_id
+            targets["logits"] = losses.restrict_vocabulary(targets["logits"], subset, unknown)
+        tokens, pad = to_vocab_subset(self.model, batch["tokens"])
+        tokens, logits = (x.unflatten(0, (clips, -1)) for x in (tokens, logits))
+        per_clip = num_frames(frames) // clips
+        return Outputs(tokens, num_captions, pad, logits, features, attention, targets, per_clip)
 
-    def _with_teacher_captions(self, batch: dict) -> tuple[dict, int]:
-        """The batch with the teacher's own captions after each clip's, and how many each clip had before."""
-        clips, count, pad = len(batch["frames"]), self.wants.pseudo_captions, self.model.pad_token_id
-        own = batch["tokens"].unflatten(0, (clips, -1))
-        if not count:
-            return batch, own.shape[1]
-        if self._cache is not None:
-            said, numbers = self._opened().said(batch["clip"], count, self.caption_filter)
+    def _add_pseudo_captions(self, batch: dict) -> dict:
+        """The batch with the teacher's captions after each clip's own."""
+        clips, count, pad = len(batch["frames"]), self.spec.pseudo_captions, self.model.pad_token_id
+        if self._cache is None:
+            found = pseudo_captions(self.teacher, batch["frames"], count, self.max_length, self._dtype)
+            captions = self.caption_filter.apply(*found, pad)
+        else:
+            captions, numbers = self.cache.pseudo_captions(batch["clip"], count, self.caption_filter)
             numbers = torch.cat([batch["caption"].unflatten(0, (clips, -1)), numbers], dim=1)
             batch = {**batch, "caption": numbers.flatten()}
-        else:
-            said, judged = pseudo_captions(self.teacher, batch["frames"], count, self.max_length, self._dtype)
-            said = self.caption_filter.apply(said, judged, pad)
-        return {**batch, "tokens": join_captions(own, said, pad).flatten(0, 1)}, own.shape[1]
+        tokens = join_captions(batch["tokens"].unflatten(0, (clips, -1)), captions, pad)
+        return {**batch, "tokens": tokens.flatten(0, 1)}
 
-    def _read(self, frames: Tensor, tokens: Tensor):
-        """The student's output, and its side of every pair and of the attention."""
-        count = len(frames) * (frames.shape[1] if frames.dim() == 5 else 1)
-        attention = [ATTENTION] if self.weights["attention"] else []
-        with record(self.model, [*{pair.student for pair in self.pairs}, *attention], detach=False) as seen:
-            output = self.model(frames, tokens)
-        mine = {pair: pair.student_features(seen[pair.student][0], count, tokens) for pair in self.pairs}
-        if attention:
-            layers = [calls[0] for path, calls in seen.items() if path.endswith(".cross_attention.softmax")]
-            looks = torch.stack(layers).float().mean((0, 2))  # (B, K*T, M)
-            mine["attention"] = attention_over_image(looks, tokens, count, looks.shape[-1])
-        return output, mine
-
-    def _ask(self, batch: dict) -> dict:
-        """What the teacher makes of a batch, from the cache if there is one; see `teacher_targets`."""
-        frames, tokens = batch["frames"], batch["tokens"]
-        if not self.wants.names():
-            return {}
+    def _teacher_outputs(self, batch: dict) -> dict:
+        """The teacher's targets for a batch, from the cache if there is one."""
         if self._cache is None:
-            return teacher_targets(self.teacher, frames, tokens, self.wants, self._dtype)
-        return self._opened().read(batch["clip"], batch["caption"], tokens, self.wants)
+            return teacher_targets(self.teacher, batch["frames"], batch["tokens"], self.spec, self._dtype)
+        return self.cache.read(batch["clip"], batch["caption"], batch["tokens"], self.spec)
 
-    def _opened(self) -> TeacherCache:
+    @property
+    def cache(self) -> TeacherCache:
+        """The open cache; ValueError before `fit` has opened it."""
         if not isinstance(self._cache, TeacherCache):
             raise ValueError(f"the cache in {self._cache} is opened by `fit`; or give TeacherCache(folder)")
         return self._cache
 
-    def _captioned(self, logits: Tensor, tokens: Tensor, pad: int) -> Tensor:
-        """Cross-entropy, captions that are missing counting as ones that cost nothing."""
-        share = (tokens[:, 1:] != pad).any(1).float().mean()
-        return share * losses.cross_entropy(logits, tokens, pad, self.label_smoothing)
-
-    def _kl(self, logits: Tensor, teacher, tokens: Tensor, pad: int) -> Tensor:
-        if getattr(self.model, "vocab_subset", None) is not None:
-            teacher = losses.trim(teacher, self.model.vocab_subset, self.model.subset_unk_token_id)
-        kl = losses.kl_top if isinstance(teacher, losses.TopK) else losses.kl
-        return kl(logits, teacher, tokens, pad, self.temperature)
-
-    def _distance(self, pair: FeaturePair, ours: Tensor, theirs: Tensor, spoken: Tensor) -> Tensor:
-        """The loss of one pair, cells resampled to the teacher's grid."""
-        ours = self.projectors[pair.name](ours) if pair.projected else ours
-        mask = None if pair.of_image else spoken
-        if pair.of_image:
-            grids = ours.shape[1:3], theirs.shape[1:3]
-            ours, theirs = losses.align_grid(ours.flatten(1, 2), *grids), theirs.flatten(1, 2)
-        if pair.projected:
-            return losses.feature(ours, theirs, self.feature_kind, mask)
-        heads = losses.relation_heads(ours.shape[-1], theirs.shape[-1])
-        return losses.relation(ours, theirs, heads, mask)
-
-    def check_gradients(self, batch: dict) -> None:
-        """A ValueError naming a loss that does not reach the student where it should.
-
-        Every loss must reach some parameter of the student's backbone, and those about words of its decoder,
-        too; one that trains only projectors comes from a detached activation or a wrong path.
-        """
-        for name, gradients in self.gradients(batch).items():
-            reached = {path.split(".")[0] for path, gradient in gradients.items() if gradient is not None}
-            if not reached:
-                raise ValueError(
-                    f"the loss {name} reaches no parameter of the student: is its side detached?"
-                )
-            parts = ["backbone"] + ["layers"] * (name not in ("features", "visual"))
-            missed = [part for part in parts if hasattr(self.model, part) and part not in reached]
-            if missed:
-                raise ValueError(
-                    f"the loss {name} reaches {', '.join(sorted(reached))} of the student, but not its "
-                    f"{' and '.join(missed)}"
-                )
-
-    def gradients(self, batch: dict) -> dict[str, dict[str, Tensor | None]]:
-        """Each active loss's gradient, unweighted, by the student's parameters; None where it does not reach.
-
-        Leaves everything as it was: eval mode, no gradient accumulates, the backbone counts even if frozen.
-        """
-        names, parameters = zip(*self.model.named_parameters())
-        required, training = [p.requires_grad for p in parameters], [*self.model.modules()]
-        training = [(module, module.training) for module in training]
-        try:
-            self.model.requires_grad_(True).eval()
-            with torch.enable_grad():
-                terms = self.terms(batch)
-                return {name: dict(zip(names, reach(value, parameters))) for name, value in terms.items()}
-        finally:
-            for parameter, flag in zip(parameters, required):
-                parameter.requires_grad_(flag)
-            for module, flag in training:
-                module.training = flag
-
-
-class Anneal(pl.Callback):
-    """Moves weights of a `DistillationTrainer` on a straight line to other ones, over a part of the fit.
-
-    to: loss -> its weight at the end. start, end: the part, as shares of the fit's steps.
-
-    ValueError for a loss that is off (its teacher's side would be missing), or a fit without a number of steps.
-    """
-
-    def __init__(self, to: dict[str, float], start: float = 0.0, end: float = 1.0):
-        if not 0 <= start < end <= 1:
-            raise ValueError(
-                f"start and end are shares of the fit, 0 <= start < end <= 1, not {start} and {end}"
-            )
-        self.to, self.start, self.end = dict(to), start, end
-
-    def on_fit_start(self, trainer, module) -> None:
-        off = [name for name in self.to if not module.weights.get(name)]
-        if off:
-            on = ", ".join(name for name, weight in module.weights.items() if weight)
-            raise ValueError(f"no loss to anneal: {', '.join(off)}; on are {on}")
-        self._first = {name: module.weights[name] for name in self.to}
-        self._steps = max(1, fit_steps(trainer))
-
-    def on_train_batch_start(self, trainer, module, batch, index) -> None:
-        gone = trainer.global_step / self._steps
-        share = min(1.0, max(0.0, (gone - self.start) / (self.end - self.start)))
-        for name, last in self.to.items():
-            module.weights[name] = self._first[name] + share * (last - self._first[name])
-
 
 def device_of(module: nn.Module) -> torch.device:
-    """Where a network's parameters are."""
     return next(module.parameters()).device
-
-
-def reach(value: Tensor, parameters) -> list[Tensor | None]:
-    """The gradient of `value` by each parameter, None where there is none; the graph is kept."""
-    if not value.requires_grad:
-        return [None] * len(parameters)
-    return list(torch.autograd.grad(value, parameters, retain_graph=True, allow_unused=True))
-
-
-def in_vocab_subset(model: nn.Module, output, tokens: Tensor) -> tuple[Tensor, Tensor, int]:
-    """Logits, tokens and padding token in the numbers of the words that `model` knows; see `keep` of the student."""
-    if getattr(model, "vocab_subset", None) is None:
-        return output.logits, tokens, model.pad_token_id
-    return output.subset_logits, model.subset_index[tokens], model.subset_pad_token_id

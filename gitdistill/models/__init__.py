@@ -1,6 +1,9 @@
 """The networks: GIT the teacher, its student, and the checkpoints they read and write."""
 
-import gitdistill
+from gitdistill.models.backbone import TinyVIT
+from gitdistill.models.git import GenerativeImageTextModel
+from gitdistill.models.student import PositionalEncoding, StudentCandidateV1
+from gitdistill.models.teacher import GenerativeImageTextTeacher
 
 __all__ = [
     "TinyVIT",
@@ -9,13 +12,3 @@ __all__ = [
     "GenerativeImageTextModel",
     "GenerativeImageTextTeacher",
 ]
-
-
-def __getattr__(name: str):
-    if name in __all__:
-        return getattr(gitdistill, name)
-    raise AttributeError(f"module 'gitdistill.models' has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})

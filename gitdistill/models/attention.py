@@ -1,12 +1,11 @@
-"""Multi-head attention whose weights can be watched, and the cache that decoding grows.
+"""Attention whose weights a hook can see, transformer layers, and the key/value cache of decoding.
 
-One module serves GIT's image encoder, its text decoder and the student: the queries come from `x`, the
-keys and values from any number of memories laid side by side. The softmax is a *named child*, so that a
-forward hook on `….softmax` sees the weights (the idea of vit-pytorch's recorder,
-https://github.com/lucidrains/vit-pytorch); nobody listening, the fused kernel is used instead.
+The softmax of every attention is a *named child module*, so that a forward hook on `….softmax` sees the weights (the
+idea of vit-pytorch's recorder, https://github.com/lucidrains/vit-pytorch). Without such a hook the fused kernel runs.
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +16,7 @@ KeysValues = tuple[Tensor, Tensor]
 
 def has_listeners(module: nn.Module) -> bool:
     """True when a forward hook would see this module's input or output."""
+    # private, because torch offers no public way to ask
     return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
@@ -26,15 +26,11 @@ class Attention(nn.Module):
     Hook `softmax` to see the weights, [B, H, Q, S] for Q queries and S keys; they sum to one over S.
     """
 
-    # Up to this many query rows the keys are read where they lie: joining two memories would cost more.
-    FEW_QUERIES = 16
-
     def __init__(self, embed_dim: int, heads: int, dropout: float = 0.0):
         super().__init__()
         if embed_dim % heads:
             raise ValueError(f"embed_dim {embed_dim} is not divisible by {heads} heads")
-        self.heads = heads
-        self.dropout = dropout
+        self.heads, self.dropout = heads, dropout
         self.query = nn.Linear(embed_dim, embed_dim)
         self.key = nn.Linear(embed_dim, embed_dim)
         self.value = nn.Linear(embed_dim, embed_dim)
@@ -42,28 +38,30 @@ class Attention(nn.Module):
         self.output = nn.Linear(embed_dim, embed_dim)
 
     def split(self, x: Tensor) -> Tensor:
-        """[B, S, D] -> [B, H, S, D/H]."""
+        """[B, S, D] -> [B, H, S, d] with d = D/H."""
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
     def keys_values(self, x: Tensor) -> KeysValues:
-        """Keys and values of `x` [B, S, D], each [B, H, S, D/H]."""
+        """Keys and values of `x` [B, S, D], each [B, H, S, d]."""
         return self.split(self.key(x)), self.split(self.value(x))
 
     def forward(self, x: Tensor, *memories: KeysValues, mask: Tensor | None = None) -> Tensor:
-        """Let the rows of `x` [B, Q, D] look at all `memories`, side by side; [B, Q, D].
+        """Attend from `x` [B, Q, D] to the keys and values of all `memories` together; returns [B, Q, D].
 
-        `mask` is boolean, [Q, S] or broadcastable to [B, H, Q, S] with S the joint length; True may be seen.
+        `mask` is boolean, broadcastable to [B, H, Q, S] with S the memories' joint length; True means visible.
         """
-        queries = self.split(self.query(x))
-        dropout = self.dropout if self.training else 0.0
-        if has_listeners(self.softmax) or (len(memories) > 1 and x.shape[1] <= self.FEW_QUERIES):
-            mixed = self._visible(queries, memories, mask, dropout)
+        queries, dropout = self.split(self.query(x)), self.dropout if self.training else 0.0
+        # The fused kernel needs one memory. With fewer queries than d, the weights of several memories are
+        # smaller than a joined copy of their keys.
+        few = len(memories) > 1 and queries.shape[2] < queries.shape[3]
+        if few or has_listeners(self.softmax):
+            mixed = self._explicit(queries, memories, mask, dropout)
         else:
             keys, values = (torch.cat(part, dim=2) if len(part) > 1 else part[0] for part in zip(*memories))
             mixed = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, dropout_p=dropout)
         return self.output(mixed.transpose(1, 2).flatten(2))
 
-    def _visible(self, queries, memories, mask, dropout) -> Tensor:
+    def _explicit(self, queries, memories, mask, dropout) -> Tensor:
         queries = queries * queries.shape[-1] ** -0.5
         scores = torch.cat([queries @ keys.transpose(-1, -2) for keys, _ in memories], dim=-1)
         if mask is not None:
@@ -72,30 +70,53 @@ class Attention(nn.Module):
         return sum(part @ values for part, (_, values) in zip(weights, memories))
 
 
-def packed_causal_mask(rows: int, new: int, total: int, image: int, device=None) -> Tensor:
-    """Who may see whom when `rows` captions of one clip lie side by side; boolean [rows*new, image+rows*total].
+class FeedForward(nn.Module):
+    """Linear, activation, linear, with `hidden` channels inside."""
 
-    Queries are the last `new` of `total` tokens of each caption. Every query sees all `image` tokens and its
-    own caption up to itself; captions never see each other.
+    def __init__(self, embed_dim: int, hidden: int, activation=F.gelu):
+        super().__init__()
+        self.up = nn.Linear(embed_dim, hidden)
+        self.activation = activation
+        self.down = nn.Linear(hidden, embed_dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(self.activation(self.up(x)))
+
+
+class EncoderLayer(nn.Module):
+    """One pre-norm transformer layer: every token of [B, S, D] sees all others."""
+
+    def __init__(self, embed_dim, heads, hidden, dropout=0.0, activation=F.gelu, eps=1e-5):
+        super().__init__()
+        self.norm_1 = nn.LayerNorm(embed_dim, eps=eps)
+        self.attention = Attention(embed_dim, heads, dropout)
+        self.norm_2 = nn.LayerNorm(embed_dim, eps=eps)
+        self.feed_forward = FeedForward(embed_dim, hidden, activation)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        normed = self.norm_1(x)
+        x = x + self.dropout(self.attention(normed, self.attention.keys_values(normed)))
+        return x + self.dropout(self.feed_forward(self.norm_2(x)))
+
+
+def packed_causal_mask(rows: int, new: int, total: int, image: int, device=None) -> Tensor:
+    """The mask of `rows` captions of one clip in one sequence; boolean [rows*new, image + rows*total].
+
+    Queries are the last `new` of `total` tokens of each caption. They see all `image` tokens and their own caption up
+    to themselves, never another caption.
     """
-    row = torch.arange(rows, device=device)
-    time = torch.arange(total, device=device)
-    same = row[:, None, None, None] == row[None, None, :, None]
-    past = time[-new:][None, :, None, None] >= time[None, None, None, :]
-    text = (same & past).reshape(rows * new, rows * total)
+    causal = torch.ones(new, total, device=device).tril(total - new)
+    text = torch.kron(torch.eye(rows, device=device), causal).bool()
     return F.pad(text, (image, 0), value=True)
 
 
 @dataclass
 class KVCache:
-    """What a decoder remembers between steps, per layer.
+    """Keys and values of every decoder layer, kept between decoding steps."""
 
-    shared: keys and values of the image, [B, H, N, d]; one copy a clip, whatever the number of captions.
-    text: keys and values of the text so far, [B, K, H, t, d], or empty before the first token.
-    """
-
-    shared: list[KeysValues]
-    text: list[KeysValues]
+    shared: list[KeysValues]  # of the image, [B, H, N, d]; all captions of a clip share one copy
+    text: list[KeysValues]  # of the text so far, [B, K, H, t, d]; empty before the first token
 
     @property
     def clips(self) -> int:
@@ -103,11 +124,11 @@ class KVCache:
 
     @property
     def length(self) -> int:
-        """Text tokens read so far."""
+        """Number of text tokens read so far."""
         return self.text[0][0].shape[3] if self.text else 0
 
     def reorder(self, rows: Tensor) -> "KVCache":
-        """Let new row j continue old row `rows[j]`; rows [B*K'], grouped by clip. The image is not copied."""
+        """A cache whose caption j continues caption `rows[j]`; rows [B*K'] are grouped by clip."""
 
         def pick(cached: Tensor) -> Tensor:
             return cached.flatten(0, 1)[rows].unflatten(0, (self.clips, -1))
@@ -115,29 +136,45 @@ class KVCache:
         return KVCache(self.shared, [(pick(k), pick(v)) for k, v in self.text])
 
     def truncate(self, length: int) -> "KVCache":
-        """Forget all but the first `length` tokens of every caption."""
+        """A cache of the first `length` tokens of every caption."""
         return KVCache(self.shared, [(k[..., :length, :], v[..., :length, :]) for k, v in self.text])
 
-    def append(self, layer: int, new: KeysValues, rows: int) -> KeysValues:
-        """The text's keys and values of `layer` with `new` ones, [B, H, K*t, d] each, appended: [B, K, H, t', d]."""
-        new = tuple(part.unflatten(2, (rows, -1)).transpose(1, 2) for part in new)
-        if not self.text:
-            return new
-        return tuple(torch.cat([old, part], dim=3) for old, part in zip(self.text[layer], new))
+    def append(self, layer: int, captions: int, new: KeysValues) -> KeysValues:
+        """Add `new` [B, H, K*t, d] to the text of `layer`, in place; returns all of it, [B, H, K*t', d]."""
+        grown = tuple(part.unflatten(2, (captions, -1)).transpose(1, 2) for part in new)
+        if layer < len(self.text):
+            grown = tuple(torch.cat(parts, dim=3) for parts in zip(self.text[layer], grown))
+        self.text[layer : layer + 1] = [grown]
+        return tuple(part.transpose(1, 2).flatten(2, 3) for part in grown)
 
 
-def side_by_side(text: KeysValues) -> KeysValues:
-    """[B, K, H, t, d] -> [B, H, K*t, d]: a clip's captions as one row of keys."""
-    return tuple(part.transpose(1, 2).flatten(2, 3) for part in text)
-
-
-def check_tokens(tokens: Tensor, state: KVCache, max_positions: int) -> tuple[int, int]:
-    """Captions per clip and the length they reach with `tokens` [B*K, t]; a ValueError when they do not fit."""
+def check_tokens(tokens: Tensor, cache: KVCache, max_positions: int) -> tuple[int, int]:
+    """Captions per clip and their length after `tokens` [B*K, t]; a ValueError when these do not fit."""
     if tokens.dtype != torch.long or tokens.dim() != 2:
         raise ValueError(f"tokens must be long [B, T], not {tokens.dtype} {list(tokens.shape)}")
-    if tokens.shape[0] == 0 or tokens.shape[0] % state.clips:
-        raise ValueError(f"{tokens.shape[0]} captions do not divide among {state.clips} clips")
-    total = state.length + tokens.shape[1]
+    if tokens.shape[0] == 0 or tokens.shape[0] % cache.clips:
+        raise ValueError(f"{tokens.shape[0]} captions do not divide among {cache.clips} clips")
+    total = cache.length + tokens.shape[1]
     if total > max_positions:
         raise ValueError(f"a caption of {total} tokens is longer than the model's {max_positions} positions")
-    return tokens.shape[0] // state.clips, total
+    return tokens.shape[0] // cache.clips, total
+
+
+def read_text(model, tokens: Tensor, cache: KVCache, visible_image: int = 0):
+    """Run new tokens [B*K, t] through the decoder layers of `model`, K captions of a clip as one sequence.
+
+    Returns L+1 hidden states [B*K, t, D], from the embedded tokens on, and the cache with the new tokens. Layers are
+    called as `layer(x, image, append, mask)`: `append` adds keys and values of new text to the cache and returns all
+    of the text's. `visible_image` image tokens stand before the text in the self-attention.
+    """
+    captions, total = check_tokens(tokens, cache, model.max_positions)
+    x = model.embedding(tokens, cache.length)
+    shape, hidden, grown = x.shape, [x], KVCache(cache.shared, list(cache.text))
+    mask = None  # a single new token sees everything
+    if not captions == tokens.shape[1] == 1:
+        mask = packed_causal_mask(captions, tokens.shape[1], total, visible_image, x.device)
+    x = x.reshape(cache.clips, -1, shape[-1])  # (B, K*t, D)
+    for index, layer in enumerate(model.layers):
+        x = layer(x, cache.shared[index], partial(grown.append, index, captions), mask)
+        hidden.append(x.reshape(shape))
+    return tuple(hidden), grown

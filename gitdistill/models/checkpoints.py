@@ -47,8 +47,8 @@ _NAMES = [
             ("attention.key", "self_attn.k_proj", "attn.in_proj.k"),
             ("attention.value", "self_attn.v_proj", "attn.in_proj.v"),
             ("attention.output", "self_attn.out_proj", "attn.out_proj"),
-            ("up", "mlp.fc1", "mlp.c_fc"),
-            ("down", "mlp.fc2", "mlp.c_proj"),
+            ("feed_forward.up", "mlp.fc1", "mlp.c_fc"),
+            ("feed_forward.down", "mlp.fc2", "mlp.c_proj"),
         ]
     ),
     ("temporal.*", "git.img_temporal_embedding.*", "img_temperal_embedding.*"),
@@ -64,8 +64,8 @@ _NAMES = [
             ("attention.value", "attention.self.value"),
             ("attention.output", "attention.output.dense"),
             ("norm_1", "attention.output.LayerNorm"),
-            ("up", "intermediate.dense"),
-            ("down", "output.dense"),
+            ("feed_forward.up", "intermediate.dense"),
+            ("feed_forward.down", "output.dense"),
             ("norm_2", "output.LayerNorm"),
         ]
     ),
@@ -106,11 +106,11 @@ def embedded(name: str) -> Path:
     return folder
 
 
-def resolve(source: str | os.PathLike) -> Path:
+def resolve(source: str | os.PathLike, weights: bool = True) -> Path:
     """The local folder that `source` means: a folder, `"glyphs"` (the embedded teacher), or a hub id.
 
-    A hub id is downloaded once (safetensors if the hub has them) and then found without network. Raises
-    FileNotFoundError saying what to do when there is nothing to read.
+    A hub id is downloaded once (safetensors if the hub has them; no `weights`, if so asked) and then found without
+    network. Raises FileNotFoundError saying what to do when there is nothing to read.
     """
     folder = Path(source).expanduser()
     if source == "glyphs":
@@ -121,8 +121,8 @@ def resolve(source: str | os.PathLike) -> Path:
         raise FileNotFoundError(f"{source} is a file: give the checkpoint's folder")
     if not is_repository(str(source)):
         raise FileNotFoundError(f"no folder {source}")
-    folder = download(str(source), ["*.json", "*.txt", "*.safetensors"])
-    if not any(folder.glob("*.safetensors")):
+    folder = download(str(source), ["*.json", "*.txt", *(["*.safetensors"] if weights else [])])
+    if weights and not any(folder.glob("*.safetensors")):
         folder = download(str(source), ["*.json", "*.txt", "pytorch_model*.bin"])
     return folder
 

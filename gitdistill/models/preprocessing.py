@@ -1,4 +1,4 @@
-"""From raw frames to what a network eats."""
+"""From raw frames to the pixels that a network reads."""
 
 import math
 
@@ -26,10 +26,10 @@ def check_frames(frames: Tensor) -> Tensor:
 
 
 def to_pixels(frames: Tensor, size: int, mean: tuple, std: tuple, longest: int | None = None) -> Tensor:
-    """Pixels [B, F, 3, H, W] for a network with its own statistics; floating frames pass as they are.
+    """Pixels [B, F, 3, H, W] for a network with its own statistics; floating frames stay as they are.
 
-    Raw frames: resized (bicubic), scaled to [0, 1], normalised; resized so that the shorter side is `size`, and
-    then cropped in the centre to size x size, or uncropped with `longest` (see `fitted`).
+    Raw frames are resized (bicubic, shorter side to `size`), cropped in the centre to size x size, scaled to [0, 1]
+    and normalised. With `longest` they are not cropped; see `fitted`.
     """
     frames = check_frames(frames)
     if frames.is_floating_point():
@@ -43,10 +43,10 @@ def to_pixels(frames: Tensor, size: int, mean: tuple, std: tuple, longest: int |
 
 
 def resize(frames: Tensor, size: int, longest: float) -> Tensor:
-    """Raw frames [R, 3, H, W] at the size that `fitted` gives; bicubic, with Pillow on a CPU.
+    """Raw frames [R, 3, H, W] at the size that `fitted` gives; bicubic, on a CPU with Pillow.
 
-    GIT was trained on what Pillow makes of a picture; torch's filter, used on other devices, rounds some bytes up
-    to three levels off.
+    GIT was trained on pictures that Pillow resized. torch's filter, used on other devices, differs by up to three
+    levels in some bytes.
     """
     height, width = fitted(*frames.shape[-2:], size, longest)
     if frames.shape[-2:] == (height, width):
@@ -59,22 +59,22 @@ def resize(frames: Tensor, size: int, longest: float) -> Tensor:
 
 
 def area_means(maps: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Maps [..., H, W] as [..., *grid], each cell the mean of the pixels that it covers or touches.
+    """Maps [..., H, W] as [..., *grid]: each value is the mean of the pixels that its area covers or touches.
 
-    The numbers of `adaptive_avg_pool2d`, which on MPS knows no grid that does not divide the map
+    The same numbers as `adaptive_avg_pool2d`, which on MPS cannot do grids that do not divide the map
     (https://github.com/pytorch/pytorch/issues/96056).
     """
-    for dim, cells in zip((-2, -1), grid):
+    for dim, count in zip((-2, -1), grid):
         size = maps.shape[dim]
-        spans = [(k * size // cells, -(-(k + 1) * size // cells)) for k in range(cells)]
+        spans = [(k * size // count, -(-(k + 1) * size // count)) for k in range(count)]
         maps = torch.stack([maps.narrow(dim, a, b - a).mean(dim) for a, b in spans], dim)
     return maps
 
 
 def fitted(height: int, width: int, size: int, longest: float) -> tuple[int, int]:
-    """Height and width of a picture whose shorter side becomes `size`, proportions kept.
+    """Height and width of a picture after its shorter side becomes `size`, proportions kept.
 
-    The shorter side becomes less where the longer one would exceed `longest`: Microsoft's `test_respect_ratio_max`
+    Where the longer side would exceed `longest`, it becomes `longest` instead: Microsoft's `test_respect_ratio_max`
     (https://github.com/microsoft/GenerativeImage2Text).
     """
     short, long = min(height, width), max(height, width)

@@ -1,78 +1,81 @@
-"""Between captions as token ids and captions as text; the same for teacher and student."""
+"""Captions as token ids and as text, for teacher and student alike."""
 
+from contextlib import suppress
 from pathlib import Path
 
 from torch import Tensor
 from transformers import AutoTokenizer, BertTokenizerFast, PreTrainedTokenizerBase
 
-from gitdistill.decoding import beam, greedy, sample
+from gitdistill.decoding import decode
 from gitdistill.models import checkpoints
 
 ENGLISH = "bert-base-uncased"  # the vocabulary of every published GIT
-SAMPLING = {"temperature", "top_k", "top_p", "seed"}
 
 
-def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer whose files lie in a checkpoint's folder, or else, from the hub, every published GIT's.
+def load_tokenizer(source) -> PreTrainedTokenizerBase:
+    """The tokenizer in a folder, of a hub id, or of the embedded teacher (`"glyphs"`).
 
-    Raises FileNotFoundError saying what to do when there is neither.
+    Where there is none, that of every published GIT, from the hub; FileNotFoundError if the hub cannot be reached.
     """
-    if not _has_tokenizer(folder):
-        try:
-            folder = checkpoints.download(ENGLISH, ["tokenizer*.json", "vocab.txt"])
-        except FileNotFoundError:
-            folder = None
-        if folder is None or not _has_tokenizer(folder):
-            raise FileNotFoundError(
-                f"the checkpoint comes without a tokenizer and the hub cannot be reached for {ENGLISH}: pass "
-                "tokenizer=, put a vocab.txt into the folder, or load once with network"
-            )
+    folder = checkpoints.resolve(source, weights=False)
+    if not has_tokenizer(folder):
+        with suppress(FileNotFoundError):
+            folder = checkpoints.resolve(ENGLISH, weights=False)
+    if not has_tokenizer(folder):
+        advice = "pass tokenizer=, put a vocab.txt into the folder, or load once with network"
+        raise FileNotFoundError(
+            f"{source} has no tokenizer, and the hub's {ENGLISH} cannot be reached: {advice}"
+        )
     kind = AutoTokenizer if (folder / "tokenizer_config.json").is_file() else BertTokenizerFast
     return kind.from_pretrained(folder)
 
 
-def _has_tokenizer(folder: Path) -> bool:
-    # asked first, because transformers makes up an empty BERT vocabulary rather than fail
+def has_tokenizer(folder: Path) -> bool:
+    """True when the folder holds a tokenizer; without one transformers makes up an empty vocabulary."""
     return any((folder / name).is_file() for name in ("tokenizer.json", "vocab.txt"))
 
 
-def check_vocabulary(model, tokenizer: PreTrainedTokenizerBase) -> None:
-    """A ValueError unless model and tokenizer count the same words and agree on start, end and padding."""
-    if len(tokenizer) != model.vocab_size:
-        raise ValueError(f"the tokenizer has {len(tokenizer)} words, but the model has {model.vocab_size}")
-    special = [
-        ("start", tokenizer.cls_token_id, model.bos_token_id),
-        ("end", tokenizer.sep_token_id, model.eos_token_id),
-        ("padding", tokenizer.pad_token_id, model.pad_token_id),
-    ]
-    for what, said, expected in special:
-        if said != expected:
-            raise ValueError(f"the tokenizer's {what} token is {said}, but the model's is {expected}")
+def vocabulary(source) -> dict[str, int]:
+    """Number of words and special token ids of a model or tokenizer."""
+    if isinstance(source, PreTrainedTokenizerBase):
+        special = {"bos": source.cls_token_id, "eos": source.sep_token_id, "pad": source.pad_token_id}
+        return {"vocab_size": len(source)} | {f"{name}_token_id": token for name, token in special.items()}
+    return {
+        name: getattr(source, name) for name in ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")
+    }
+
+
+def check_same_vocabulary(one, other) -> None:
+    """A ValueError unless two models, or a tokenizer and a model, agree in size and special tokens."""
+    theirs, kinds = vocabulary(other), (type(one).__name__, type(other).__name__)
+    for name, value in vocabulary(one).items():
+        if value != theirs[name]:
+            raise ValueError(
+                f"vocabularies differ: {name} is {value} in {kinds[0]}, {theirs[name]} in {kinds[1]}"
+            )
 
 
 def to_text(tokens: Tensor, tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """Captions [R, T] long as R strings: up to the first end token, special tokens left out."""
+    """Token ids [R, T], long, as R captions: up to the first end token, without special tokens."""
     end = tokenizer.sep_token_id
     rows = [row[: row.index(end)] if end in row else row for row in tokens.tolist()]
     return tokenizer.batch_decode(rows, skip_special_tokens=True)
 
 
-def caption(model, frames: Tensor, tokenizer: PreTrainedTokenizerBase, **decoding) -> list[str]:
-    """Captions of B clips as text: greedy; by beam search when `beams` is given; drawn when a `SAMPLING` option is.
+def generate_captions(model, frames: Tensor, tokenizer: PreTrainedTokenizerBase, **decoding) -> list[str]:
+    """The best caption of each of B clips, as text; ValueError unless `tokenizer` and `model` share a vocabulary.
 
-    `decoding` goes to `gitdistill.decoding.greedy`, `.beam` or `.sample`; the best (or first) caption of each clip
-    is returned. `prefix` may also be text, one for all clips or a list of B, for question answering: captions
-    begin with it. Raises ValueError when model and tokenizer do not share a vocabulary.
+    `decoding` are options of `gitdistill.decoding.decode`: greedy, `beams=4` or `temperature=0.7`. `prefix` may also be
+    text, one for all clips or a list of B, with which captions begin.
     """
-    check_vocabulary(model, tokenizer)
+    check_same_vocabulary(tokenizer, model)
     if "prefix" in decoding:
         decoding["prefix"] = to_prefix(decoding["prefix"], tokenizer)
-    search = sample if SAMPLING & set(decoding) else beam if "beams" in decoding else greedy
-    return to_text(search(model, frames, **decoding).tokens[:, 0], tokenizer)
+    return to_text(decode(model, frames, **decoding).tokens[:, 0], tokenizer)
 
 
 def to_prefix(prefix, tokenizer: PreTrainedTokenizerBase):
-    """Text as lists of token ids that begin with the start token; anything else as it is."""
+    """Text, or a list of texts, as token ids that begin with the start token; anything else unchanged."""
     if isinstance(prefix, str):
         return [tokenizer.cls_token_id, *tokenizer(prefix, add_special_tokens=False).input_ids]
     if isinstance(prefix, list) and prefix and all(isinstance(text, str) for text in prefix):

@@ -6,8 +6,11 @@ student.push_to_hub("me/my-student")
 """
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from huggingface_hub import ModelHubMixin, snapshot_download
@@ -15,15 +18,13 @@ from torch import Tensor
 
 from gitdistill.data.files import center_crop
 from gitdistill.data.video import FrameRule, read_clip
-from gitdistill.decoding import Decoded, beam, greedy
+from gitdistill.decoding import Decoded, decode
 from gitdistill.models import checkpoints, storage
-from gitdistill.models import tokenizer as text
 from gitdistill.models.student import StudentCandidateV1
 from gitdistill.models.teacher import GenerativeImageTextTeacher
+from gitdistill.models.tokenizer import check_same_vocabulary, load_tokenizer, to_text
 from gitdistill.use.onnx import ENCODER, OnnxStudent
 from gitdistill.world.module import glyph_tokenizer
-
-DECODING = {"max_length": 20}
 
 
 class Captioner:
@@ -32,26 +33,28 @@ class Captioner:
     Args:
         model: a student, also one as ONNX, or a `GenerativeImageTextTeacher`.
         tokenizer: turns its token ids into text; ValueError unless the two share a vocabulary.
-        rule: which frames of a video it looks at; pictures are still videos. Default: as many as the model reads.
-        decoding: options of `greedy`, or with "beams" of `beam`.
+        rule: which frames of a video are used; pictures are still videos. Default: as many as the model reads.
+        decoding: default options of `gitdistill.decoding.decode`.
     """
 
     def __init__(self, model, tokenizer, rule: FrameRule | None = None, decoding: dict | None = None):
-        text.check_vocabulary(model, tokenizer)
+        check_same_vocabulary(tokenizer, model)
         self.model, self.tokenizer = model, tokenizer
-        config = getattr(model, "config", None)
         if isinstance(model, GenerativeImageTextTeacher):
-            self.size, self.most = config.vision_config.image_size, config.num_image_with_embedding or 1
+            self.size = model.config.vision_config.image_size
+            self.max_frames = model.config.num_image_with_embedding or 1
         else:
-            self.size, self.most = getattr(model, "backbone", model).image_size, model.num_frames
-        self.look(rule or FrameRule(self.most))
-        self.decoding = DECODING | (decoding or {})
+            self.size, self.max_frames = getattr(model, "backbone", model).image_size, model.num_frames
+        self.use_frame_rule(rule or FrameRule(self.max_frames))
+        self.decoding = {"max_length": 20} | (decoding or {})
         self.decoding["max_length"] = min(self.decoding["max_length"], model.max_positions)
 
-    def look(self, rule: FrameRule) -> None:
-        """Look at other frames from now on; ValueError when these are more than the network reads."""
-        if rule.frames > self.most:
-            raise ValueError(f"{rule.frames} frames a clip, but this network reads at most {self.most}")
+    def use_frame_rule(self, rule: FrameRule) -> None:
+        """Choose frames by another rule from now on; ValueError when it gives more than the network reads."""
+        if rule.num_frames > self.max_frames:
+            raise ValueError(
+                f"{rule.num_frames} frames a clip, but this network reads at most {self.max_frames}"
+            )
         self.rule = rule
 
     @property
@@ -62,23 +65,21 @@ class Captioner:
         """A picture or video as the network's frames, uint8 [F, 3, H, W]; `BrokenFile` when it cannot be read."""
         return center_crop(read_clip(path, self.rule), self.size)
 
+    def decode(self, frames: Tensor, **decoding) -> Decoded:
+        """Caption clips [B, F, 3, H, W]; `decoding` overrides the captioner's own options."""
+        return decode(self.model, frames.to(self.device), self.decoding, **decoding)
+
     def caption(self, frames: Tensor, **decoding) -> tuple[list[str], list[float]]:
         """Captions of clips [B, F, 3, H, W] and their scores, the mean log-probability of a token.
 
-        (With beams and a length penalty: what the search went by.)"""
-        return self.told(self.decode(frames, **decoding))
+        With beams and a length penalty the score is the one that the search maximised.
+        """
+        found = self.decode(frames, **decoding)
+        return self.to_text(found), found.scores[:, 0].tolist()
 
-    def decode(self, frames: Tensor, **decoding) -> Decoded:
-        """What the search finds: greedy, or by beams when there are several."""
-        options = self.decoding | decoding
-        search = beam if options.get("beams", 1) > 1 else greedy
-        if search is greedy:
-            options = {name: value for name, value in options.items() if name != "beams"}
-        return search(self.model, frames.to(self.device), **options)
-
-    def told(self, found: Decoded) -> tuple[list[str], list[float]]:
-        """The best captions as text, and their scores."""
-        return text.to_text(found.tokens[:, 0], self.tokenizer), found.scores[:, 0].tolist()
+    def to_text(self, found: Decoded) -> list[str]:
+        """The best caption of each clip."""
+        return to_text(found.tokens[:, 0], self.tokenizer)
 
     def caption_files(self, paths, **decoding) -> list[str]:
         """One caption a file, in one batch."""
@@ -105,23 +106,15 @@ class Student(Captioner, ModelHubMixin, tags=["image-to-text", "gitdistill"]):
         """Write everything to `folder`, weights stored as `dtype`; each file is whole or not there."""
         if isinstance(self.model, OnnxStudent):
             raise ValueError("a student that was read as ONNX has no weights to save: copy its folder")
-        folder = Path(folder)
         self.model.save_pretrained(folder, dtype)
-        self.tokenizer.save_pretrained(folder)
-        storage.write_whole(
-            folder,
-            {
-                self.FILE: self.write_facts,
-                "README.md": lambda path: path.write_text(self.card(), encoding="utf-8"),
-            },
-        )
+        card = partial(Path.write_text, data=self.card(), encoding="utf-8")
+        storage.write_whole(folder, self.companions() | {"README.md": card})
 
-    _save_pretrained = save
-
-    def write_facts(self, path: Path) -> None:
-        """What the folder says of itself beside the network and the tokenizer."""
-        facts = {"frames": asdict(self.rule), "decoding": self.decoding, "scores": self.scores}
-        path.write_text(json.dumps(facts, indent=1) + "\n")
+    def companions(self) -> dict[str, Callable]:
+        """Writers, by file name, of what a folder holds beside the network: tokenizer, frame rule, decoding, scores."""
+        metadata = {"frames": asdict(self.rule), "decoding": self.decoding, "scores": self.scores}
+        text = json.dumps(metadata, indent=1) + "\n"
+        return tokenizer_files(self.tokenizer) | {self.FILE: partial(Path.write_text, data=text)}
 
     def card(self) -> str:
         """The model card."""
@@ -136,7 +129,7 @@ tags: [gitdistill, image-captioning]
 # A student of GIT
 
 Captions pictures and videos: {parameters:.1f} million parameters, {self.model.backbone.config["name"]} at
-{self.size} pixels, {self.rule.frames} frame(s) a clip ({self.rule.sampling}), {len(self.tokenizer):,} words.
+{self.size} pixels, {self.rule.num_frames} frame(s) a clip ({self.rule.sampling}), {len(self.tokenizer):,} words.
 
 ```python
 from gitdistill import load_student
@@ -146,38 +139,27 @@ load_student("this folder or repository").caption_files(["picture.jpg"])
 
 {table}"""
 
+    # The hub's documentation asks a subclass of its mixin to define the next two, underscores included.
+    _save_pretrained = save
+
     @classmethod
-    def _from_pretrained(
-        cls,
-        *,
-        model_id,
-        revision=None,
-        cache_dir=None,
-        force_download=False,
-        local_files_only=False,
-        token=None,
-    ) -> "Student":
+    def _from_pretrained(cls, *, model_id, **options) -> "Student":
         folder = Path(model_id)
-        if not folder.is_dir():
-            folder = Path(
-                snapshot_download(
-                    model_id,
-                    revision=revision,
-                    cache_dir=cache_dir,
-                    force_download=force_download,
-                    local_files_only=local_files_only,
-                    token=token,
-                )
-            )
-        return read_student(folder)
+        return read_student(folder if folder.is_dir() else Path(snapshot_download(model_id, **options)))
+
+
+def tokenizer_files(tokenizer) -> dict[str, Callable]:
+    """Writers of a tokenizer's files, by name, for `storage.write_whole`."""
+    with TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
+        return {p.name: partial(Path.write_bytes, data=p.read_bytes()) for p in Path(folder).iterdir()}
 
 
 def load_student(source) -> Student:
     """The student of a folder or of a repository of the hub, in eval mode.
 
-    A folder that only `StudentCandidateV1.save_pretrained` wrote will do: it reads as many frames as it can. So will
-    one that `python -m gitdistill onnx` wrote, for captions alone.
-    Raises FileNotFoundError or ValueError in one line.
+    A folder that `StudentCandidateV1.save_pretrained` or `python -m gitdistill onnx` wrote will do; the student of
+    the latter only captions. Raises FileNotFoundError or ValueError in one line.
     """
     folder = Path(source).expanduser()
     if not folder.is_dir():
@@ -192,17 +174,21 @@ def read_student(folder: Path) -> Student:
     as_onnx = (folder / ENCODER).is_file()
     model = OnnxStudent(folder) if as_onnx else StudentCandidateV1.from_pretrained(folder)
     path = folder / Student.FILE
-    known = any((folder / name).is_file() for name in ("tokenizer.json", "vocab.txt"))
-    embedded = not known and model.vocab_size == len(glyph_tokenizer())
-    tokenizer = glyph_tokenizer() if embedded else text.load_tokenizer(folder)
+    has_tokenizer = any((folder / name).is_file() for name in ("tokenizer.json", "vocab.txt"))
+    embedded = not has_tokenizer and model.vocab_size == len(glyph_tokenizer())
+    tokenizer = glyph_tokenizer() if embedded else load_tokenizer(folder)
     if not path.is_file():
         return Student(model, tokenizer)
     try:
-        facts = json.loads(path.read_text())
-        return Student(model, tokenizer, FrameRule(**facts["frames"]), facts["decoding"], facts["scores"])
+        metadata = json.loads(path.read_text())
+        decoding, scores = metadata["decoding"], metadata["scores"]
+        rule = {
+            {"frames": "num_frames"}.get(name, name): x for name, x in metadata["frames"].items()
+        }  # as in 0.1
+        return Student(model, tokenizer, FrameRule(**rule), decoding, scores)
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
-            f"{path} is not what a student's folder says of itself: {storage.first_line(error)}"
+            f"{path} does not describe a student's folder: {storage.first_line(error)}"
         ) from None
 
 

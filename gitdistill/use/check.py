@@ -1,4 +1,4 @@
-"""`python -m gitdistill check`: is everything there that gitdistill needs, and does each device compute right?"""
+"""`python -m gitdistill check`: are all needed packages installed, and does each device compute what the CPU does?"""
 
 import argparse
 import os
@@ -12,40 +12,35 @@ from gitdistill.use.device import VARIABLE, choose_device, found_devices, self_t
 
 
 def main(arguments: list[str]) -> int:
-    """Print a line for each package and device, OK or FAIL; the number of failures that matter."""
+    """Print a line for each package and device, OK or FAIL; 1 if any failed, otherwise 0."""
     parser = argparse.ArgumentParser("gitdistill check", description=__doc__)
     parser.add_argument("--device", help=f"test and prefer this one; or set {VARIABLE}")
-    device = parser.parse_args(arguments).device
-    failures = sum(not say(*line) for line in [*packages(), *devices(device)])
+    device, failures = parser.parse_args(arguments).device, 0
+    for checks in (packages(), devices(device)):
+        for passed, line in checks:
+            print(f"{'OK  ' if passed else 'FAIL'} {line}", flush=True)
+            failures += not passed
     print(f"{failures} failed" if failures else "all is well")
     return int(failures > 0)
 
 
-def say(fine: bool, what: str) -> bool:
-    print(f"{'OK  ' if fine else 'FAIL'} {what}", flush=True)
-    return fine
-
-
 def packages():
-    """(fine, what) for Python and each package of the main list; extras only where they are installed."""
+    """(passed, line) for Python and each required package; optional packages only where they are installed."""
     yield True, f"python {platform.python_version()}"
     for requirement in map(Requirement, requires("gitdistill") or []):
-        extra = requirement.marker is not None
         try:
             found = version(requirement.name)
         except PackageNotFoundError:
-            if not extra:
+            if requirement.marker is None:  # otherwise an extra's
                 yield False, f"{requirement.name} is missing; {requirement} is needed"
             continue
         fits = requirement.specifier.contains(found, prereleases=True)
-        yield (
-            fits,
-            f"{requirement.name} {found}" + ("" if fits else f", but {requirement.specifier} is needed"),
-        )
+        needed = "" if fits else f", but {requirement.specifier} is needed"
+        yield fits, f"{requirement.name} {found}{needed}"
 
 
 def devices(asked: str | None):
-    """(fine, what) for each device found, tested against the CPU, and for the one that would be taken."""
+    """(passed, line) for each device found, tested against the CPU, and for the one that would be chosen."""
     for device in found_devices():
         wrong = self_test(device)
         yield wrong is None, f"device {device}" + (f": {wrong}" if wrong else " computes what the CPU does")

@@ -1,4 +1,4 @@
-"""A board that draws itself anew while Lightning trains."""
+"""A picture of the training that is drawn anew while Lightning trains."""
 
 import time
 
@@ -9,19 +9,19 @@ from gitdistill.viz import plots
 
 
 class LiveBoard(pl.Callback):
-    """Curves, and what the student says of a few clips, in one picture that is replaced as the training goes on.
+    """Curves, and the captions that the student gives a few clips, in one picture that is replaced during training.
 
-    In a notebook the picture stays in the cell; without one (a script, a test) nothing is shown, and `picture()`
-    still draws it.
+    Outside a notebook nothing is shown, and `picture()` still draws it. The LightningModule must have a `model` with
+    a method `caption(frames, tokenizer)`.
 
     Args:
-        panels: panel -> (label -> name of a logged metric), e.g. ``{"losses": {"KL": "train/kl"}}``. Two more
-            names can be had: "learning rate" and "gradient norm".
-        frames: [C, F, 3, H, W], clips to caption on the way; tokenizer: what turns them into words.
+        panels: panel -> (label -> name of a logged metric), e.g. ``{"losses": {"KL": "train/kl"}}``. There are two
+            more names: "learning rate" and "gradient norm".
+        frames: [B, F, 3, H, W], clips to caption on the way; tokenizer: what turns them into words.
         every: steps from one reading of the metrics to the next.
         seconds: least time from one drawing to the next; a drawing takes about a third of a second.
-        snapshots: how often captions are asked for, from the first step to the last.
-        keep_weights: whether `weights` keeps what the student was at those moments (step -> state dict on the CPU).
+        snapshots: how many times the clips are captioned, from the first step to the last.
+        keep_weights: whether `weights` keeps the student's weights at those times (step -> state dict on the CPU).
         log, levels: as for `plots.board`.
     """
 
@@ -42,7 +42,7 @@ class LiveBoard(pl.Callback):
         self.options = {"log": log, "levels": levels}
         self.history = {name: ([], []) for lines in panels.values() for name in lines.values()}
         self.keep_weights, self.weights = keep_weights, {}
-        self.captions, self.drawn, self.handle, self.norm = {}, 0.0, None, None
+        self.captions, self.drawn, self.handle = {}, 0.0, None
 
     def curves(self):
         """panel -> (label -> (steps, values)), as `plots.board` takes them."""
@@ -52,63 +52,57 @@ class LiveBoard(pl.Callback):
         }
 
     def picture(self, step=None):
-        """The board as it stands."""
+        """The board up to the last step."""
         last = max((steps[-1] for steps, _ in self.history.values() if steps), default=0)
         return plots.board(self.curves(), self.captions, step, title=f"After {last:,} steps", **self.options)
 
     def on_train_start(self, trainer, module):
-        self._say(trainer, module)
-        self._show(now=True)
+        self._snapshot(trainer.global_step, module)
+        self._show()
 
     def on_before_optimizer_step(self, trainer, module, optimizer):
-        if "gradient norm" in self.history and self._due(trainer.global_step + 1):
+        step = trainer.global_step + 1
+        if "gradient norm" in self.history and step % self.every == 0:
             gradients = [p.grad for p in module.parameters() if p.grad is not None]
-            self.norm = float(torch.nn.utils.get_total_norm(gradients))
+            self._note(step, {"gradient norm": torch.nn.utils.get_total_norm(gradients)})
 
     def on_train_batch_end(self, trainer, module, outputs, batch, index):
         step = trainer.global_step
-        if not self._due(step):
+        if step % self.every:
             return
-        found = {name: float(value) for name, value in trainer.callback_metrics.items() if "val" not in name}
-        found["learning rate"] = trainer.optimizers[0].param_groups[0]["lr"]
-        if self.norm is not None:
-            found["gradient norm"] = self.norm
-        self._note(step, found)
+        found = {name: value for name, value in trainer.callback_metrics.items() if "val" not in name}
+        self._note(step, found | {"learning rate": trainer.optimizers[0].param_groups[0]["lr"]})
         total = trainer.estimated_stepping_batches
         if self.frames is not None and step * (self.snapshots - 1) >= len(self.captions) * total:
-            self._say(trainer, module)
-        self._show()
+            self._snapshot(step, module)
+        if time.monotonic() - self.drawn >= self.seconds:
+            self._show()
 
     def on_validation_end(self, trainer, module):
         if not trainer.sanity_checking:
-            found = {name: float(value) for name, value in trainer.callback_metrics.items() if "val" in name}
+            found = {name: value for name, value in trainer.callback_metrics.items() if "val" in name}
             self._note(trainer.global_step, found)
 
     def on_train_end(self, trainer, module):
-        if trainer.global_step not in self.captions:
-            self._say(trainer, module)
-        self._show(now=True)
-
-    def _due(self, step):
-        return step % self.every == 0
+        self._snapshot(trainer.global_step, module)
+        self._show()
 
     def _note(self, step, found):
-        for name, (steps, values) in self.history.items():
-            if name in found and (not steps or steps[-1] < step):
+        for name, value in found.items():
+            steps, values = self.history.get(name, ([], []))
+            if not steps or steps[-1] < step:
                 steps.append(step)
-                values.append(found[name])
+                values.append(float(value))
 
-    def _say(self, trainer, module):
-        if self.frames is not None:
-            frames = self.frames.to(module.device)
-            self.captions[trainer.global_step] = module.model.caption(frames, self.tokenizer)
-            if self.keep_weights:
-                state = module.model.state_dict()
-                self.weights[trainer.global_step] = {name: w.cpu().clone() for name, w in state.items()}
-
-    def _show(self, now=False):
-        if not (now or time.monotonic() - self.drawn >= self.seconds):
+    def _snapshot(self, step, module):
+        if self.frames is None or step in self.captions:
             return
+        self.captions[step] = module.model.caption(self.frames.to(module.device), self.tokenizer)
+        if self.keep_weights:
+            state = module.model.state_dict()
+            self.weights[step] = {name: weight.cpu().clone() for name, weight in state.items()}
+
+    def _show(self):
         from IPython import get_ipython
         from IPython.display import display
 
@@ -116,9 +110,9 @@ class LiveBoard(pl.Callback):
             return
         picture = self.picture()
         data = {"image/png": plots.png(picture), "text/plain": repr(picture)}
-        shown = {"metadata": {"image/png": {"alt": picture.alt}}, "raw": True}
+        options = {"metadata": {"image/png": {"alt": picture.alt}}, "raw": True}
         if self.handle is None:
-            self.handle = display(data, display_id=True, **shown)
+            self.handle = display(data, display_id=True, **options)
         else:
-            self.handle.update(data, **shown)
+            self.handle.update(data, **options)
         self.drawn = time.monotonic()

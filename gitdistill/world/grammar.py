@@ -1,45 +1,22 @@
-"""The words of the embedded world: a lexicon, a small grammar that writes captions, and a parser that checks
-them.
+"""The words of the embedded world: a lexicon and a small grammar that writes captions.
 
 Everything that can be said about a clip is listed here once: symbols and their names, colours, sizes, motions
-and relations. `describe` writes a caption as a person might, `canonical` the caption that leaves nothing out,
-and `facts` reads any caption, a model's too, and counts which of its statements are true of the scene.
+and relations. `describe` writes a caption as a person might, `canonical` the caption that leaves nothing out;
+`gitdistill.world.facts` reads captions and checks them.
 
-A scene is anything with `things` (each with `symbol`, `colour`, `size`, `motion`: keys of the tables below),
-`relation` (of the first thing to the second: a key of `RELATIONS`, or None), `order` (the things' indices,
-the one a caption names first in front) and `moving` (False for a single image, where nothing can be said
-about motion); `gitdistill.world.scenes.Scene` is one. Random numbers come from `rng.random_sample()` alone, so
-that a `numpy.random.RandomState` gives the same captions on any machine.
-"""
+A scene is anything with the `things`, `relation`, `order` and `moving` of `gitdistill.world.scenes.Scene`. Random
+numbers come from `rng.random_sample()` alone, so that a `numpy.random.RandomState` gives the same captions on any
+machine."""
 
-from dataclasses import dataclass, field
-from itertools import product
-
-__all__ = [
-    "SYMBOLS",
-    "COLOURS",
-    "SIZES",
-    "MOTIONS",
-    "RELATIONS",
-    "KINDS",
-    "Symbol",
-    "Motion",
-    "Mention",
-    "canonical",
-    "describe",
-    "facts",
-    "parse",
-    "words",
-]
+from dataclasses import dataclass
 
 KINDS = ("object", "colour", "size", "motion", "relation")
 
 
 @dataclass(frozen=True)
 class Symbol:
-    """One drawable thing: its character in DejaVu Sans, its names (the usual one first), whether its name is
-    a plural counted in pairs, and whether a turn by 45 degrees visibly changes its picture (only then may it
-    spin)."""
+    """One drawable thing: its character in DejaVu Sans, its names (the usual one first), whether its name is a
+    plural counted in pairs, and whether a turn by 45 degrees visibly changes its picture (only then may it spin)."""
 
     char: str
     names: tuple
@@ -49,8 +26,7 @@ class Symbol:
 
 @dataclass(frozen=True)
 class Motion:
-    """One way to move: finite verb phrases ("a cat ... ") and participles ("there is a cat ..."), plainest
-    first."""
+    """One way to move: finite verb phrases ("a cat ...") and participles ("there is a cat ..."), plainest first."""
 
     verbs: tuple
     participles: tuple
@@ -103,7 +79,7 @@ COLOURS = {
     "cyan": (85, 210, 245),
 }
 
-# A size without words is never told.
+# A size without words is in no caption.
 SIZES = {"small": ("small", "little", "tiny"), "medium": (), "large": ("big", "large")}
 
 MOTIONS = {
@@ -132,7 +108,7 @@ RELATIONS = {
     "below": ("below", "under"),
 }
 OPPOSITE = {"left": "right", "right": "left", "above": "below", "below": "above"}
-# "a flower with a cat on its left": the phrase after the second noun tells where that second thing is.
+# "a flower with a cat on its left": the phrase after the second noun says where that second thing is.
 WITH = {"left": "on its left", "right": "on its right", "above": "above it", "below": "below it"}
 TRANSLATIONS = ("left", "right", "up", "down")
 
@@ -140,17 +116,25 @@ TRANSLATIONS = ("left", "right", "up", "down")
 FRAME_WORDS = ("a", "an", "and", "as", "is", "of", "pair", "picture", "there", "while", "with")
 
 
+def _phrases():
+    table = {colour: ("colour", colour) for colour in COLOURS}
+    for key, symbol in SYMBOLS.items():
+        table |= dict.fromkeys(symbol.names, ("object", key))
+    for key, row in SIZES.items():
+        table |= dict.fromkeys(row, ("size", key))
+    for key, motion in MOTIONS.items():
+        table |= dict.fromkeys(motion.verbs + motion.participles, ("motion", key))
+    for key, row in RELATIONS.items():
+        table |= dict.fromkeys(row, ("relation", key)) | {WITH[key]: ("with", key)}
+    return {tuple(phrase.split()): meaning for phrase, meaning in table.items()}
+
+
+PHRASES = _phrases()  # all that mean something, split into words -> (kind, table key)
+
+
 def words():
     """All words a caption can contain, sorted."""
-    phrases = [*FRAME_WORDS, *COLOURS, *WITH.values()]
-    for table in (SIZES, RELATIONS):
-        phrases += [phrase for row in table.values() for phrase in row]
-    phrases += [name for symbol in SYMBOLS.values() for name in symbol.names]
-    phrases += [phrase for motion in MOTIONS.values() for phrase in motion.verbs + motion.participles]
-    return sorted({word for phrase in phrases for word in phrase.split()})
-
-
-# ---------------------------------------------------------------------------------------------------- writing
+    return sorted({*FRAME_WORDS, *(word for phrase in PHRASES for word in phrase)})
 
 
 def pick(rng, row):
@@ -175,9 +159,8 @@ def noun_phrase(symbol, colour="", size="", name=""):
 
 
 def canonical(scene):
-    """The caption that states every object, its colour, its motion, and how an arrangement (two things at
-    rest) is laid out; in plain words, without sizes. The oracle against which a model's captions are
-    measured."""
+    """The caption that states every object, its colour, its motion, and how an arrangement (two things at rest) is
+    laid out; in plain words, without sizes."""
     things = [scene.things[i] for i in scene.order]
     nouns = [noun_phrase(thing.symbol, thing.colour) for thing in things]
     verbs = [MOTIONS[thing.motion].verbs[0] for thing in things]
@@ -192,8 +175,13 @@ def canonical(scene):
 
 
 def is_arrangement(scene):
-    """True when nothing moves, so that where things are is what there is to tell."""
+    """True when nothing moves, so that a caption can only say where things are."""
     return all(thing.motion == "still" for thing in scene.things)
+
+
+def has_size(thing):
+    """True when a caption may state the thing's size: small or large, neither growing nor shrinking."""
+    return bool(SIZES[thing.size]) and thing.motion not in ("grow", "shrink")
 
 
 def relation_from(scene, first):
@@ -206,8 +194,7 @@ def relation_from(scene, first):
 def describe(scene, rng):
     """A caption as a person might write it: synonyms, another order, a detail left out now and then.
 
-    `rng` is a `numpy.random.RandomState`. What is said is always true; the plainest wording is the likeliest.
-    """
+    `rng` is a `numpy.random.RandomState`. What is said is always true; the plainest wording is the likeliest."""
     order = scene.order
     if len(order) == 2 and rng.random_sample() >= 0.75:
         order = order[::-1]
@@ -225,17 +212,13 @@ def _noun(thing, rng):
     name = usual(rng, SYMBOLS[thing.symbol].names, 0.75)
     colour = thing.colour if rng.random_sample() >= 0.10 else ""
     size = ""
-    if SIZES[thing.size] and thing.motion not in ("grow", "shrink") and rng.random_sample() < 0.35:
+    if has_size(thing) and rng.random_sample() < 0.35:
         size = pick(rng, SIZES[thing.size])
     return noun_phrase(thing.symbol, colour, size, name)
 
 
-def _verb(thing, rng):
-    return usual(rng, MOTIONS[thing.motion].verbs)
-
-
-def _participle(thing, rng):
-    return usual(rng, MOTIONS[thing.motion].participles)
+def _motion(thing, rng, form="verbs"):
+    return usual(rng, getattr(MOTIONS[thing.motion], form))
 
 
 def _describe_one(thing, noun, moving, rng):
@@ -245,12 +228,9 @@ def _describe_one(thing, noun, moving, rng):
     if choice < 0.12:
         return noun if choice < 0.08 else f"there is {noun}"
     if choice < 0.68:
-        return f"{noun} {_verb(thing, rng)}"
-    if choice < 0.80:
-        return f"there is {noun} {_participle(thing, rng)}"
-    if choice < 0.90:
-        return f"{noun} {_participle(thing, rng)}"
-    return f"{noun} is {_participle(thing, rng)}"
+        return f"{noun} {_motion(thing, rng)}"
+    motion = _motion(thing, rng, "participles")
+    return f"there is {noun} {motion}" if choice < 0.80 else f"{noun} {'is ' * (choice >= 0.90)}{motion}"
 
 
 def _describe_arrangement(nouns, relation, moving, rng):
@@ -277,169 +257,10 @@ def _describe_two(things, nouns, relation, rng):
         return f"{first} and {second}" if choice < 0.02 else f"there is {first} and {second}"
     if choice < 0.16:  # the motion of one is left out
         if relation and things[0].motion not in TRANSLATIONS:
-            return f"{first} {_verb(things[0], rng)} {RELATIONS[relation][0]} {second}"
-        return f"there is {first} and {second} {_verb(things[1], rng)}"
-    if choice < 0.76:
-        return f"{first} {_verb(things[0], rng)} and {second} {_verb(things[1], rng)}"
+            return f"{first} {_motion(things[0], rng)} {RELATIONS[relation][0]} {second}"
+        return f"there is {first} and {second} {_motion(things[1], rng)}"
+    one, other = (_motion(thing, rng, "verbs" if choice < 0.88 else "participles") for thing in things)
     if choice < 0.88:
-        return f"{first} {_verb(things[0], rng)} {'while' if choice < 0.84 else 'as'} {second} {_verb(things[1], rng)}"
-    start = "there is " if choice < 0.94 else ""
-    return f"{start}{first} {_participle(things[0], rng)} and {second} {_participle(things[1], rng)}"
-
-
-# ---------------------------------------------------------------------------------------------------- reading
-
-
-@dataclass
-class Mention:
-    """One noun of a caption with what is said about it: table keys, each at most once, in the order of the
-    text."""
-
-    symbol: str = ""
-    colour: list = field(default_factory=list)
-    size: list = field(default_factory=list)
-    motion: list = field(default_factory=list)
-
-
-def _phrases():
-    table = {}
-    for key, symbol in SYMBOLS.items():
-        table.update(dict.fromkeys(symbol.names, ("object", key)))
-    table.update({colour: ("colour", colour) for colour in COLOURS})
-    for key, row in SIZES.items():
-        table.update(dict.fromkeys(row, ("size", key)))
-    for key, motion in MOTIONS.items():
-        table.update(dict.fromkeys(motion.verbs + motion.participles, ("motion", key)))
-    for key, row in RELATIONS.items():
-        table.update(dict.fromkeys(row, ("relation", key)))
-        table[WITH[key]] = ("with", key)
-    return {tuple(phrase.split()): meaning for phrase, meaning in table.items()}
-
-
-_PHRASES = _phrases()
-_LONGEST = max(map(len, _PHRASES))
-
-
-def parse(caption):
-    """Reads a caption: (mentions, relations, loose).
-
-    The longest known phrase at each place counts, unknown words are skipped. Colours and sizes belong to the
-    next noun, motions to the last one. `relations` lists (i, relation, j): mention i is `relation` of mention
-    j. `loose` counts, by kind, statements that belong to no noun ("red", "moves left" alone, "above" without
-    a second noun).
-    """
-    tokens = caption.lower().split()
-    mentions, relations = [], []
-    pending, waiting = Mention(), None  # waiting: a relation that still lacks its second noun
-    loose = dict.fromkeys(KINDS, 0)
-    at = 0
-    while at < len(tokens):
-        length = min(_LONGEST, len(tokens) - at)
-        while length and tuple(tokens[at : at + length]) not in _PHRASES:
-            length -= 1
-        if not length:
-            at += 1
-            continue
-        kind, key = _PHRASES[tuple(tokens[at : at + length])]
-        at += length
-        if kind == "object":
-            pending.symbol = key
-            mentions.append(pending)
-            pending = Mention()
-            if waiting:
-                _relate(relations, *waiting, len(mentions) - 1)
-                waiting = None
-        elif kind in ("colour", "size"):
-            said = getattr(pending, kind)
-            if key not in said:
-                said.append(key)
-        elif kind == "motion":
-            if not mentions:
-                loose["motion"] += 1
-            elif key not in mentions[-1].motion:
-                mentions[-1].motion.append(key)
-        elif kind == "with":
-            if len(mentions) < 2:
-                loose["relation"] += 1
-            else:
-                _relate(relations, len(mentions) - 1, key, len(mentions) - 2)
-        else:
-            loose["relation"] += bool(waiting) or not mentions
-            waiting = (len(mentions) - 1, key) if mentions else None
-    loose["relation"] += bool(waiting)
-    loose["colour"] += len(pending.colour)
-    loose["size"] += len(pending.size)
-    return mentions, relations, loose
-
-
-def _relate(relations, i, relation, j):
-    """Adds "mention i is `relation` of mention j", the earlier mention in front, unless it has been said."""
-    entry = (i, relation, j) if i < j else (j, OPPOSITE[relation], i)
-    if entry not in relations:
-        relations.append(entry)
-
-
-def facts(caption, scene):
-    """Counts what a caption states about a scene: kind -> (correct, stated, true), for the kinds of `KINDS`.
-
-    * The caption is read by `parse`. Its mentions are matched with the scene's things one to one, such that
-      most statements are right; every statement of a mention too many, and of no mention at all, is wrong.
-    * stated: how often something of this kind is said; correct: how much of it is right.
-    * true: what could be said. Each thing has an object, a colour and (unless the scene is a single image) a
-      motion; a size counts where it may be told (small or large, neither growing nor shrinking), a relation
-      where it is clear.
-    * Two things related to each other without a word of motion ("a cat above a cup") are said to stay still:
-      the canonical caption of an arrangement states its motions that way, and it is wrong about things that
-      move.
-    * A relation is right if it holds between the two things its nouns are matched with.
-
-    Precision of a kind is correct / stated, recall correct / true. All facts of a caption are right when
-    correct equals stated for every kind.
-    """
-    mentions, relations, loose = parse(caption)
-    if scene.moving and relations and not loose["motion"] and not any(mention.motion for mention in mentions):
-        for i, _, j in relations:
-            mentions[i].motion, mentions[j].motion = ["still"], ["still"]
-    stated = dict(loose)
-    for mention in mentions:
-        stated["object"] += 1
-        for kind in ("colour", "size", "motion"):
-            stated[kind] += len(getattr(mention, kind))
-    stated["relation"] += len(relations)
-    correct = max(
-        _matchings(mentions, relations, scene), key=lambda right: (sum(right.values()), right["object"])
-    )
-    things = len(scene.things)
-    true = {
-        "object": things,
-        "colour": things,
-        "size": sum(
-            bool(SIZES[thing.size]) and thing.motion not in ("grow", "shrink") for thing in scene.things
-        ),
-        "motion": things if scene.moving else 0,
-        "relation": int(scene.relation is not None),
-    }
-    return {kind: (correct[kind], stated[kind], true[kind]) for kind in KINDS}
-
-
-def _matchings(mentions, relations, scene):
-    """The number of right statements by kind, for each one-to-one matching of mentions with the scene's
-    things."""
-    candidates = [None, *range(len(mentions))]
-    for match in product(candidates, repeat=len(scene.things)):  # the mention of each thing
-        chosen = [i for i in match if i is not None]
-        if len(set(chosen)) < len(chosen):
-            continue
-        right = dict.fromkeys(KINDS, 0)
-        for index, thing in zip(match, scene.things):
-            if index is None:
-                continue
-            mention = mentions[index]
-            right["object"] += mention.symbol == thing.symbol
-            right["colour"] += thing.colour in mention.colour
-            right["size"] += thing.size in mention.size and thing.motion not in ("grow", "shrink")
-            right["motion"] += scene.moving and thing.motion in mention.motion
-        for i, relation, j in relations:
-            if i in match and j in match:
-                right["relation"] += relation == relation_from(scene, match.index(i))
-        yield right
+        link = "and" if choice < 0.76 else "while" if choice < 0.84 else "as"
+        return f"{first} {one} {link} {second} {other}"
+    return f"{'there is ' * (choice < 0.94)}{first} {one} and {second} {other}"

@@ -12,7 +12,8 @@ import tiny
 import torch
 from pictures import photo, shades, video
 
-from gitdistill.data.files import FileData, cropped, read_items
+from gitdistill.data.files import FileData, random_resized_crop
+from gitdistill.data.items import read_items
 from gitdistill.data.video import BrokenFile
 from gitdistill.distillation.cache import TargetSpec, TeacherCache
 from gitdistill.distillation.losses import top_k
@@ -149,7 +150,7 @@ def test_msrvtt_as_it_is_published(tmp_path):
             path, {"info": info, "videos": [*known["videos"], about], "sentences": known["sentences"] + rows}
         )
     path = str(tmp_path / "train_val_videodatainfo.json")
-    data = FileData(path, path, str(tmp_path / "test_videodatainfo.json"), frames=2, image_size=32)
+    data = FileData(path, path, str(tmp_path / "test_videodatainfo.json"), num_frames=2, image_size=32)
     for role, number in (("train", 0), ("val", 1), ("test", 2)):
         (batch,) = getattr(data, f"{role}_dataloader")()
         assert batch["references"] == [TEXTS[:2]] and batch["frames"].shape == (1, 2, 3, 32, 32)
@@ -251,7 +252,7 @@ def test_many_missing_files_in_one_line(tmp_path):
     pictures(tmp_path, ["a.jpg"])
     (tmp_path / "captions.csv").write_text("file\na.jpg\n" + "".join(f"{i}.jpg\n" for i in range(1500)))
     with pytest.warns(UserWarning, match="1500 files listed in .* are not there: 0.jpg, 1.jpg") as told:
-        data = FileData(str(tmp_path), frames=1)
+        data = FileData(str(tmp_path), num_frames=1)
     assert len(told) == 1 and str(told[0].message).endswith("999.jpg and 500 more")
     assert len(data.broken) == 1500
 
@@ -304,7 +305,7 @@ def folder_data(tmp_path, count=5, **options):
     pictures(tmp_path, [f"{i}.png" for i in range(count)])
     rows = [{"file": f"{i}.png", "captions": TEXTS[: i + 1]} for i in range(count)]
     (tmp_path / "captions.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    options = {"train": str(tmp_path), "frames": 1, "image_size": tiny.SIDE, "batch_size": 2} | options
+    options = {"train": str(tmp_path), "num_frames": 1, "image_size": tiny.SIDE, "batch_size": 2} | options
     return FileData(tokenizer=glyph_tokenizer(), **options)
 
 
@@ -352,7 +353,7 @@ def test_broken_files_are_named_counted_and_left_out(tmp_path):
     (tmp_path / "1.png").write_bytes(b"hello")
     rows = (tmp_path / "captions.jsonl").read_text() + '\n{"file": "gone.png", "caption": "a star"}'
     (tmp_path / "captions.jsonl").write_text(rows)
-    how = {"frames": 1, "image_size": 32, "batch_size": 2, "tokenizer": glyph_tokenizer()}
+    how = {"num_frames": 1, "image_size": 32, "batch_size": 2, "tokenizer": glyph_tokenizer()}
     with pytest.warns(UserWarning, match="left out, 1 so far: gone.png, listed in .*is not there"):
         data = FileData(train=str(tmp_path), **how)
     with pytest.warns(UserWarning, match="left out, 2 so far: .*1.png is no readable picture"):
@@ -378,7 +379,7 @@ def test_a_broken_video_is_left_out_and_the_others_are_not(tmp_path):
     for number in range(3):
         video(tmp_path / f"{number}.mp4", shades(4))
     (tmp_path / "1.mp4").write_bytes((tmp_path / "1.mp4").read_bytes()[:-300])
-    data = FileData(str(tmp_path), frames=2, image_size=32)
+    data = FileData(str(tmp_path), num_frames=2, image_size=32)
     with pytest.warns(UserWarning, match="left out, 1 so far: .*1.mp4 is no readable video"):
         (batch,) = data.train_dataloader()
     assert len(batch["frames"]) == 3 and set(batch["clip"].tolist()) == {0, 2} and len(data.broken) == 1
@@ -432,7 +433,7 @@ def test_a_crop_is_the_same_in_all_frames_and_large():
     ramp = torch.arange(60, dtype=torch.uint8).expand(2, 3, 40, 60)
     lefts = set()
     for seed in range(50):
-        crop = cropped(ramp, 30, np.random.RandomState(seed))
+        crop = random_resized_crop(ramp, 30, np.random.RandomState(seed))
         assert crop.shape == (2, 3, 30, 30) and torch.equal(crop[0], crop[1])
         left, right = int(crop[0, 0, 0, 0]), int(crop[0, 0, 0, -1])
         assert right - left > 25  # columns that are left of 60
@@ -442,7 +443,7 @@ def test_a_crop_is_the_same_in_all_frames_and_large():
 
 def test_lightning_trains_and_scores_videos(tmp_path):
     source = str(msrvtt(tmp_path))
-    data = FileData(source, source, source, tokenizer=glyph_tokenizer(), frames=2, image_size=tiny.SIDE)
+    data = FileData(source, source, source, tokenizer=glyph_tokenizer(), num_frames=2, image_size=tiny.SIDE)
     module = CaptionTrainer(tiny.student())
     trainer = pl.Trainer(
         max_steps=1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,

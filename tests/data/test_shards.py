@@ -10,20 +10,20 @@ from importlib.util import find_spec
 
 import pytest
 import pytorch_lightning as pl
-import test_resume
 import tiny
 import torch
 import webdataset
+from fits import QUIET, fit
 from pictures import photo, shades, video
 
 from gitdistill import __main__
 from gitdistill.data import FileData, ShardData
-from gitdistill.data.files import read_items
+from gitdistill.data.items import read_items
 from gitdistill.data.shards import pack, read_index, read_shard
 from gitdistill.distillation.trainer import CaptionTrainer, DistillationTrainer
 from gitdistill.world.module import glyph_tokenizer
 
-HOW = {"frames": 2, "image_size": tiny.SIDE, "batch_size": 3, "tokenizer": glyph_tokenizer()}
+HOW = {"num_frames": 2, "image_size": tiny.SIDE, "batch_size": 3, "tokenizer": glyph_tokenizer()}
 
 
 @pytest.fixture(scope="module")
@@ -215,12 +215,12 @@ def test_a_fit_continues_within_an_epoch(shards, tmp_path, workers, kills):
     """Epochs of four steps; the clips not seen yet come next, and the end is that of an uninterrupted fit."""
     how = HOW | {"captions_per_clip": 1, "buffer": 4, "workers": workers}
     data = functools.partial(ShardData, str(shards), str(shards), **how)
-    whole, clips = test_resume.fit(tmp_path / "whole", data(), steps=7)
+    whole, clips = fit(tmp_path / "whole", data(), steps=7)
     assert len(clips) == 7 and sorted(sum(clips[:4], [])) == list(range(10)) or workers
     for kill in kills:
         folder = tmp_path / f"{kill}"
-        _, before = test_resume.fit(folder, data(), kill=kill, steps=7)
-        weights, after = test_resume.fit(folder, data(), resume=True, steps=7)
+        _, before = fit(folder, data(), kill=kill, steps=7)
+        weights, after = fit(folder, data(), resume=True, steps=7)
         assert before + after == clips, kill
         assert all(torch.equal(weights[name], value) for name, value in whole.items()), kill
 
@@ -235,7 +235,7 @@ def test_an_epoch_is_not_continued_with_other_workers(shards):
 def test_no_cache_of_a_stream(shards, tmp_path):
     module = DistillationTrainer(tiny.teacher(), tiny.student(), cache=tmp_path / "cache")
     with pytest.raises(ValueError, match="use GlyphData or FileData, not ShardData"):
-        pl.Trainer(**test_resume.QUIET, max_steps=1).fit(module, ShardData(train=str(shards), **HOW))
+        pl.Trainer(**QUIET, max_steps=1).fit(module, ShardData(train=str(shards), **HOW))
 
 
 def test_mistakes_in_one_line(shards, tmp_path):

@@ -35,7 +35,7 @@ def test_which_frames(tmp_path, rule, chosen):
         ("d.mkv", "libx264"),
     ):
         clip = read_video(video(tmp_path / name, shades(20), codec=codec), rule)
-        assert clip.dtype == torch.uint8 and clip.shape == (rule.frames, 3, 48, 64)
+        assert clip.dtype == torch.uint8 and clip.shape == (rule.num_frames, 3, 48, 64)
         assert numbers(clip) == chosen, name
 
 

@@ -134,13 +134,13 @@ def test_temperature_keeps_the_size_of_the_gradient(student, teacher):
     assert sizes[0] == pytest.approx(sizes[1], rel=0.1)
 
 
-# --- kl_top
+# --- kl with a TopK
 
 
 @pytest.mark.parametrize("temperature", [1.0, 3.0])
-def test_kl_top_with_all_words_is_kl(student, teacher, temperature):
+def test_top_k_kl_with_all_words_is_kl(student, teacher, temperature):
     leaf, other = (student.clone().requires_grad_() for _ in range(2))
-    found = losses.kl_top(leaf, losses.top_k(teacher, V), TOKENS, PAD, temperature)
+    found = losses.kl(leaf, losses.top_k(teacher, V), TOKENS, PAD, temperature)
     expected = losses.kl(other, teacher, TOKENS, PAD, temperature)
     torch.testing.assert_close(found, expected)
     found.backward()
@@ -150,7 +150,7 @@ def test_kl_top_with_all_words_is_kl(student, teacher, temperature):
 
 @pytest.mark.parametrize("temperature", [1.0, 3.0])
 @pytest.mark.parametrize("k", [1, 2, 4])
-def test_kl_top_equals_loops(student, teacher, k, temperature):
+def test_top_k_kl_equals_loops(student, teacher, k, temperature):
     total = 0.0
     for row, i in REAL:
         p, q = softmax(teacher[row, i].tolist()), softmax(student[row, i].tolist())
@@ -160,12 +160,12 @@ def test_kl_top_equals_loops(student, teacher, k, temperature):
         p, q = ([a / sum(row) for a in row] for row in (p, q))
         total += sum(a * (math.log(a) - math.log(b)) for a, b in zip(p, q))
     expected = temperature**2 * total / len(REAL)
-    found = losses.kl_top(student, losses.top_k(teacher, k), TOKENS, PAD, temperature)
+    found = losses.kl(student, losses.top_k(teacher, k), TOKENS, PAD, temperature)
     assert found.item() == pytest.approx(expected, rel=1e-9)
 
 
-def test_kl_top_approaches_kl_from_below(student, teacher):
-    values = [losses.kl_top(student, losses.top_k(teacher, k), TOKENS, PAD).item() for k in range(1, V + 1)]
+def test_top_k_kl_approaches_kl_from_below(student, teacher):
+    values = [losses.kl(student, losses.top_k(teacher, k), TOKENS, PAD).item() for k in range(1, V + 1)]
     assert values == sorted(values) and values[0] < values[-1]
     assert values[-1] == pytest.approx(losses.kl(student, teacher, TOKENS, PAD).item())
 
@@ -174,7 +174,7 @@ def test_the_bucket_is_what_holds_down_the_other_words(student, teacher):
     """Without it a student could say anything beyond the k words and pay nothing for it."""
     leaf = student.clone().requires_grad_()
     top = losses.top_k(teacher, 2)
-    losses.kl_top(leaf, top, TOKENS, PAD).backward()
+    losses.kl(leaf, top, TOKENS, PAD).backward()
     others = torch.ones(2, 3, V, dtype=torch.bool).scatter(-1, top.words, False)
     real = TOKENS[:, 1:] != PAD
     assert (leaf.grad[:, :-1][real][others[real]] != 0).all()
@@ -183,7 +183,7 @@ def test_the_bucket_is_what_holds_down_the_other_words(student, teacher):
 def test_a_certain_teacher_is_no_nan():
     logits = torch.tensor([[[1000.0, 0.0, 0.0], [0.0, 0.0, 0.0]]])
     student = torch.zeros(1, 2, 3, requires_grad=True)
-    loss = losses.kl_top(student, losses.top_k(logits, 1), torch.tensor([[2, 1]]), pad_id=0)
+    loss = losses.kl(student, losses.top_k(logits, 1), torch.tensor([[2, 1]]), pad_id=0)
     loss.backward()
     assert loss.item() == pytest.approx(math.log(3)) and student.grad.isfinite().all()
 
@@ -206,7 +206,7 @@ def test_padding_changes_nothing(student, teacher):
     torch.testing.assert_close(kl(more_student, more_teacher, tokens, PAD), kl(student, teacher, TOKENS, PAD))
     more, top = losses.top_k(more_teacher, 2), losses.top_k(teacher, 2)
     torch.testing.assert_close(
-        losses.kl_top(more_student, more, tokens, PAD), losses.kl_top(student, top, TOKENS, PAD)
+        losses.kl(more_student, more, tokens, PAD), losses.kl(student, top, TOKENS, PAD)
     )
 
 
@@ -214,7 +214,7 @@ def test_gradient_reaches_real_positions_only(student, teacher):
     for loss in (
         lambda x: losses.cross_entropy(x, TOKENS, PAD, 0.1),
         lambda x: losses.kl(x, teacher, TOKENS, PAD),
-        lambda x: losses.kl_top(x, losses.top_k(teacher, 2), TOKENS, PAD),
+        lambda x: losses.kl(x, losses.top_k(teacher, 2), TOKENS, PAD),
     ):
         leaf = student.clone().requires_grad_()
         loss(leaf).backward()
@@ -246,8 +246,8 @@ def test_mistakes_give_one_line(student, teacher):
         lambda: losses.kl(student, teacher[..., :-1], TOKENS, PAD),
         lambda: losses.kl(student, teacher, TOKENS[:, 1:], PAD),
         lambda: losses.kl(student, teacher, TOKENS, PAD, temperature=0),
-        lambda: losses.kl_top(student, losses.top_k(teacher, 2), TOKENS, PAD, temperature=0),
-        lambda: losses.kl_top(student, losses.top_k(teacher[:, :-1], 2), TOKENS, PAD),
+        lambda: losses.kl(student, losses.top_k(teacher, 2), TOKENS, PAD, temperature=0),
+        lambda: losses.kl(student, losses.top_k(teacher[:, :-1], 2), TOKENS, PAD),
         lambda: losses.feature(student, teacher[..., :-1]),
         lambda: losses.feature(student, teacher, kind="l1"),
         lambda: losses.feature(student, teacher, mask=torch.ones(4, dtype=torch.bool)),
@@ -316,12 +316,12 @@ def test_masked_tokens_change_nothing():
 # --- attention
 
 
-def shares(seed, *shape):
+def attention_weights(seed, *shape):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).softmax(-1)
 
 
 def test_attention_equals_loops():
-    q, p = shares(0, 2, 3, 4), shares(1, 2, 3, 4)
+    q, p = attention_weights(0, 2, 3, 4), attention_weights(1, 2, 3, 4)
     mask = torch.tensor([[True, True, False], [True, False, False]])
     values = [
         sum(b * (math.log(b) - math.log(a)) for a, b in zip(q[i, t].tolist(), p[i, t].tolist()))
@@ -339,20 +339,22 @@ def test_attention_equals_loops():
         assert abs(value - found) > 1e-3, name
 
 
-def test_where_nobody_looks_is_no_nan():
-    looks = torch.tensor([[[1.0, 0.0]]], requires_grad=True)
-    loss = losses.attention(looks, torch.tensor([[[0.0, 1.0]]]))
+def test_attention_of_zero_is_no_nan():
+    weights = torch.tensor([[[1.0, 0.0]]], requires_grad=True)
+    loss = losses.attention(weights, torch.tensor([[[0.0, 1.0]]]))
     loss.backward()
-    assert loss.item() == pytest.approx(math.log(1e8), rel=1e-3) and looks.grad.isfinite().all()
+    assert loss.item() == pytest.approx(math.log(1e8), rel=1e-3) and weights.grad.isfinite().all()
 
 
 def test_attention_moves_to_another_grid():
-    looks = shares(0, 2, 3, 2 * 16)
-    found = losses.align_attention(looks, frames=2, cells=4)
-    blocks = looks.view(2, 3, 2, 2, 2, 2, 2).sum((4, 6))  # (R, T, F, row, column): sums over blocks of 2 x 2
+    weights = attention_weights(0, 2, 3, 2 * 16)
+    found = losses.align_attention(weights, num_frames=2, image_tokens=4)
+    blocks = weights.view(2, 3, 2, 2, 2, 2, 2).sum(
+        (4, 6)
+    )  # (R, T, F, row, column): sums over blocks of 2 x 2
     torch.testing.assert_close(found, blocks.flatten(2))
-    assert losses.align_attention(looks, frames=2, cells=16) is looks
-    grown = losses.align_attention(found, frames=2, cells=16)
+    assert losses.align_attention(weights, num_frames=2, image_tokens=16) is weights
+    grown = losses.align_attention(found, num_frames=2, image_tokens=16)
     torch.testing.assert_close(grown.sum(-1), torch.ones(2, 3, dtype=torch.float64))
 
 
@@ -404,12 +406,12 @@ def test_relation_heads_divide_both_widths(widths, heads):
     assert losses.relation_heads(*widths) == heads
 
 
-# --- trim
+# --- restrict_vocabulary
 
 
-def test_trimming_moves_the_mass_of_unknown_words_to_one(teacher):
-    kept = torch.tensor([0, 2, 4])  # word 2 is the unknown one, number 1 among them
-    p, found = teacher.softmax(-1), losses.trim(teacher, kept, unknown=1).softmax(-1)
+def test_the_mass_of_unknown_words_moves_to_one(teacher):
+    subset = torch.tensor([0, 2, 4])  # word 2 is the unknown one, number 1 among them
+    p, found = teacher.softmax(-1), losses.restrict_vocabulary(teacher, subset, unknown=1).softmax(-1)
     torch.testing.assert_close(found[..., 0], p[..., 0])
     torch.testing.assert_close(found[..., 1], p[..., 1] + p[..., 2] + p[..., 3])
     torch.testing.assert_close(found[..., 2], p[..., 4])
@@ -417,9 +419,9 @@ def test_trimming_moves_the_mass_of_unknown_words_to_one(teacher):
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
 @pytest.mark.parametrize("k", [1, 3, V])
-def test_a_trimmed_top_k_has_unknown_words_in_its_bucket(student, teacher, k, temperature):
-    kept = torch.tensor([0, 2, 4])
-    own, tokens = student[..., kept], torch.tensor([[1, 2, 1, 2], [1, 2, 2, 0]])
+def test_a_restricted_top_k_has_unknown_words_in_its_bucket(student, teacher, k, temperature):
+    subset = torch.tensor([0, 2, 4])
+    own, tokens = student[..., subset], torch.tensor([[1, 2, 1, 2], [1, 2, 2, 0]])
     total = 0.0
     for row, i in REAL:
         p, q = softmax(teacher[row, i].tolist()), softmax(own[row, i].tolist())
@@ -428,11 +430,11 @@ def test_a_trimmed_top_k_has_unknown_words_in_its_bucket(student, teacher, k, te
         p, q = ([a ** (1 / temperature) for a in (*row, 1 - sum(row))] for row in rows)
         p, q = ([a / sum(row) for a in row] for row in (p, q))
         total += sum(a * (math.log(a) - math.log(b)) for a, b in zip(p, q))
-    top = losses.trim(losses.top_k(teacher, k), kept, unknown=1)
-    found = losses.kl_top(own, top, tokens, 0, temperature)
+    top = losses.restrict_vocabulary(losses.top_k(teacher, k), subset, unknown=1)
+    found = losses.kl(own, top, tokens, 0, temperature)
     assert found.item() == pytest.approx(temperature**2 * total / len(REAL), rel=1e-6)
     if k == V:
-        whole = losses.kl(own, losses.trim(teacher, kept, unknown=1), tokens, 0, temperature)
+        whole = losses.kl(own, losses.restrict_vocabulary(teacher, subset, unknown=1), tokens, 0, temperature)
         torch.testing.assert_close(found, whole)
 
 
@@ -485,23 +487,32 @@ def every_loss(seed=0, dtype=torch.float32):
         return 3 * torch.randn(*shape, generator=draw).to(dtype)
 
     tokens = torch.tensor([[2, 4, 1, 3], [2, 1, 3, PAD]])
-    real, kept = tokens != PAD, torch.tensor([0, 1, 2, 4])
+    real, subset = tokens != PAD, torch.tensor([0, 1, 2, 4])
     logits, theirs, some = random(2, 4, V), random(2, 4, V), random(2, 4, 4)
-    cells, finer, rows, other = random(2, 4, 32), random(2, 16, 32), random(2, 4, 32), random(2, 4, 64)
-    looks, theirs_look = random(2, 4, 4).softmax(-1), random(2, 4, 16).softmax(-1)
+    image, finer, text, other = random(2, 4, 32), random(2, 16, 32), random(2, 4, 32), random(2, 4, 64)
+    weights, teacher_weights = random(2, 4, 4).softmax(-1), random(2, 4, 16).softmax(-1)
     top = losses.top_k(theirs, 2)
     return {
         "cross_entropy": (lambda x: losses.cross_entropy(x, tokens, PAD, 0.1), logits),
         "kl": (lambda x: losses.kl(x, theirs, tokens, PAD, 2.0), logits),
-        "kl_top": (lambda x: losses.kl_top(x, top, tokens, PAD), logits),
-        "kl_trimmed": (lambda x: losses.kl(x, losses.trim(theirs, kept, 1), tokens % 3, PAD), some),
-        "kl_top_trimmed": (lambda x: losses.kl_top(x, losses.trim(top, kept, 1), tokens % 3, PAD), some),
-        "mse": (lambda x: losses.feature(x, rows, "mse", real), cells),
-        "cosine": (lambda x: losses.feature(x, rows, "cosine", real), cells),
-        "grid": (lambda x: losses.feature(losses.align_grid(x, (4, 4), (2, 2)), rows), finer),
-        "attention": (lambda x: losses.attention(x, losses.align_attention(theirs_look, 1, 4), real), looks),
-        "relation": (lambda x: losses.relation(x, other, 2, real), rows),
-        "relation_of_loud_ones": (lambda x: losses.relation(200 * x, 200 * other, 2, real), rows),
+        "kl_top": (lambda x: losses.kl(x, top, tokens, PAD), logits),
+        "kl_restricted": (
+            lambda x: losses.kl(x, losses.restrict_vocabulary(theirs, subset, 1), tokens % 3, PAD),
+            some,
+        ),
+        "top_k_kl_restricted": (
+            lambda x: losses.kl(x, losses.restrict_vocabulary(top, subset, 1), tokens % 3, PAD),
+            some,
+        ),
+        "mse": (lambda x: losses.feature(x, text, "mse", real), image),
+        "cosine": (lambda x: losses.feature(x, text, "cosine", real), image),
+        "grid": (lambda x: losses.feature(losses.align_grid(x, (4, 4), (2, 2)), text), finer),
+        "attention": (
+            lambda x: losses.attention(x, losses.align_attention(teacher_weights, 1, 4), real),
+            weights,
+        ),
+        "relation": (lambda x: losses.relation(x, other, 2, real), text),
+        "relation_of_loud_ones": (lambda x: losses.relation(200 * x, 200 * other, 2, real), text),
     }
 
 

@@ -18,54 +18,26 @@ import pytorch_lightning as pl
 import tiny
 import torch
 import yaml
+from fits import QUIET, fit
 from jsonargparse import ArgumentParser
-from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.strategies import DDPStrategy
 
 from gitdistill import __main__
 from gitdistill.data import FileData
-from gitdistill.distillation.resume import ExactResume, WholeCheckpoints, read_checkpoint
+from gitdistill.data.base import ClipLoader
+from gitdistill.distillation.resume import WholeCheckpoints, read_checkpoint
 from gitdistill.distillation.trainer import CaptionTrainer, DistillationTrainer
-from gitdistill.world.module import ClipLoader, GlyphData
+from gitdistill.world.module import GlyphData
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-SMALL = {"val_clips": 5, "test_clips": 5, "unseen_clips": 3, "batch_size": 2, "frames": 2, "image_size": 32}
-QUIET = {"accelerator": "cpu", "enable_progress_bar": False, "enable_model_summary": False, "logger": False}
-
-
-class Killed(Exception):
-    pass
-
-
-class Watch(pl.Callback):
-    """Notes the clips of each step; gives up before step `kill`."""
-
-    def __init__(self, kill=None):
-        self.kill, self.clips = kill, []
-
-    def on_train_batch_start(self, trainer, module, batch, index):
-        if trainer.global_step == self.kill:
-            raise Killed
-        self.clips.append(batch["clip"].tolist())
-
-
-def fit(folder, data, kill=None, resume=False, steps=9, freeze=0, **options):
-    """(weights, clips of each step) of a fit whose student has dropout; 5 clips or so an epoch."""
-    pl.seed_everything(3, verbose=False)
-    student = tiny.student(dropout=0.2).eval()  # as one that was loaded comes
-    module = CaptionTrainer(student, warmup=2, freeze=freeze)
-    watch, keep = Watch(kill), ModelCheckpoint(folder, every_n_train_steps=1, save_last=True, save_top_k=0)
-    trainer = pl.Trainer(
-        max_steps=steps, callbacks=[keep, watch, ExactResume()], plugins=[WholeCheckpoints()],
-        limit_val_batches=1, num_sanity_val_steps=0, **QUIET, **options,
-    )  # fmt: skip
-    try:
-        trainer.fit(module, data, ckpt_path=str(folder / "last.ckpt") if resume else None)
-    except Killed:
-        assert kill is not None
-    if watch.clips:
-        assert student.layers.training and student.backbone.training == (trainer.global_step > freeze)
-    return {name: value.clone() for name, value in module.state_dict().items()}, watch.clips
+SMALL = {
+    "val_clips": 5,
+    "test_clips": 5,
+    "unseen_clips": 3,
+    "batch_size": 2,
+    "num_frames": 2,
+    "image_size": 32,
+}
 
 
 def data(train_clips, **options):
@@ -172,7 +144,7 @@ def test_the_configs_of_real_data_fit_their_teachers():
     for name in ("coco", "msrvtt"):
         content = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
         student, files = content["model"]["init_args"]["student"]["init_args"], content["data"]["init_args"]
-        assert student["frames"] == files["frames"] and student["vocab_size"] == 30522
+        assert student["num_frames"] == files["num_frames"] and student["vocab_size"] == 30522
         assert files["tokenizer"] == content["model"]["init_args"]["teacher"]
         assert files.keys() <= {name for part in FileData.__mro__[:2] for name in signature(part).parameters}
 
@@ -429,7 +401,7 @@ def test_killing_two_processes_together(tmp_path):
         time.sleep(draw.uniform(0, 0.1))
         os.killpg(process.pid, signal.SIGKILL)
         process.join()
-        kept = read_checkpoint(last, weights_only=True)
+        kept = read_checkpoint(last)
         assert len(kept["callbacks"]["ExactResume"]["processes"]) == 2
         steps.append(kept["global_step"])
     assert 0 < steps[0] < steps[1] < 12

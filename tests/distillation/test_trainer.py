@@ -1,7 +1,6 @@
 """The trainers: what trains, what does not, what a run leaves behind."""
 
 import json
-import math
 from contextlib import nullcontext
 
 import pytest
@@ -10,13 +9,16 @@ import tiny
 import torch
 
 from gitdistill.decoding import beam
-from gitdistill.distillation import distributed, losses
+from gitdistill.distillation import distributed, losses, scoring, terms
 from gitdistill.distillation.cache import TeacherCache
-from gitdistill.distillation.targets import CaptionFilter, TargetSpec, as_feature_grid
-from gitdistill.distillation.trainer import Anneal, CaptionTrainer, DistillationTrainer
+from gitdistill.distillation.checks import LossWatch, check_finite, check_gradients
+from gitdistill.distillation.pseudo_captions import CaptionFilter
+from gitdistill.distillation.targets import TargetSpec
+from gitdistill.distillation.trainer import CaptionTrainer, DistillationTrainer
 from gitdistill.models.student import StudentCandidateV1
-from gitdistill.use.export import as_stored, export_run, training_log
-from gitdistill.world.module import GlyphData
+from gitdistill.use.captioner import Student
+from gitdistill.use.export import as_stored, export_run
+from gitdistill.world.module import GlyphData, glyph_tokenizer
 
 TERMS = ("cross_entropy", "kl", "features", "hidden", "visual", "attention", "relations", "sequence")
 ALL = dict.fromkeys(TERMS, 1.0)
@@ -29,7 +31,7 @@ QUIET = dict.fromkeys(
 @pytest.fixture
 def data():
     sizes = {"train_clips": 8, "val_clips": 4, "test_clips": 4, "unseen_clips": 4, "batch_size": 4}
-    return GlyphData(**sizes, captions_per_clip=2, frames=tiny.FRAMES, image_size=tiny.SIDE)
+    return GlyphData(**sizes, captions_per_clip=2, num_frames=tiny.FRAMES, image_size=tiny.SIDE)
 
 
 @pytest.fixture
@@ -63,7 +65,7 @@ def test_every_loss_reaches_all_of_the_student_and_nothing_of_the_teacher(batch)
     teacher, student = tiny.teacher(), tiny.student()
     module = silent(DistillationTrainer(teacher, student, **ALL, max_length=8))
     module.train()
-    terms = module.losses(batch)
+    terms = module.loss_terms(batch)
     assert set(terms) == set(ALL)
     sum(terms.values()).backward()
     # A key's bias shifts all scores of a row alike, which the softmax takes back: no gradient, by construction.
@@ -79,9 +81,9 @@ def test_every_loss_reaches_all_of_the_student_and_nothing_of_the_teacher(batch)
 @pytest.mark.parametrize("term", TERMS)
 def test_each_loss_of_the_teacher_trains_the_backbone(batch, term):
     module = silent(DistillationTrainer(tiny.teacher(), tiny.student(), **{**NONE, term: 1.0}, max_length=8))
-    values = module.losses(batch)
+    values = module.loss_terms(batch)
     assert list(values) == [term] and values[term] > 0
-    module.check_gradients(batch)
+    check_gradients(module, batch)
     values[term].backward()
     assert all(p.grad is not None and p.grad.any() for p in module.student.backbone.net.stages_2.parameters())
 
@@ -92,7 +94,7 @@ def test_terms_are_the_losses_times_their_weights(batch):
         DistillationTrainer(teacher, student, cross_entropy=0.5, kl=2.0, features=0.0, temperature=3.0)
     )
     module.eval()
-    terms, tokens = module.losses(batch), batch["tokens"]
+    terms, tokens = module.loss_terms(batch), batch["tokens"]
     ours, theirs = (m(batch["frames"], tokens).logits for m in (student, teacher))
     assert set(terms) == {"cross_entropy", "kl"}
     torch.testing.assert_close(terms["cross_entropy"], 0.5 * losses.cross_entropy(ours, tokens, 0))
@@ -114,12 +116,12 @@ def test_the_teacher_is_in_no_state_and_never_trains():
 def test_networks_on_any_device_can_be_paired(places, monkeypatch):
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # which "meta" has none of
     teacher, student = (net.to(place) for net, place in zip((tiny.teacher(), tiny.student()), places))
-    module = DistillationTrainer(teacher, student, **ALL)
+    module = DistillationTrainer(teacher, student, **ALL | {"sequence": 0})
     assert {p.device.type for p in module.projectors.parameters()} == {places[1]}
     assert next(teacher.parameters()).device.type == places[0]
     if "cpu" not in places:
         batch = {"frames": torch.zeros(2, 1, 3, 32, 32, dtype=torch.uint8, device="meta")}
-        module._ask(batch | {"tokens": torch.zeros(4, 6, dtype=torch.long, device="meta")})
+        module.outputs(batch | {"tokens": torch.zeros(4, 6, dtype=torch.long, device="meta")})
 
 
 def test_the_teacher_goes_back_to_where_it_was(data):
@@ -137,30 +139,58 @@ def test_the_teacher_goes_back_to_where_it_was(data):
 
 def test_another_vocabulary_is_refused():
     student = StudentCandidateV1(7, tiny.backbone(), embed_dim=32, heads=2)
-    with pytest.raises(ValueError, match="vocabulary has 7 words and the teacher's"):
+    with pytest.raises(ValueError, match="vocab_size is .* 7"):
         DistillationTrainer(tiny.teacher(), student)
+
+
+def test_other_special_tokens_are_refused():
+    """As of a teacher whose captions start with 101, and a student built with the default special tokens."""
+    with pytest.raises(ValueError, match="bos_token_id is 2 .* 4"):
+        DistillationTrainer(tiny.teacher(), tiny.student(bos_token_id=4))
+
+
+def test_an_interrupt_while_the_encoder_is_frozen_thaws_it(data, tmp_path):
+    class Interrupt(pl.Callback):
+        def on_before_zero_grad(self, trainer, module, optimizer):
+            if trainer.global_step == 1:
+                raise KeyboardInterrupt
+
+    student = tiny.student()
+    module = CaptionTrainer(student, glyph_tokenizer(), freeze=3)
+    trainer = pl.Trainer(
+        accelerator="cpu", max_steps=4, callbacks=[Interrupt()], limit_val_batches=0, **QUIET
+    )
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        trainer.fit(module, data)
+    assert all(p.requires_grad for p in student.parameters())
+
+
+def test_a_teachers_path_and_a_loaded_student_will_do(tmp_path):
+    tiny.teacher().model.save_pretrained(tmp_path)
+    tiny.teacher().tokenizer.save_pretrained(tmp_path)
+    loaded = Student(tiny.student(), glyph_tokenizer())
+    module = DistillationTrainer(tmp_path, loaded)
+    assert module.student is loaded.model and module.teacher.vocab_size == loaded.model.vocab_size
 
 
 @pytest.mark.parametrize("term", ["cross_entropy", "kl", "hidden", "attention", "relations", "sequence"])
 def test_padding_changes_no_loss(batch, term):
     weights = {**NONE, term: 1.0, "teacher_captions": 1}
     module = silent(DistillationTrainer(tiny.teacher(), tiny.student(), **weights, max_length=8).eval())
-    before = module.losses(batch)[term]
+    before = module.loss_terms(batch)[term]
     longer = {**batch, "tokens": torch.nn.functional.pad(batch["tokens"], (0, 4))}
-    torch.testing.assert_close(module.losses(longer)[term], before)
+    torch.testing.assert_close(module.loss_terms(longer)[term], before)
 
 
 @pytest.mark.parametrize("term", ["features", "hidden", "visual", "attention", "relations"])
 def test_a_detached_activation_is_found_before_training(batch, data, tmp_path, monkeypatch, term):
-    from gitdistill.distillation import trainer as module_under_test
-
     def detached(model, names, detach):
         return record(model, names)
 
-    record = module_under_test.record
+    record = terms.record
     module = DistillationTrainer(tiny.teacher(), tiny.student(), **{**NONE, "cross_entropy": 1.0, term: 1.0})
-    monkeypatch.setattr(module_under_test, "record", detached)
-    with pytest.raises(ValueError, match=f"^the loss {term} reaches no parameter of the student"):
+    monkeypatch.setattr(terms, "record", detached)
+    with pytest.raises(ValueError, match=f"^the loss {term} does not reach the student's backbone"):
         fit(module, data, tmp_path, max_steps=1)
 
 
@@ -169,8 +199,8 @@ def test_a_loss_that_misses_the_backbone_is_named(batch):
     memory = student.encode
     student.encode = lambda frames: (lambda maps, x: (maps, x.detach()))(*memory(frames))
     module = silent(DistillationTrainer(tiny.teacher(), student, features=0))
-    with pytest.raises(ValueError, match="the loss cross_entropy reaches .*words.*, but not its backbone$"):
-        module.check_gradients(batch)
+    with pytest.raises(ValueError, match="the loss cross_entropy does not reach the student's backbone"):
+        check_gradients(module, batch)
 
 
 def test_looking_at_gradients_leaves_no_trace(batch):
@@ -180,7 +210,7 @@ def test_looking_at_gradients_leaves_no_trace(batch):
     module.model.backbone.requires_grad_(False).eval()
     before = {name: value.clone() for name, value in module.state_dict().items()}
     random = torch.get_rng_state()
-    module.check_gradients(batch)
+    check_gradients(module, batch)
     assert torch.equal(random, torch.get_rng_state())
     assert all(p.grad is None for p in module.parameters()) and not module.teacher.training
     assert not any(p.requires_grad for p in module.model.backbone.parameters())
@@ -193,73 +223,90 @@ class Times(CaptionTrainer):
 
     factor = float("nan")
 
-    def losses(self, batch):
-        terms = super().losses(batch)
+    def loss_terms(self, batch):
+        terms = super().loss_terms(batch)
         return {**terms, "odd": terms["cross_entropy"] * (self.factor if self.global_step == 1 else 0)}
 
 
 def test_a_loss_that_is_not_finite_stops_with_the_batch_named(data, tmp_path):
     with pytest.raises(
-        ValueError, match=r"^the loss is nan \(.*odd nan\) in step 1, .*1, clips \[\d+,.*lower lr"
+        ValueError, match=r"^the loss is not finite in step 1, .*clips \[\d+,.*odd nan\).*lower lr"
     ) as error:
-        fit(Times(tiny.student()), data, tmp_path, max_steps=3)
+        fit(Times(tiny.student(), glyph_tokenizer()), data, tmp_path, max_steps=3)
     assert "\n" not in str(error.value)
 
 
-def test_a_loss_that_is_not_finite_elsewhere_stops_all_processes(batch, monkeypatch):
-    module = CaptionTrainer(tiny.student())
+@pytest.mark.parametrize("there", [0.0, 1.0])
+def test_a_loss_that_is_not_finite_elsewhere_stops_all_ranks(monkeypatch, there):
     monkeypatch.setattr(distributed, "rank_and_world", lambda: (0, 2))
-    for there in (0.0, 1.0):
-        monkeypatch.setattr(
-            distributed.distributed, "all_reduce", lambda x, op, there=there: x.clamp_(min=there)
-        )
-        if there:
-            with pytest.raises(ValueError, match="^the loss of another process is not finite in step 0,"):
-                module.check_loss({}, 1.0, batch, 0)
-        else:
-            module.check_loss({}, 1.0, batch, 0)
+    monkeypatch.setattr(distributed.distributed, "all_reduce", lambda x, op: x.clamp_(min=there))
+    with pytest.raises(ValueError, match="^the loss of another rank") if there else nullcontext():
+        check_finite(torch.tensor(1.0), {}, "step 0", None)
 
 
 def test_a_large_loss_does_not_stop(data, tmp_path):
-    """A weight may grow: `Anneal`."""
-    module = Times(tiny.student())
+    """A loss may grow, as long as it is finite."""
+    module = Times(tiny.student(), glyph_tokenizer())
     module.factor = 1000.0
     assert fit(module, data, tmp_path, max_steps=3).global_step == 3
 
 
-def test_a_gpu_is_waited_for_only_in_steps_that_are_logged(batch, monkeypatch):
-    module, checked = silent(CaptionTrainer(tiny.student())), []
-    module.trainer = pl.Trainer(accelerator="cpu", log_every_n_steps=4, **QUIET)
-    monkeypatch.setattr(module, "losses", lambda batch: {"some": torch.zeros((), device="meta")})
-    monkeypatch.setattr(torch.Tensor, "item", lambda self: 0.0)
-    monkeypatch.setattr(module, "check_loss", lambda *arguments: checked.append(arguments[-1]))
-    for index in range(9):
-        module.training_step(batch, index)
-    assert checked == [0, 4, 8]
+class Accelerator(LossWatch):
+    """Pretends that the loss is on an accelerator, where no step waits for its own loss."""
+
+    def check(self, loss, *step):
+        class Far(torch.Tensor):
+            device = torch.device("cuda")
+
+        super().check(loss.as_subclass(Far), *step)
 
 
-def test_the_teachers_own_captions_join_the_batch(batch):
+@pytest.mark.parametrize("steps, log_every_n_steps", [(2, 50), (3, 0)])
+def test_an_accelerator_names_the_step_and_the_clips_one_step_later(data, tmp_path, steps, log_every_n_steps):
+    seen = []
+
+    class Watch(pl.Callback):
+        def on_train_batch_start(self, trainer, module, batch, index):
+            seen.append(batch["clip"].tolist())
+
+    module = Times(tiny.student(), glyph_tokenizer())
+    module.loss_watch = Accelerator()
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        max_steps=steps,
+        callbacks=[Watch()],
+        limit_val_batches=0,
+        log_every_n_steps=log_every_n_steps,
+        **QUIET,
+    )
+    with pytest.raises(ValueError) as error:
+        trainer.fit(module, data)
+    assert "in step 1," in str(error.value) and str(seen[1]) in str(error.value)
+    assert len(seen) == steps  # at the end of the fit, or in the step after
+
+
+def test_pseudo_captions_join_the_batch(batch):
     module = silent(
         DistillationTrainer(tiny.teacher(), tiny.student(), features=0, sequence=0.5, max_length=8)
     )
     module.eval()
     own = {**batch, "tokens": batch["tokens"].clone()}
-    joined, count = module._with_teacher_captions(batch)
-    assert count == 2 and len(joined["tokens"]) == 4 * 3 and torch.equal(batch["tokens"], own["tokens"])
-    said = joined["tokens"].unflatten(0, (4, 3))[:, 2]
+    outputs = module.outputs(batch)
+    assert outputs.num_captions == 2 and torch.equal(batch["tokens"], own["tokens"])
+    joined, pseudo = {"tokens": outputs.tokens.flatten(0, 1)}, outputs.tokens[:, 2]
     expected = beam(module.teacher, batch["frames"], beams=4, max_length=8).tokens[:, 0]
-    assert torch.equal(said[:, : expected.shape[1]], expected) and not said[:, expected.shape[1] :].any()
-    values = module.losses(batch)
+    assert torch.equal(pseudo[:, : expected.shape[1]], expected) and not pseudo[:, expected.shape[1] :].any()
+    values = module.loss_terms(batch)
     logits = module.student(batch["frames"], expected).logits
     torch.testing.assert_close(values["sequence"], 0.5 * losses.cross_entropy(logits, expected, 0))
-    alone = silent(DistillationTrainer(tiny.teacher(), module.student, features=0).eval()).losses(batch)
+    alone = silent(DistillationTrainer(tiny.teacher(), module.student, features=0).eval()).loss_terms(batch)
     torch.testing.assert_close(values["cross_entropy"], alone["cross_entropy"])
     ours, theirs = (m(batch["frames"], joined["tokens"]).logits for m in (module.student, module.teacher))
     torch.testing.assert_close(values["kl"], losses.kl(ours, theirs, joined["tokens"], 0))
 
 
 def test_clips_without_captions_learn_from_the_teacher_alone():
-    sizes = {"train_clips": 4, "batch_size": 4, "captions_per_clip": 2, "frames": tiny.FRAMES}
+    sizes = {"train_clips": 4, "batch_size": 4, "captions_per_clip": 2, "num_frames": tiny.FRAMES}
     data = GlyphData(**sizes, image_size=tiny.SIDE, labelled=1)
     (batch,) = data.train_dataloader()
     options = {"features": 0, "sequence": 1.0, "max_length": 8}
@@ -267,24 +314,26 @@ def test_clips_without_captions_learn_from_the_teacher_alone():
     labelled = batch["clip"] == 0
     one = {"frames": batch["frames"][labelled], "tokens": batch["tokens"].unflatten(0, (4, 2))[labelled][0]}
     plain = silent(DistillationTrainer(tiny.teacher(), module.student, kl=0, features=0).eval())
-    found = module.losses(batch)
-    torch.testing.assert_close(found["cross_entropy"], plain.losses(one)["cross_entropy"] / 4)
+    found = module.loss_terms(batch)
+    torch.testing.assert_close(found["cross_entropy"], plain.loss_terms(one)["cross_entropy"] / 4)
     nothing = {**batch, "tokens": torch.full((8, 1), 2)}
-    found = module.losses(nothing)
+    found = module.loss_terms(nothing)
     assert found["cross_entropy"] == 0 and found["sequence"] > 0 and found["kl"] > 0
-    module.check_gradients(nothing)
+    check_gradients(module, nothing)
     # the filter: captions that do not pass cost nothing
     strict = CaptionFilter(confidence=1.0)
     module = silent(DistillationTrainer(tiny.teacher(), module.student, **options, caption_filter=strict))
-    assert sum(module.losses(nothing).values()) == 0
+    assert sum(module.loss_terms(nothing).values()) == 0
 
 
-def test_a_student_of_fewer_words_learns_and_speaks_in_the_tokenizers_numbers(batch, data, tmp_path):
+def test_a_student_with_a_vocab_subset_learns_in_its_own_numbers_and_captions_in_the_tokenizers(
+    batch, data, tmp_path
+):
     keep = batch["tokens"].unique().tolist()
     student = tiny.student(vocab_subset=keep)
     assert len(student.words.weight) < student.vocab_size
     module = silent(DistillationTrainer(tiny.teacher(), student, features=0, label_smoothing=0.1).eval())
-    found, tokens = module.losses(batch), batch["tokens"]
+    found, tokens = module.loss_terms(batch), batch["tokens"]
     own, pad = student.subset_index[tokens], student.subset_pad_token_id
     logits = student(batch["frames"], tokens).subset_logits
     torch.testing.assert_close(found["cross_entropy"], losses.cross_entropy(logits, own, pad, 0.1))
@@ -292,42 +341,15 @@ def test_a_student_of_fewer_words_learns_and_speaks_in_the_tokenizers_numbers(ba
     q = p[..., student.vocab_subset]
     q[..., student.subset_unk_token_id] += 1 - q.sum(-1)
     torch.testing.assert_close(found["kl"], losses.kl(logits, q.log(), own, pad), rtol=1e-4, atol=1e-5)
-    module.check_gradients(batch)
+    check_gradients(module, batch)
     del module.log, module.log_dict  # the class's own again
     fit(module, data, tmp_path, max_steps=1)
 
 
-def test_weights_are_annealed_in_a_straight_line(data, tmp_path):
-    module, seen = (
-        DistillationTrainer(tiny.teacher(), tiny.student(), **NONE | {"kl": 2.0, "features": 8.0}),
-        [],
-    )
-    module.training_step = lambda *_: seen.append(dict(module.weights))  # and learns nothing
-    trainer = pl.Trainer(max_steps=8, max_epochs=4, accelerator="cpu", logger=False, enable_checkpointing=False,
-                         enable_progress_bar=False, limit_val_batches=0,
-                         callbacks=[Anneal({"features": 0.0}, start=0.25, end=0.75)])  # fmt: skip
-    trainer.fit(module, data)
-    assert [weights["features"] for weights in seen] == [8, 8, 8, 6, 4, 2, 0, 0]
-    assert {weights["kl"] for weights in seen} == {2.0}
-
-
-@pytest.mark.parametrize("part", ["cosine", "Anneal"])
-def test_a_fit_without_an_end_is_refused(data, part):
+def test_a_fit_without_an_end_is_refused(data):
     module = DistillationTrainer(tiny.teacher(), tiny.student())
-    if part == "Anneal":
-        module.configure_optimizers = lambda: torch.optim.SGD(module.parameters(), 0.1)
-    options = {"max_epochs": -1, "max_time": "00:00:01:00", "callbacks": [Anneal({"kl": 0.0})], **QUIET}
     with pytest.raises(ValueError, match="give the trainer max_steps or max_epochs"):
-        pl.Trainer(accelerator="cpu", **options).fit(module, data)
-
-
-def test_annealing_a_loss_that_is_off_is_refused(data):
-    module = DistillationTrainer(tiny.teacher(), tiny.student(), **NONE | {"kl": 1.0})
-    trainer = pl.Trainer(accelerator="cpu", logger=False, callbacks=[Anneal({"hidden": 1.0})])
-    with pytest.raises(ValueError, match="no loss to anneal: hidden; on are kl"):
-        trainer.fit(module, data)
-    with pytest.raises(ValueError, match="shares of the fit"):
-        Anneal({"kl": 0.0}, start=0.5, end=0.5)
+        pl.Trainer(accelerator="cpu", max_epochs=-1, max_time="00:00:01:00", **QUIET).fit(module, data)
 
 
 def test_sequence_needs_captions_of_the_teacher():
@@ -343,17 +365,19 @@ def test_an_unknown_feature_path_is_named():
 def test_features_of_the_image_encoders_can_be_paired(batch):
     pairs = {"backbone.net.stages_2": "model.image_encoder", "mixer.0": "model.layers.0"}
     module = silent(DistillationTrainer(tiny.teacher(), tiny.student(), feature_pairs=pairs))
-    assert module.losses(batch)["features"].item() > 0
+    assert module.loss_terms(batch)["features"].item() > 0
     assert set(module.projectors) == {"backbone/net/stages_2", "mixer/0"}
 
 
 def test_stages_are_paired_by_depth_and_grid(batch):
     module = silent(DistillationTrainer(tiny.teacher(), tiny.student(), feature_pairs="stages"))
-    assert module.feature_pairs == {  # the first stage's 8 x 8 is too fine for 2 x 2 patches
+    assert {
+        pair.student: pair.teacher for pair in module.pairs
+    } == {  # the first stage's 8 x 8 is too fine for 2 x 2 patches
         "backbone.net.stages_1": "model.image_encoder.layers.0",
         "backbone.net.stages_2": "model.image_encoder.layers.1",
     }
-    module.check_gradients(batch)
+    check_gradients(module, batch)
     with pytest.raises(
         ValueError, match="^feature_pairs is a dict of module paths or \"stages\", not 'all'$"
     ):
@@ -363,20 +387,11 @@ def test_stages_are_paired_by_depth_and_grid(batch):
 def test_features_can_be_compared_by_their_cosine(batch):
     torch.manual_seed(0)
     module = silent(DistillationTrainer(tiny.teacher(), tiny.student(), **{**NONE, "features": 1.0}).eval())
-    squares = module.losses(batch)["features"]
-    module.feature_kind = "cosine"
-    assert abs(module.losses(batch)["features"] - squares) > 1e-3
-
-
-def test_cells_of_maps_frames_and_clips():
-    maps = torch.arange(2 * 3 * 2 * 2.0).reshape(2, 3, 2, 2)  # two frames, three channels
-    tokens = maps.flatten(2).transpose(1, 2)
-    expected = maps.permute(0, 2, 3, 1)
-    with_class = torch.cat([torch.full((2, 1, 3), -1.0), tokens], dim=1)
-    for activation in (maps, tokens, with_class, with_class.reshape(1, 10, 3)):
-        torch.testing.assert_close(as_feature_grid(activation, count=2), expected)
-    with pytest.raises(ValueError, match="no square grid"):
-        as_feature_grid(torch.zeros(1, 6, 3), count=1)
+    squares = module.loss_terms(batch)["features"]
+    torch.manual_seed(0)
+    options = {**NONE, "features": 1.0, "feature_kind": "cosine"}
+    module = silent(DistillationTrainer(tiny.teacher(), tiny.student(), **options).eval())
+    assert abs(module.loss_terms(batch)["features"] - squares) > 1e-3
 
 
 def test_a_run_scores_captions_and_ships_the_student_alone(data, tmp_path):
@@ -403,35 +418,56 @@ def test_a_run_scores_captions_and_ships_the_student_alone(data, tmp_path):
     assert stored["steps"] == 2 and stored["test/cider"] == scores["test/cider"]
 
 
-def test_scores_are_kept_when_the_log_cannot_be_read(tmp_path, monkeypatch):
-    trainer = pl.Trainer(logger=pl.loggers.CSVLogger(tmp_path), accelerator="cpu")
-    monkeypatch.setattr("gitdistill.use.export.training_log", lambda *_: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        export_run(CaptionTrainer(tiny.student()), trainer, {"test/cider": 1.5}, tmp_path / "end")
-    assert json.loads((tmp_path / "end" / "scores.json").read_text())["test/cider"] == 1.5
-
-
-def test_processes_score_clips_without_numbers_and_one_may_have_none(data, monkeypatch):
+def test_ranks_score_clips_without_numbers_and_one_may_have_none(data, monkeypatch):
     batch = next(iter(data.val_dataloader()))
     del batch["clip"]
-    parts, logged = [], {}
+    student, parts = tiny.student().eval(), []
     for rank, batches in enumerate((2, 1, 0)):
-        monkeypatch.setattr("gitdistill.distillation.trainer.rank_and_world", lambda rank=rank: (rank, 3))
-        module = CaptionTrainer(tiny.student().eval(), max_length=8)
+        monkeypatch.setattr(scoring, "rank_and_world", lambda rank=rank: (rank, 3))
+        mine = scoring.Predictions()
         for _ in range(batches):
-            module.score_batch("val", batch)
-        parts.append(module._heard)
-    monkeypatch.setattr(
-        "gitdistill.distillation.trainer.gather", lambda mine: parts
-    )  # as the last one's, who heard nothing
+            mine.add("val", student, batch, glyph_tokenizer(), max_length=8)
+        parts.append(mine.splits)
+    monkeypatch.setattr(scoring, "gather", lambda mine: parts)  # as the last rank, which has none
     counts = []
-    monkeypatch.setattr(
-        "gitdistill.metrics.caption_scores", lambda said, _: counts.append(len(said)) or {"cider": 0}
-    )
-    module.log = lambda name, value, **_: logged.update({name: value})
-    module.log_dict = lambda *_, **__: None
-    module.log_scores()
-    assert counts == [12] and "val/cross_entropy" in logged
+    found = mine.scores(lambda captions, scenes: counts.append(len(captions)) or {"true": 1.0})
+    assert counts == [12] and found["val"]["true"] == 1.0 and found["val"]["cross_entropy"] > 0
+
+
+@pytest.mark.parametrize("subset", [False, True])
+def test_a_batch_is_encoded_once_and_scored_as_by_the_loss(data, subset):
+    batch = next(iter(data.val_dataloader()))
+    student = tiny.student(vocab_subset=batch["tokens"].unique().tolist() if subset else None).eval()
+    encoded = []
+    student.backbone.register_forward_hook(lambda *_: encoded.append(1))
+    mine = scoring.Predictions()
+    with torch.no_grad():
+        mine.add("val", student, batch, glyph_tokenizer(), max_length=8)
+        assert len(encoded) == 1
+        output = student(batch["frames"], batch["tokens"])
+    tokens, pad = terms.to_vocab_subset(student, batch["tokens"])
+    expected = losses.cross_entropy(output.subset_logits, tokens, pad).item()
+    assert mine.scores()["val"]["cross_entropy"] == pytest.approx(expected, rel=1e-5)
+    captions = student.caption(batch["frames"], glyph_tokenizer(), max_length=8)
+    assert [caption for caption, *_ in mine.splits["val"].values()] == captions
+
+
+class Loaders(pl.LightningDataModule):
+    """More loaders than anybody has named."""
+
+    def __init__(self, data):
+        super().__init__()
+        self.train_dataloader = data.train_dataloader
+        self.val_dataloader = lambda: [data.val_dataloader(), data.val_dataloader()]
+        self.test_dataloader = lambda: [*data.test_dataloader(), data.val_dataloader()]
+
+
+def test_any_number_of_loaders_is_scored(data, tmp_path):
+    module = CaptionTrainer(tiny.student(), glyph_tokenizer(), warmup=1, max_length=8)
+    trainer = fit(module, Loaders(data), tmp_path, max_epochs=1)
+    assert {"val/cider", "val_1/cider"} <= trainer.callback_metrics.keys()
+    trainer.test(module, Loaders(data), verbose=False)
+    assert {"test/cider", "test_1/cider", "test_2/cider"} <= trainer.callback_metrics.keys()
 
 
 def batch_frames(data):
@@ -440,7 +476,7 @@ def batch_frames(data):
 
 def test_a_resumed_run_ends_where_an_uninterrupted_one_does(data, tmp_path):
     def end(folder, **stops):
-        module = CaptionTrainer(tiny.student(), warmup=2)
+        module = CaptionTrainer(tiny.student(), glyph_tokenizer(), warmup=2)
         for options in stops["runs"]:
             trainer = pl.Trainer(
                 accelerator="cpu",
@@ -456,7 +492,7 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(data, tmp_path):
             trainer.fit(module, data, ckpt_path=options.get("resume"))
             if "save" in options:
                 trainer.save_checkpoint(options["save"])
-                module = CaptionTrainer(tiny.student(seed=9), warmup=2)
+                module = CaptionTrainer(tiny.student(seed=9), glyph_tokenizer(), warmup=2)
         return module.state_dict()
 
     class StopAfterOne(pl.Callback):
@@ -506,17 +542,23 @@ def test_what_was_frozen_before_stays_frozen(data, tmp_path, steps):
     student = tiny.student()
     mine = student.backbone.net.stages_1.requires_grad_(False)
     before = {name: value.clone() for name, value in mine.named_parameters()}
-    fit(CaptionTrainer(student, warmup=1, freeze=2), data, tmp_path, max_steps=steps, limit_val_batches=0)
+    fit(
+        CaptionTrainer(student, glyph_tokenizer(), warmup=1, freeze=2),
+        data,
+        tmp_path,
+        max_steps=steps,
+        limit_val_batches=0,
+    )
     assert not any(p.requires_grad for p in mine.parameters())
     assert all(p.requires_grad for p in student.backbone.net.stages_2.parameters())
     torch.testing.assert_close(dict(mine.named_parameters()), before, rtol=0, atol=0)
 
 
-def test_the_teacher_can_answer_in_bfloat16(batch):
+def test_the_teacher_can_compute_in_bfloat16(batch):
     terms = [
         silent(
             DistillationTrainer(tiny.teacher(), tiny.student().eval(), features=0, teacher_dtype=dtype)
-        ).losses(batch)
+        ).loss_terms(batch)
         for dtype in ("float32", "bfloat16")
     ]
     torch.testing.assert_close(terms[1]["cross_entropy"], terms[0]["cross_entropy"])
@@ -529,43 +571,3 @@ def test_an_unknown_precision_of_the_teacher_is_refused_at_once(tmp_path):
         DistillationTrainer(tiny.teacher(), tiny.student(), teacher_dtype="bf16")
     with pytest.raises(ValueError, match="^teacher_dtype must be"):
         TeacherCache.build(tmp_path / "new", None, None, TargetSpec(), teacher_dtype="bf16")
-
-
-def test_the_optimiser_gives_matrices_to_muon_and_the_rest_to_adamw():
-    from gitdistill.distillation.optim import split_parameters
-
-    student = tiny.student()
-    matrices, others = split_parameters(student)
-    assert all(p.ndim == 2 for p in matrices)
-    outside = {id(p) for p in others}
-    for parameter in (student.words.weight, student.spatial, student.projection[0].bias):
-        assert id(parameter) in outside
-    assert len(matrices) + len(others) == len(list(student.parameters()))
-
-
-def test_the_learning_rate_warms_up_and_follows_a_cosine():
-    from gitdistill.distillation.optim import warmup_cosine
-
-    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
-    schedule = warmup_cosine(optimizer, warmup=2, steps=6)
-    rates = []
-    for _ in range(7):
-        rates.append(optimizer.param_groups[0]["lr"])
-        optimizer.step()
-        schedule.step()
-    cosine = [0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * k / 4)) for k in range(5)]
-    assert rates == pytest.approx([0.5, 1.0, *cosine])
-
-
-def test_the_log_of_a_continued_training_is_one(tmp_path):
-    def version(number, *steps):
-        folder = tmp_path / f"version_{number}"
-        folder.mkdir()
-        lines = [f"{step},{number}" for step in steps]
-        (folder / "metrics.csv").write_text("\n".join(["step,version", *lines]) + "\n")
-
-    version(8, 9, 19, 29)  # another training
-    version(9, 9, 19, 29)  # interrupted after its checkpoint at step 20
-    version(10, 29, 39)  # continued from there
-    rows = [(int(row["step"]), int(row["version"])) for row in training_log(tmp_path, every=10)]
-    assert rows == [(9, 9), (19, 9), (29, 10), (39, 10)]

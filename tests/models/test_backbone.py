@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from gitdistill.hooks import record
-from gitdistill.models.backbone import EMBEDDED, TinyVIT, WindowAttention
+from gitdistill.models.backbone import TinyVIT, WindowAttention
+from gitdistill.world.pretrain import EMBEDDED
 
 TINY = {
     "name": "tiny_vit_5m_224",

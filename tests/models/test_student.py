@@ -13,8 +13,9 @@ from transformers import BertTokenizerFast
 from gitdistill.decoding import beam, greedy
 from gitdistill.models import storage
 from gitdistill.models.attention import packed_causal_mask
-from gitdistill.models.backbone import EMBEDDED, TinyVIT, WindowAttention
+from gitdistill.models.backbone import TinyVIT, WindowAttention
 from gitdistill.models.student import MASKED_LOGIT, PositionalEncoding, StudentCandidateV1
+from gitdistill.world.pretrain import EMBEDDED
 
 WORDS = [
     "[PAD]",

@@ -205,7 +205,7 @@ def test_a_vocabulary_that_does_not_fit_is_refused(tmp_path, folder):
     with pytest.raises(ValueError, match="^the tokenizer's start token is 3, but the model's is 2$"):
         GenerativeImageTextTeacher(random_git(), tokenizer(swapped))
     with pytest.raises(ValueError, match="the tokenizer has 31 words"):
-        text.caption(random_git(), torch.zeros(1, 3, 16, 16), tokenizer([*WORDS, "z"]))
+        text.generate_captions(random_git(), torch.zeros(1, 3, 16, 16), tokenizer([*WORDS, "z"]))
 
 
 def test_transformers_own_checkpoint_becomes_a_teacher(tmp_path):

@@ -1,31 +1,30 @@
-"""The benchmark of captioning files, in small."""
-
-import importlib.util
-from pathlib import Path
+"""The check of this machine."""
 
 import pytest
-import tiny
+import torch
 
-from gitdistill.use.captioner import Captioner
-from gitdistill.world.module import glyph_tokenizer
-
-PATH = Path(__file__).parents[2] / "benchmarks" / "use.py"
-spec = importlib.util.spec_from_file_location("use", PATH)
-use = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(use)
+from gitdistill.use import device
 
 
-def test_every_task_is_measured(tmp_path):
-    captioners = {"student": Captioner(tiny.student().eval(), glyph_tokenizer(), decoding={"max_length": 5})}
-    pictures, video = use.make_pictures(tmp_path, 5), use.make_video(tmp_path / "clip.mp4", 4)
-    lines = list(use.report(captioners, pictures, video, 4, 2))
-    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
-    assert [row[0].partition(": ")[2] for row in cells] == [
-        "5 pictures, 2 at once",
-        "a video of 4 s as one clip",
-        "captions of 2 s, one a second",
-    ]
-    for _, rate, seconds, early, late in cells:
-        assert float(rate) > 0 and float(seconds) >= 0 and 0 < float(early) <= float(late)
-    with pytest.raises(RuntimeError, match="three: 2 results instead of 3"):
-        use.measure("three", iter("ab"), 3)
+def test_the_check(run, monkeypatch, capsys):
+    assert run("check") == 0
+    lines = capsys.readouterr().out
+    assert "OK   device cpu computes what the CPU does" in lines and "all is well" in lines
+    monkeypatch.setenv(device.VARIABLE, "cuda:99")
+    assert run("check") == 1
+    assert "FAIL there is no device cuda:99 here" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="'tpu9' is no device"):
+        device.choose_device("tpu9")
+
+
+def test_the_self_test_notices_a_device_that_computes_something_else(monkeypatch):
+    samples = device.samples()
+    _, student, *_ = samples[1]
+
+    def to(device):
+        student.norm.weight.data.mul_(1.5)
+        return student
+
+    monkeypatch.setattr(student, "to", to)
+    monkeypatch.setattr(device, "samples", lambda: samples)
+    assert "the student's logits are off by" in device.self_test(torch.device("cpu"))

@@ -1,16 +1,17 @@
 """A student as ONNX: the numbers, the searches and the captions are PyTorch's."""
 
 import logging
-import sys
+import shutil
+from types import SimpleNamespace
 
 import pytest
 import tiny
 import torch
 
-from gitdistill import __main__, load_student
+from gitdistill import load_student
 from gitdistill.data.video import FrameRule
 from gitdistill.decoding import beam, greedy, sample
-from gitdistill.use import onnx
+from gitdistill.use import onnx, onnx_export
 from gitdistill.use.captioner import Student, load_captioner
 from gitdistill.world.module import glyph_tokenizer
 
@@ -18,13 +19,12 @@ for package in ("onnx", "onnxscript", "onnxruntime"):
     pytest.importorskip(package)
 # pytest would keep all that the exporter tells, for minutes
 logging.getLogger("torch.__trace").propagate = False
-KEPT = list(range(5, 60))
 
 
 @pytest.fixture(scope="module")
 def student():
     """One that reads up to three frames and knows half of the words."""
-    network = tiny.student(num_frames=3, vocab_subset=KEPT, max_positions=16).eval()
+    network = tiny.student(num_frames=3, vocab_subset=list(range(5, 60)), max_positions=16).eval()
     for parameter in network.parameters():  # or it says the same of every clip
         parameter.data.add_(0.2 * torch.randn_like(parameter))
     return Student(network, glyph_tokenizer(), FrameRule(2), {"max_length": 9}, {"cider": 1.5})
@@ -35,7 +35,7 @@ def folder(student, tmp_path_factory):
     """What the command makes of it."""
     path = tmp_path_factory.mktemp("onnx")
     student.save(path / "weights")
-    assert onnx.main([str(path / "weights"), str(path / "there")]) == 0
+    onnx_export.main([str(path / "weights"), str(path / "there")])
     return path / "there"
 
 
@@ -45,20 +45,18 @@ def clips(count, frames=2, seed=0):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(
-    "count, frames, captions, new", [(1, 1, 1, 1), (2, 3, 1, 4), (3, 2, 4, 1), (1, 2, 2, 3)]
-)
-def test_any_number_of_clips_frames_captions_and_tokens(student, folder, count, frames, captions, new):
+@pytest.mark.parametrize("sizes", [(1, 1, 1, 1), (2, 3, 1, 4), (3, 2, 4, 1), (1, 2, 2, 3)])
+def test_any_number_of_clips_frames_captions_and_tokens(student, folder, sizes):
+    count, frames, captions, new = sizes
     there, raw = onnx.OnnxStudent(folder), clips(count, frames)
-    states = [network.prefill(raw) for network in (student.model, there)]
+    cache, other = student.model.prefill(raw), there.prefill(raw)
     generator = torch.Generator().manual_seed(1)
-    for length in (new, 1, 2):  # at first nothing is remembered
+    for length in (new, 1, 2):  # at first the cache of the text is empty
         tokens = torch.randint(0, len(glyph_tokenizer()), (count * captions, length), generator=generator)
-        (ours, states[0]), (theirs, states[1]) = (
-            network.decode_step(tokens, state) for network, state in zip((student.model, there), states)
-        )
+        ours, cache = student.model.decode_step(tokens, cache)
+        theirs, other = there.decode_step(tokens, other)
         torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-4)
-    assert states[1].length == states[0].length == new + 3
+    assert other.length == cache.length == new + 3
 
 
 def test_every_search_finds_the_same(student, folder):
@@ -79,82 +77,57 @@ def test_the_folder_captions_like_the_student(student, folder):
     loaded = load_student(folder)
     assert loaded.rule == student.rule and loaded.scores == student.scores and loaded.size == tiny.SIDE
     raw = clips(5)
-    (told, scores), (expected, right) = loaded.caption(raw), student.caption(raw)
-    assert told == expected and scores == pytest.approx(right, abs=1e-4)
+    (captions, scores), (expected, right) = loaded.caption(raw), student.caption(raw)
+    assert captions == expected and scores == pytest.approx(right, abs=1e-4)
     assert len({round(score, 3) for score in right}) == len(raw)  # or any two networks would agree
-    assert (
-        load_captioner(student=folder).to("cpu").caption(raw, beams=2)[0] == student.caption(raw, beams=2)[0]
-    )
-    again = type(student).from_pretrained(folder)
-    assert again.caption(raw[:1])[0] == student.caption(raw[:1])[0]
+    again = load_captioner(student=folder).to("cpu")
+    assert again.caption(raw, beams=2)[0] == student.caption(raw, beams=2)[0]
+    assert Student.from_pretrained(folder).caption(raw)[0] == expected
 
 
-def stopped_with(monkeypatch, *arguments):
-    """What the command line says in the end."""
-    monkeypatch.setattr(sys, "argv", ["gitdistill", *map(str, arguments)])
-    with pytest.raises(SystemExit) as stopped:
-        __main__.main()
-    return stopped.value.code
-
-
-def test_mistakes(student, folder, tmp_path, monkeypatch):
-    there = onnx.OnnxStudent(folder)
-    with pytest.raises(ValueError, match="4 frames a clip, but this student reads at most 3"):
-        there.prefill(clips(1, 4))
-    with pytest.raises(ValueError, match="pixels of 40 x 52, but this student reads 32 x 32"):
-        there.prefill(clips(1).float())
-    with pytest.raises(ValueError, match="a caption of 17 tokens is longer than the model's 16 positions"):
-        there.decode_step(torch.full((1, 17), 2), there.prefill(clips(1)))
-    student.save(tmp_path / "weights")
-    with pytest.raises(ValueError, match="holds a network's weights: give another folder"):
-        onnx.export_student(student, tmp_path / "weights")
-    with pytest.raises(ValueError, match="does not describe an OnnxStudent"):
-        onnx.OnnxStudent(tmp_path / "weights")
-    broken = tmp_path / "broken"
-    broken.mkdir()
-    (broken / "config.json").write_text((folder / "config.json").read_text())
-    with pytest.raises(FileNotFoundError, match="there is no .*encoder.onnx"):
-        onnx.OnnxStudent(broken)
+def test_mistakes(run, student, folder, tmp_path, monkeypatch):
+    there, weights, broken = onnx.OnnxStudent(folder), tmp_path / "weights", tmp_path / "broken"
+    student.save(weights)
+    shutil.copytree(folder, broken)
+    (broken / onnx.STEP).unlink()
+    for action, message in [
+        (lambda: there.prefill(clips(1, 4)), "4 frames a clip, but this student reads at most 3"),
+        (lambda: there.prefill(clips(1).float()), "pixels of 40 x 52, but this student reads 32 x 32"),
+        (lambda: there.decode_step(torch.full((1, 17), 2), there.prefill(clips(1))), "17 tokens .* 16"),
+        (lambda: onnx_export.export_student(student, weights), "holds a network's weights"),
+        (lambda: onnx_export.export_student(load_student(folder), tmp_path), "only a StudentCandidateV1"),
+        (lambda: onnx.OnnxStudent(weights), "does not describe an OnnxStudent"),
+        (lambda: load_student(folder).save(tmp_path), "has no weights to save"),
+        (lambda: load_student(broken), "there is no .*step.onnx"),
+    ]:
+        with pytest.raises((ValueError, FileNotFoundError), match=message):
+            action()
     (broken / onnx.ENCODER).write_bytes((folder / onnx.ENCODER).read_bytes()[:1000])
     with pytest.raises(ValueError, match="encoder.onnx is not readable as ONNX"):
         load_student(broken)
-    with pytest.raises(ValueError, match="has no weights to save"):
-        load_student(folder).save(tmp_path / "again")
-    with pytest.raises(ValueError, match="only a StudentCandidateV1 becomes ONNX"):
-        onnx.export_student(load_student(folder), tmp_path / "again")
-    said = stopped_with(
-        monkeypatch, "caption", folder, "--student", folder, "--watch-words", tmp_path / "words"
+    there.num_frames = there.exact_frames = 2  # as for a student that was exported with two
+    with pytest.raises(ValueError, match="1 frames a clip, but this student reads exactly 2"):
+        there.prefill(clips(1, 1))
+    assert "--watch-words needs PyTorch" in run(
+        "caption", folder, "--student", folder, "--watch-words", "words"
     )
-    assert said.startswith("gitdistill: --watch-words needs PyTorch: give the student that was exported")
     monkeypatch.setattr(onnx, "find_spec", lambda name: None)
-    said = stopped_with(monkeypatch, "onnx", tmp_path / "weights", tmp_path / "out")
-    assert said == "gitdistill: onnx and onnxscript missing: pip install 'gitdistill[onnx]'"
+    assert run("onnx", weights, "out").endswith("onnx and onnxscript missing: pip install 'gitdistill[onnx]'")
     assert not (tmp_path / "out").exists()
 
 
 def test_all_files_or_none(student, tmp_path, monkeypatch):
     """A full disk at the second file leaves the first one out, too."""
 
-    class Program:
-        def save(self, path):
-            path.write_bytes(b"half")
+    def half(path):
+        path.write_bytes(b"half")
 
-    class Full(Program):
-        def save(self, path):
-            super().save(path)
-            raise OSError("no space left on device")
+    def full(path):
+        half(path)
+        raise OSError("no space left on device")
 
-    monkeypatch.setattr(onnx, "programs", lambda network: {onnx.ENCODER: Program(), onnx.STEP: Full()})
+    programs = {onnx.ENCODER: SimpleNamespace(save=half), onnx.STEP: SimpleNamespace(save=full)}
+    monkeypatch.setattr(onnx_export, "programs", lambda network: programs)
     with pytest.raises(OSError, match="nothing was written: no space left"):
-        onnx.export_student(student, tmp_path / "out")
-    assert not list((tmp_path / "out").glob("*onnx*"))
-
-
-@pytest.mark.slow
-def test_two_frames_are_exactly_two(tmp_path):
-    student = Student(tiny.student(num_frames=2).eval(), glyph_tokenizer())
-    onnx.export_student(student, tmp_path)
-    loaded, raw = load_student(tmp_path), clips(2)
-    assert loaded.caption(raw)[0] == student.caption(raw)[0]
-    with pytest.raises(ValueError, match="1 frames a clip, but this student reads exactly 2"):
-        loaded.caption(raw[:, :1])
+        onnx_export.export_student(student, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

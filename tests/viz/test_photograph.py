@@ -1,94 +1,82 @@
 """Every picture of the notebooks, of a checkpoint in the geometry of GIT-base and of a photograph."""
 
-import io
-
 import numpy as np
 import pytest
 import torch
 from pictures import photo
-from PIL import Image
+from plot_inputs import pixels
 from tiny_git import random_port, tokenizer
 
-from gitdistill import GenerativeImageTextTeacher, StudentCandidateV1, TinyVIT
+from gitdistill import GenerativeImageTextTeacher, StudentCandidateV1, TinyVIT, inspection
 from gitdistill.decoding import beam
 from gitdistill.hooks import paths
-from gitdistill.inspection import analysis
 from gitdistill.viz import plots, widgets
 
-WORDS = ["a", "b", "c", "d"]
 LAYERS = ["model.image_encoder.layers.?", "model.layers.0"]
 
 
 @pytest.fixture(scope="module")
 def scene(tmp_path_factory):
-    """A teacher as transformers saves one, 14 x 14 patches of 224-pixel images; a student of it; a photograph."""
+    """A teacher as transformers saves one, with 14 x 14 patches; a student of it; a photograph; a caption."""
     folder = tmp_path_factory.mktemp("git")
-    random_port(vision_image_size=224, vision_patch_size=16, max_position_embeddings=20).save_pretrained(
-        folder
-    )
+    git = random_port(vision_image_size=112, vision_patch_size=8, max_position_embeddings=20)
+    git.save_pretrained(folder)
     tokenizer().save_pretrained(folder)
     teacher = GenerativeImageTextTeacher.from_pretrained(folder)
     torch.manual_seed(0)
-    eyes = TinyVIT(image_size=224, embed_dims=[8, 16, 16, 32], depths=[1, 1, 1, 1], num_heads=[1, 1, 2, 2])
-    student = StudentCandidateV1.like(teacher, backbone=eyes, width=32, heads=2).eval()
+    sizes = {"embed_dims": [8, 16, 16, 32], "depths": [1, 1, 1, 1], "num_heads": [1, 1, 2, 2]}
+    backbone = TinyVIT(image_size=112, **sizes)
+    student = StudentCandidateV1.like(teacher, backbone=backbone, embed_dim=32, heads=2).eval()
     frames = torch.from_numpy(np.array(photo(320, 240))).movedim(-1, 0)[None]  # [1, 3, 240, 320]
-    tokens = torch.tensor(teacher.tokenizer(" ".join(WORDS))["input_ids"])
+    tokens = torch.tensor(teacher.tokenizer("a b c d")["input_ids"])
     return {"teacher": teacher, "student": student}, frames, tokens
 
 
-def drawn(picture):
-    """A figure's, widget's or card's pixels; more than one colour."""
-    if hasattr(picture, "picture"):
-        picture = bytes(picture.picture.value)
-    image = Image.open(io.BytesIO(picture if isinstance(picture, bytes) else plots.png(picture)))
-    pixels = np.asarray(image.convert("RGB"), dtype=float)
-    assert pixels.std() > 5 and max(image.size) < 2400
-    return pixels
+def check(*pictures):
+    """Something is drawn, and it fits a page."""
+    for picture in pictures:
+        image = pixels(picture)
+        assert image.std() > 5 and max(image.shape) < 2400
 
 
 def test_words_heads_and_frames(scene):
     networks, frames, tokens = scene
-    looks = {name: analysis.look(network, frames, tokens) for name, network in networks.items()}
+    seen = {name: inspection.attention_maps(network, frames, tokens) for name, network in networks.items()}
     words = networks["teacher"].tokenizer.convert_ids_to_tokens(tokens[1:])
-    maps = {name: look.words() for name, look in looks.items()}
+    maps = {name: found.by_word() for name, found in seen.items()}
     assert maps["teacher"].shape == (len(words), 1, 14, 14)
-    drawn(plots.gaze(frames, words, {"teacher": maps["teacher"]}))
-    drawn(widgets.gaze(frames, words, maps, difference=False))
-    drawn(plots.frame_word_map(maps["teacher"], words, frames))
-    drawn(widgets.frame_words(frames, words, maps["teacher"]))
-    for look in looks.values():
-        drawn(plots.heads(look.maps[:, :, 0, 0], frames[0]))
-        drawn(widgets.heads(frames, words, look.maps))
+    check(plots.gaze(frames, words, {"teacher": maps["teacher"]}))
+    check(widgets.gaze(frames, words, maps, difference=False))
+    check(plots.frame_word_map(maps["teacher"], words, frames))
+    check(widgets.frame_words(frames, words, maps["teacher"]))
+    for found in seen.values():
+        check(plots.heads(found.maps[:, :, 0, 0], frames[0]), widgets.heads(frames, words, found.maps))
 
 
 def test_explanations(scene):
     networks, frames, tokens = scene
-    rows = {
-        name: {method: values[0] for method, values in analysis.explain(network, frames, tokens).items()}
-        for name, network in networks.items()
-    }
-    drawn(plots.explanations(frames[0], rows))
+    rows = {name: inspection.explain(network, frames, tokens) for name, network in networks.items()}
+    rows = {name: {method: maps[0] for method, maps in found.items()} for name, found in rows.items()}
+    check(plots.explanations(frames[0], rows))
 
 
 def test_layers(scene):
     networks, frames, _ = scene
-    crops = torch.stack([frames[0, :, k : k + 200, 3 * k : 3 * k + 200] for k in range(0, 40, 2)])[:, None]
-    theirs = analysis.features(networks["teacher"], LAYERS, crops)
+    crops = torch.stack([frames[0, :, k : k + 200, 3 * k : 3 * k + 200] for k in range(0, 40, 5)])[:, None]
+    theirs = inspection.features(networks["teacher"], LAYERS, crops)
     stages = paths(networks["student"], "backbone.net.stages_?")
-    ours = analysis.features(networks["student"], stages, crops)
+    ours = inspection.features(networks["student"], stages, crops)
     pooled = [[x.mean((1, 2)) for x in side.values()] for side in (theirs, ours)]
-    drawn(plots.similarity(analysis.cka_map(*pooled), list(theirs), list(ours), ("teacher", "student")))
-
-    drawn(plots.feature_maps(frames[0], {path: x[0].movedim(-1, 0) for path, x in ours.items()}))
-    drawn(widgets.modules(crops[:2, 0], {path: x[:2].movedim(-1, 1) for path, x in ours.items()}))
-
-    deep = next(path for path, x in ours.items() if x.shape[1:3] == (14, 14))
-    both = {"teacher": theirs["model.layers.0"], "student": ours[deep]}
-    colours, explained = analysis.joint_pca({name: x.flatten(0, 2) for name, x in both.items()}, both)
-    drawn(plots.components(crops[:5, 0], {name: x[:5] for name, x in colours.items()}, explained))
+    check(plots.similarity(inspection.cka_map(*pooled), list(theirs), list(ours), ("teacher", "student")))
+    check(plots.feature_maps(frames[0], {path: x[0].movedim(-1, 0) for path, x in ours.items()}))
+    check(widgets.modules(crops[:2, 0], {path: x[:2].movedim(-1, 1) for path, x in ours.items()}))
+    same_grid = next(path for path, x in ours.items() if x.shape[1:3] == (14, 14))
+    both = {"teacher": theirs["model.layers.0"], "student": ours[same_grid]}
+    colours, explained = inspection.joint_pca({name: x.flatten(0, 2) for name, x in both.items()}, both)
+    check(plots.components(crops[:5, 0], {name: x[:5] for name, x in colours.items()}, explained))
 
 
 def test_beam_tree(scene):
     networks, frames, _ = scene
     found = beam(networks["teacher"], frames[None], beams=3, max_length=7, trace=True)
-    drawn(plots.beam_tree(found.trace, networks["teacher"].tokenizer.convert_ids_to_tokens))
+    check(plots.beam_tree(found.trace, networks["teacher"].tokenizer.convert_ids_to_tokens))

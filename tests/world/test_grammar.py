@@ -5,6 +5,7 @@ import re
 import numpy as np
 import pytest
 
+from gitdistill.world.facts import count_facts, parse
 from gitdistill.world.grammar import (
     COLOURS,
     KINDS,
@@ -12,9 +13,7 @@ from gitdistill.world.grammar import (
     SYMBOLS,
     canonical,
     describe,
-    facts,
     noun_phrase,
-    parse,
     words,
 )
 from gitdistill.world.scenes import GlyphClips, Scene, Thing
@@ -41,9 +40,9 @@ def captioned(split="train", count=1000, **options):
 @pytest.mark.parametrize("split, frames", [("train", 4), ("test", 4), ("unseen", 4), ("train", 1)])
 def test_own_captions_state_only_facts(split, frames):
     totals = dict.fromkeys(KINDS, 0)
-    for scene, captions in captioned(split, frames=frames):
+    for scene, captions in captioned(split, num_frames=frames):
         for caption in captions:
-            for kind, (correct, stated, true) in facts(caption, scene).items():
+            for kind, (correct, stated, true) in count_facts(caption, scene).items():
                 assert correct == stated <= true, (caption, canonical(scene), kind)
                 totals[kind] += stated
     assert all(totals[kind] > 100 for kind in KINDS if frames > 1 or kind != "motion")
@@ -52,8 +51,8 @@ def test_own_captions_state_only_facts(split, frames):
 
 @pytest.mark.parametrize("frames", [1, 4])
 def test_canonical_caption_leaves_nothing_out(frames):
-    for scene, _ in captioned("test", frames=frames):
-        counts = facts(canonical(scene), scene)
+    for scene, _ in captioned("test", num_frames=frames):
+        counts = count_facts(canonical(scene), scene)
         for kind in ("object", "colour", "motion"):
             correct, stated, true = counts[kind]
             assert correct == stated == true, (canonical(scene), kind)
@@ -100,7 +99,7 @@ def test_articles_and_pairs():
 def test_all_words_occur_and_no_others():
     seen = set()
     for frames in (1, 4):
-        for _, captions in captioned(count=4000, frames=frames):
+        for _, captions in captioned(count=4000, num_frames=frames):
             seen.update(word for caption in captions for word in caption.split())
     assert sorted(seen) == words()
 
@@ -138,7 +137,7 @@ def test_every_name_and_phrase_means_one_thing():
     ],
 )
 def test_what_is_wrong_is_found(caption, kind, expected):
-    assert facts(caption, scene_of(CAT, FLOWER))[kind] == expected
+    assert count_facts(caption, scene_of(CAT, FLOWER))[kind] == expected
 
 
 @pytest.mark.parametrize(
@@ -155,7 +154,7 @@ def test_what_is_wrong_is_found(caption, kind, expected):
     ],
 )
 def test_relations_are_checked_both_ways(caption, expected):
-    assert facts(caption, STILL)["relation"] == expected
+    assert count_facts(caption, STILL)["relation"] == expected
 
 
 def test_parser_reads_long_phrases_first():
@@ -172,4 +171,4 @@ def test_parser_reads_long_phrases_first():
 
 def test_endless_repetition_is_read_quickly():
     caption = " and ".join(["a red cat moves left"] * 40)
-    assert facts(caption, scene_of(CAT, FLOWER))["object"] == (1, 40, 2)
+    assert count_facts(caption, scene_of(CAT, FLOWER))["object"] == (1, 40, 2)

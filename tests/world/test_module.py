@@ -5,8 +5,9 @@ import pytorch_lightning as pl
 import torch
 from transformers import AutoTokenizer, BertTokenizerFast
 
-from gitdistill.world.grammar import KINDS, facts, words
-from gitdistill.world.module import STREAM_EPOCH, GlyphData, encode, glyph_tokenizer
+from gitdistill.world.facts import count_facts
+from gitdistill.world.grammar import KINDS, words
+from gitdistill.world.module import STREAM_EPOCH, GlyphData, glyph_tokenizer
 from gitdistill.world.scenes import HELD_OUT, STEPS, content_bucket
 
 
@@ -46,7 +47,7 @@ def test_training_batches(captions):
     assert (batch["tokens"][:, 0] == data.tokenizer.cls_token_id).all()
     assert [len(row) for row in batch["references"]] == [5] * 16
     for row, text in enumerate(texts(batch, data.tokenizer)):
-        counts = facts(text, batch["scenes"][row // captions])
+        counts = count_facts(text, batch["scenes"][row // captions])
         assert all(counts[kind][0] == counts[kind][1] for kind in KINDS), text
     for masks, scene in zip(batch["masks"], batch["scenes"]):
         assert masks.flatten(1).any(1).tolist() == [True, len(scene.things) == 2]
@@ -137,7 +138,7 @@ def test_clips_without_captions():
 
 def test_a_fingerprint_names_what_the_pool_depends_on():
     one = small().fingerprint()
-    for options in ({"seed": 1}, {"train_clips": 41}, {"singles": 2}, {"frames": 3}, {"image_size": 64}):
+    for options in ({"seed": 1}, {"train_clips": 41}, {"singles": 2}, {"num_frames": 3}, {"image_size": 64}):
         (name,) = options
         other = small(**options).fingerprint()
         assert {name, "content"} >= {key for key in one if one[key] != other[key]} >= {name}
@@ -189,7 +190,7 @@ def test_workers_give_the_same_batches():
 
 
 def test_image_mode():
-    data = small(frames=1, image_size=64)
+    data = small(num_frames=1, image_size=64)
     batch = next(iter(data.train_dataloader()))
     assert batch["frames"].shape == (16, 1, 3, 64, 64)
     assert not any(

@@ -137,7 +137,7 @@ def masked_clips():
         "train_clips": 8,
         "val_clips": 4,
         "batch_size": 4,
-        "frames": tiny.FRAMES,
+        "num_frames": tiny.FRAMES,
         "image_size": tiny.SIDE,
     }
     return GlyphData(**sizes, captions_per_clip=2, masks=True)

@@ -8,9 +8,10 @@ import pytest
 import torch
 from PIL import Image
 
-from gitdistill.world import scenes
+from gitdistill.world import drawing
+from gitdistill.world.drawing import draw, draw_masks
 from gitdistill.world.grammar import COLOURS, MOTIONS, SYMBOLS
-from gitdistill.world.scenes import HELD_OUT, SPLITS, GlyphClips, content_bucket, draw, draw_masks
+from gitdistill.world.scenes import HELD_OUT, SPLITS, GlyphClips, content_bucket
 
 DIGEST = "79c625fdfbb9dc718a817b481c1991ce30b193dfd96c843b18b9507edd28eca7"
 
@@ -20,7 +21,7 @@ from gitdistill.world.scenes import GlyphClips
 digest = hashlib.sha256()
 for split in ("train", "val", "test", "unseen"):
     for frames, size in ((4, 96), (1, 96), (3, 64)):
-        clips = GlyphClips(split, 12, seed=3, frames=frames, image_size=size)
+        clips = GlyphClips(split, 12, seed=3, num_frames=frames, image_size=size)
         for clip in (clips[i] for i in range(12)):
             digest.update(clip.frames.numpy().tobytes() + clip.masks.numpy().tobytes())
             digest.update(repr((clip.captions, clip.scene)).encode())
@@ -45,12 +46,12 @@ def test_same_bytes_on_any_machine(digest):
 
 
 def test_clip_shapes_and_types():
-    clip = GlyphClips(objects=2, frames=3, image_size=64)[5]
+    clip = GlyphClips(objects=2, num_frames=3, image_size=64)[5]
     assert clip.frames.shape == (3, 3, 64, 64) and clip.frames.dtype == torch.uint8
     assert clip.masks.shape == (2, 3, 64, 64) and clip.masks.dtype == torch.bool
     assert len(clip.captions) == 5
     assert GlyphClips().clip(5, masks=False, captions=2).masks is None
-    assert GlyphClips(frames=1)[0].frames.shape == (1, 3, 96, 96)
+    assert GlyphClips(num_frames=1)[0].frames.shape == (1, 3, 96, 96)
 
 
 def test_order_of_access_does_not_matter():
@@ -103,7 +104,7 @@ def test_every_kind_has_enough_mass():
 
 @pytest.mark.parametrize("image_size, frames", [(96, 4), (64, 4), (160, 7), (96, 1)])
 def test_things_never_touch_and_stay_inside(image_size, frames):
-    clips = GlyphClips("train", 400, image_size=image_size, frames=frames)
+    clips = GlyphClips("train", 400, image_size=image_size, num_frames=frames)
     for i in range(400):
         masks = clips[i].masks
         assert masks.flatten(2).any(-1).all()
@@ -181,14 +182,14 @@ def test_one_frame_alone_equals_that_frame_of_the_clip():
 
 
 def test_scene_is_independent_of_size_and_frames():
-    small, long = GlyphClips(image_size=64), GlyphClips(frames=8)
+    small, long = GlyphClips(image_size=64), GlyphClips(num_frames=8)
     for i in range(50):
         assert small.scene(i) == long.scene(i)
         assert small[i].captions == long[i].captions
 
 
 def test_single_images_do_not_move():
-    clips = GlyphClips(size=200, frames=1)
+    clips = GlyphClips(size=200, num_frames=1)
     scenes = [clips.scene(i) for i in range(200)]
     assert not any(scene.moving for scene in scenes)
     assert {thing.motion for scene in scenes for thing in scene.things} == {"still"}
@@ -203,10 +204,10 @@ def test_the_font_has_every_symbol():
 
 
 def test_holes_are_holes():
-    alpha, _, _ = scenes._sprite("wheel", 64)
+    alpha, _, _ = drawing.sprite("wheel", 64)
     inside = Image.fromarray((alpha < 128).astype(np.uint8))
     assert np.asarray(inside)[8:-8, 8:-8].mean() > 0.3
-    alpha, _, _ = scenes._sprite("heart", 64)
+    alpha, _, _ = drawing.sprite("heart", 64)
     assert (alpha[16:40, 16:-16] == 255).all()
 
 
@@ -214,7 +215,7 @@ def overlap(symbol, eighths):
     """Intersection over union of a glyph and itself turned, seen through a blur of four pixels at 42 pixels."""
     pictures = []
     for turn in (0, eighths):
-        alpha, x, y = scenes._sprite(symbol, 42, turn)
+        alpha, x, y = drawing.sprite(symbol, 42, turn)
         canvas = np.zeros((64, 64), np.uint8)
         canvas[32 + y : 32 + y + alpha.shape[0], 32 + x : 32 + x + alpha.shape[1]] = alpha
         pictures.append(np.asarray(Image.fromarray(canvas).reduce(4), float))
@@ -229,7 +230,7 @@ def test_only_symbols_whose_turn_shows_may_spin(symbol):
 def test_symbols_differ_from_each_other():
     pictures = {}
     for symbol in SYMBOLS:
-        alpha, x, y = scenes._sprite(symbol, 22)
+        alpha, x, y = drawing.sprite(symbol, 22)
         canvas = np.zeros((32, 32))
         canvas[16 + y : 16 + y + alpha.shape[0], 16 + x : 16 + x + alpha.shape[1]] = alpha / 255
         pictures[symbol] = canvas
@@ -251,7 +252,7 @@ def test_draw_equals_masks_where_nothing_else_is():
     "options, message",
     [
         ({"split": "dev"}, "unknown split 'dev'"),
-        ({"frames": 0}, "frames"),
+        ({"num_frames": 0}, "num_frames"),
         ({"image_size": 8}, "image_size"),
         ({"objects": 3}, "objects"),
         ({"seed": -1}, "seed"),

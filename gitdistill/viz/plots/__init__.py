@@ -6,56 +6,19 @@ at 80 dpi; cividis for amounts; PuOr around zero for differences; Okabe and Ito'
 in grey still tells them apart; maps as sharp cells over a grey photo; numbers where they matter. `title` states
 what the picture shows, and becomes the alternative text for readers who cannot see it.
 
-Letters: C clips, F frames, H x W pixels, h x w cells of a map, T words, L layers, Q and S tokens that look and
-that are looked at.
+Letters: B clips, F frames, O objects, C channels, H x W pixels, h x w cells of a map, T words, L layers (in
+[L, H, h, w], H heads), Q and S tokens that attend and that are attended to. n is any number, explained beside it.
+
+`style` is the base of all plots, and shows how a new one begins.
 """
 
-from gitdistill.viz.plots.attention import (
-    explanations,
-    frame_word_map,
-    gaze,
-    grounding,
-    heads,
-    overview,
-    pointed,
-)
+from gitdistill.viz.plots.attention import frame_word_map, gaze, heads, overview
 from gitdistill.viz.plots.cards import frame_word_card, head_card, module_card, word_card
 from gitdistill.viz.plots.clips import film
+from gitdistill.viz.plots.explanation import explanations, pointing_examples, pointing_game
 from gitdistill.viz.plots.features import components, feature_maps, similarity
 from gitdistill.viz.plots.model import budget, token_mask
 from gitdistill.viz.plots.networks import architecture
 from gitdistill.viz.plots.search import beam_tree, drafts, ribbon
 from gitdistill.viz.plots.style import Picture, animation, png
 from gitdistill.viz.plots.training import board, curves, dots, pareto, scores
-
-__all__ = [
-    "Picture",
-    "animation",
-    "architecture",
-    "beam_tree",
-    "board",
-    "budget",
-    "components",
-    "curves",
-    "dots",
-    "drafts",
-    "explanations",
-    "feature_maps",
-    "film",
-    "frame_word_card",
-    "frame_word_map",
-    "gaze",
-    "grounding",
-    "head_card",
-    "heads",
-    "module_card",
-    "overview",
-    "pareto",
-    "png",
-    "pointed",
-    "ribbon",
-    "scores",
-    "similarity",
-    "token_mask",
-    "word_card",
-]

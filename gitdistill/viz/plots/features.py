@@ -1,74 +1,59 @@
-"""What a network computes inside."""
+"""Features of a network's layers: their maps, their similarity, and their principal components as colours."""
 
-import matplotlib as mpl
 import numpy as np
-from matplotlib.colors import Normalize
 
-from gitdistill.viz.plots.style import (
-    AMOUNT,
-    DIFFERENCE,
-    WIDTH,
-    _around_zero,
-    _array,
-    _bar,
-    _bare,
-    _figure,
-    _frames,
-    _place,
-    _same,
-    _sign,
-    _some,
-    _styled,
-)
+from gitdistill.viz.plots import style
 
 
-@_styled
+def strongest_channels(maps, count, start=0):
+    """Indices of the channels of [C, h, w] with the largest mean square: `count` of them from the `start`-th on."""
+    return np.argsort(-np.square(maps).mean((1, 2)), kind="stable")[start : start + count]
+
+
+@style.plot
 def feature_maps(frame, maps, channels=4, title=None):
-    """What each stage computes: the length of its feature vectors, and its strongest channels.
+    """Feature maps of several layers: the norm of their feature vectors, and their strongest channels.
 
-    A row a stage. First the frame under the norm over channels of each cell (amounts), then the `channels`
-    with the largest mean square (signed, around zero; - marks strongly negative cells, and the sign behind a
-    channel's name is its strongest cell's).
+    A row a layer: the norm over channels of each cell, and the `channels` with the largest mean square, around zero.
+    A - marks strongly negative cells; the sign behind a channel's name is that of its strongest cell.
 
     frame: [3, H, W]. maps: name -> [C, h, w].
     """
-    frame = _frames(frame, "frame", "3 H W")
-    maps = {name: _array(values, name, "C h w") for name, values in _some(maps, "maps").items()}
+    frame = style.photos(frame, "frame", "3 H W")
+    maps = {name: style.array(values, name, "C h w") for name, values in style.some(maps, "maps").items()}
     channels = min(channels, min(len(values) for values in maps.values()))
-    tile = min(1.6, (WIDTH - 2.4) / (channels + 2))
-    shape = 2.4 + tile * (channels + 2), len(maps) * (tile + 0.3) + 0.1
-    figure = _figure(max(shape[0], 5.0), shape[1], "Feature maps", title)
+    tile = min(1.6, (style.WIDTH - 2.4) / (channels + 2))
+    size = max(2.4 + tile * (channels + 2), 5.0), len(maps) * (tile + 0.3) + 0.1
+    figure = style.figure(*size, "Feature maps", title)
     grid = figure.subplots(len(maps), channels + 2, squeeze=False)
     for axes in grid.flat:
-        _bare(axes)
-    for k, (row, (name, values)) in enumerate(zip(grid, maps.items())):
-        if k == 0:
-            row[0].imshow(frame)
-        row[0].set_ylabel(
-            f"{name}\n{' x '.join(map(str, values.shape))}", rotation=0, ha="right", va="center"
-        )
-        _feature_row(figure, row[1:], values, channels)
+        style.bare(axes)
+    grid[0, 0].imshow(frame)
     grid[0, 0].set_title("frame")
+    for row, (name, values) in zip(grid, maps.items()):
+        label = f"{name}\n{' x '.join(map(str, values.shape))}"
+        row[0].set_ylabel(label, rotation=0, ha="right", va="center")
+        _feature_row(figure, row[1:], values, channels)
     return figure
 
 
 def _feature_row(figure, row, values, channels):
     norm = np.linalg.norm(values, axis=0)
-    scale = Normalize(0, max(norm.max(), 1e-9))
-    row[0].imshow(norm, cmap=AMOUNT, norm=scale)
+    scale = style.shares(max(norm.max(), 1e-9))
+    row[0].imshow(norm, cmap=scale.cmap, norm=scale.norm)
     row[0].set_title("norm", fontsize=9)
-    _bar(figure, scale, AMOUNT, "norm", ax=row[0], aspect=14, fraction=0.08)
-    strongest = np.argsort(-np.square(values).mean((1, 2)), kind="stable")[:channels]
-    scale = _around_zero(values[strongest])
+    style.colour_bar(figure, scale, "norm", ax=row[0], aspect=14, fraction=0.08)
+    strongest = strongest_channels(values, channels)
+    scale = style.differences(values[strongest])
     for axes, channel in zip(row[1:], strongest):
-        axes.imshow(values[channel], cmap=DIFFERENCE, norm=scale)
-        axes.set_title(f"channel {channel} {_sign(values[channel])}", fontsize=9)
-        r, c = np.nonzero(values[channel] < -0.5 * scale.vmax)
+        axes.imshow(values[channel], cmap=scale.cmap, norm=scale.norm)
+        axes.set_title(f"channel {channel} {style.sign(values[channel])}", fontsize=9)
+        r, c = np.nonzero(values[channel] < -0.5 * scale.norm.vmax)
         axes.scatter(c, r, s=9, marker="_", color="white", linewidths=1)
-    _bar(figure, scale, DIFFERENCE, "activation", ax=list(row[1:]), aspect=14, fraction=0.02)
+    style.colour_bar(figure, scale, "activation", ax=list(row[1:]), aspect=14, fraction=0.02)
 
 
-@_styled
+@style.plot
 def similarity(values, rows, columns, labels=("", ""), title=None):
     """How alike the layers of two networks are: a row and a column a layer, 0 unrelated, 1 alike.
 
@@ -78,69 +63,63 @@ def similarity(values, rows, columns, labels=("", ""), title=None):
     values: [R, C], or label -> such an array for several states side by side. rows, columns: names of the layers.
     labels: what stands down the side and along the bottom.
     """
-    maps = values if isinstance(values, dict) else {"": values}
-    maps = {label: _array(v, "values", "R C") for label, v in _some(maps, "values").items()}
-    for v in maps.values():
-        _same(v.shape, (len(rows), len(columns)), "values")
-    cell = min(0.55, (WIDTH - 2.6) / (len(columns) * len(maps)))
-    size = 2.6 + cell * len(columns) * len(maps), 1.5 + 0.45 * len(rows)
-    figure = _figure(max(size[0], 5.0), size[1], "Similarity of layers", title)
+    maps = style.some(values if isinstance(values, dict) else {"": values}, "values")
+    maps = {label: style.array(v, "values", (len(rows), len(columns))) for label, v in maps.items()}
+    cell = min(0.55, (style.WIDTH - 2.6) / (len(columns) * len(maps)))
+    size = max(2.6 + cell * len(columns) * len(maps), 5.0), 1.5 + 0.45 * len(rows)
+    figure = style.figure(*size, "Similarity of layers", title)
     grid = figure.subplots(1, len(maps), squeeze=False, sharey=True)[0]
+    scale = style.shares()
     for axes, (label, v) in zip(grid, maps.items()):
-        axes.imshow(v, cmap=AMOUNT, vmin=0, vmax=1, aspect="auto")
+        axes.imshow(v, cmap=scale.cmap, norm=scale.norm, aspect="auto")
         for r, c in zip(*np.nonzero(v > 0.5)):
-            colour = "black" if v[r, c] > 0.6 else "white"
-            axes.text(c, r, f"{v[r, c]:.2f}"[1:] if v[r, c] < 0.995 else "1", color=colour, **_MIDDLE)
-        ring = {"s": 420, "facecolors": "none", "linewidths": 1.6}
-        axes.scatter(v.argmax(1), np.arange(len(rows)), edgecolors="white", **ring)
-        axes.scatter(v.argmax(1), np.arange(len(rows)), edgecolors="black", **ring | {"linewidths": 0.6})
+            text = f"{v[r, c]:.2f}"[1:] if v[r, c] < 0.995 else "1"
+            axes.text(c, r, text, color="black" if v[r, c] > 0.6 else "white", fontsize=8, **style.CENTRE)
+        for colour, thickness in (("white", 1.6), ("black", 0.6)):
+            ring = {"s": 420, "facecolors": "none", "edgecolors": colour, "linewidths": thickness}
+            axes.scatter(v.argmax(1), np.arange(len(rows)), **ring)
         axes.set(title=label, xlabel=labels[1])
         axes.set_xticks(np.arange(len(columns)), columns, rotation=45, ha="right", rotation_mode="anchor")
         axes.tick_params(length=0)
     grid[0].set_yticks(np.arange(len(rows)), rows)
     grid[0].set_ylabel(labels[0])
-    _bar(figure, Normalize(0, 1), AMOUNT, "CKA", ax=list(grid), aspect=20, fraction=0.05)
+    style.colour_bar(figure, scale, "CKA", ax=list(grid), aspect=20, fraction=0.05)
     return figure
 
 
-_MIDDLE = {"ha": "center", "va": "center", "fontsize": 8}
-
-
-@_styled
+@style.plot
 def components(frames, maps, explained=None, first=False, title=None):
-    """Features as colours: a row a network or stage, a column a frame, components as red, green and blue.
+    """Features as colours: a row a network or layer, a column a frame, components as red, green and blue.
 
-    Equal colours mean equal features only if all maps share a basis (`gitdistill.inspection.analysis.joint_pca`).
+    Equal colours mean equal features only if all maps share a basis (`gitdistill.inspection.joint_pca`).
 
     frames: [n, 3, H, W]. maps: name -> [n, h, w, 3] between 0 and 1, grids may differ.
     explained: the share of the variance of each component; printed.
-    first: the first component alone as amounts, for eyes or printers that see no hues.
+    first: the first component alone as amounts, for readers and printers that do not tell hues apart.
     """
-    frames = _frames(frames, letters="n 3 H W")
-    maps = {name: _array(values, name, "n h w k") for name, values in _some(maps, "maps").items()}
-    for name, values in maps.items():
-        _same(values.shape[:1], frames.shape[:1], f"the frames of {name}")
-    tile = min(1.35, (WIDTH - 1.7) / len(frames) - 0.06, 9.0 / (len(maps) + 1))
-    height = tile * frames.shape[1] / frames.shape[2]
+    frames = style.photos(frames, shape="n 3 H W")
     rows = {"frame": frames}
     for name, values in maps.items():
-        rows[name] = mpl.colormaps[AMOUNT](values[..., 0])[..., :3] if first else values[..., :3]
+        values = style.array(values, f"map of {name}", (len(frames), "h", "w", "k"))
+        rows[name] = (style.shares().cmap(values[..., 0]) if first else values)[..., :3]
+    tile = min(1.35, (style.WIDTH - 1.7) / len(frames) - 0.06, 9.0 / len(rows))
+    height = tile * frames.shape[1] / frames.shape[2]
     size = (
         1.6 + (tile + 0.06) * len(frames),
-        (height + 0.06) * len(rows) + (0.3 if explained is None else 0.5),
+        (height + 0.06) * len(rows) + (0.5 if explained is not None else 0.3),
     )
-    figure = _figure(max(size[0], 5.0), size[1], "Principal components of features", title, None)
+    figure = style.figure(max(size[0], 5.0), size[1], "Principal components of features", title, None)
     figure.exact = not first
     for k, (name, images) in enumerate(rows.items()):
         for n, image in enumerate(images):
-            axes = _place(figure, 1.5 + n * (tile + 0.06), 0.1 + k * (height + 0.06), tile, height)
+            left, top = 1.5 + n * (tile + 0.06), 0.1 + k * (height + 0.06)
+            axes = style.axes_at(figure, left, top, tile, height)
             axes.imshow(image, interpolation="nearest", vmin=0, vmax=1)
-            _bare(axes)
-            if n == 0:
-                axes.set_ylabel(name, rotation=0, ha="right", va="center")
+            style.bare(axes)
+            axes.set_ylabel(name if n == 0 else "", rotation=0, ha="right", va="center")
     if explained is not None:
-        shares = _array(explained, "explained", "k")[: 1 if first else 3]
+        shares = style.array(explained, "explained", "k")[: 1 if first else 3]
         names = ("",) if first else ("red ", "green ", "blue ")
         text = ", ".join(f"{name}{share:.0%}" for name, share in zip(names, shares))
-        figure.text(1.5 / figure.get_figwidth(), 0.08 / figure.get_figheight(), f"variance explained: {text}")
+        style.text_at(figure, 1.5, 0.08, f"variance explained: {text}")
     return figure

@@ -1,11 +1,13 @@
 """The networks as boxes: what goes in, what comes out, and where a teacher and its student are compared."""
 
 import numpy as np
+from matplotlib.colors import to_rgba
 from matplotlib.patches import Arc, FancyBboxPatch, Rectangle
 
-from gitdistill.viz.plots.style import GREY, OKABE_ITO, _count, _figure, _place, _styled
+from gitdistill.viz.plots import style
 
-IMAGE, WORDS, LOSS = OKABE_ITO[5], OKABE_ITO[4], OKABE_ITO[1]
+IMAGE, WORDS = style.colour(5), style.colour(4)
+DASHED = {"color": style.ACCENT, "linewidth": 1.6, "linestyle": (0, (5, 2))}  # a loss
 HATCH = {IMAGE: "////", WORDS: ""}
 LEFT, RIGHT, GAP = 2.55, 1.75, 0.1  # inches: the image's column, the words' column, between them
 WIDE = LEFT + GAP + RIGHT
@@ -14,12 +16,12 @@ HIGH, STEP = 0.44, 0.72  # inches: a box, and from one to the next
 END = 1.35 + HIGH  # inches: the decoder
 
 
-@_styled
+@style.plot
 def architecture(teacher, student=None, losses=False, title=None):
     """GIT from frames to the next word; beside it a student, and what is compared when it is distilled.
 
-    teacher: a `GenerativeImageTextTeacher` or `GenerativeImageTextModel`; student: a `StudentCandidateV1`. Only
-        shapes are read off them, so that one on the `meta` device will do.
+    teacher: a `GenerativeImageTextTeacher` or `GenerativeImageTextModel`; student: a `StudentCandidateV1`. Only their
+        shapes are read, so that a model on the `meta` device will do.
     losses: draw the terms of the loss: cross-entropy, KL, features and hidden, as `DistillationTrainer` has them.
 
     Arrows carry shapes without the batch: frames x tokens x channels, T tokens of text.
@@ -29,8 +31,8 @@ def architecture(teacher, student=None, losses=False, title=None):
     kind = "GIT's parts and shapes" if student is None else "Teacher and student, parts and shapes"
     width = 0.1 + WIDE if student is None else 0.1 + 2 * WIDE + (MIDDLE if losses else 0.5)
     height = _row(6) + END + (1.98 if losses else 1.4)
-    figure = _figure(width, height, kind, title, layout=None)
-    axes = _place(figure, 0, 0, width, height)
+    figure = style.figure(width, height, kind, title, None)
+    axes = style.axes_at(figure, 0, 0, width, height)
     axes.set(xlim=(0, width), ylim=(height, 0))
     axes.set_axis_off()
     _teacher(axes, 0.05, getattr(teacher, "model", teacher), losses)
@@ -46,31 +48,30 @@ def _teacher(axes, x, model, frozen):
     config, vision = model.config, model.config.vision_config
     side, frames = vision.image_size, max(1, len(model.temporal))
     cells, wide, width = (side // vision.patch_size) ** 2, vision.hidden_size, config.hidden_size
-    _heading(axes, x, "Teacher: GIT", model, frozen)
+    encoder = f"image encoder (ViT)\n{vision.num_hidden_layers} layers, {_size(model.image_encoder)}"
+    time = f"+ which frame: {_size(model.temporal)}" if len(model.temporal) else "(one image: no time)"
     boxes = [
-        f"{frames} frame{'s' * (frames > 1)}",
-        f"patches of {vision.patch_size} × {vision.patch_size} pixels",
-        f"image encoder (ViT)\n{vision.num_hidden_layers} layers, {_size(model.image_encoder)}",
-        f"+ which frame: {_size(model.temporal)}" if len(model.temporal) else "(one image: no time)",
-        f"projection: {_size(model.projection)}",
+        (1, f"{frames} frame{'s' * (frames > 1)}", (frames, 3, side, side)),
+        (1, f"patches of {vision.patch_size} × {vision.patch_size} pixels", (frames, cells, wide)),
+        (1, encoder, (frames, 1 + cells, wide)),
+        (1, time, (frames, 1 + cells, wide)),
+        (1, f"projection: {_size(model.projection)}", (frames * (1 + cells), width)),
     ]
-    shapes = [
-        (frames, 3, side, side),
-        (frames, cells, wide),
-        (frames, 1 + cells, wide),
-        (frames, 1 + cells, wide),
-        (frames * (1 + cells), width),
-    ]
-    for k, (text, shape) in enumerate(zip(boxes, shapes)):
-        _box(axes, x, _row(k), LEFT, HIGH, text, IMAGE)
-        _down(axes, x + LEFT / 2, _row(k) + HIGH, _row(k + 1), shape)
+    _heading(axes, x, "Teacher: GIT", model, frozen)
+    _image_column(axes, x, boxes)
     _caption(axes, x, model.embedding, width)
-    y = _row(5)
+    y, top = _row(5), _row(6)
     _tokens(axes, x, y, LEFT + GAP / 2, 10, IMAGE, f"{frames * (1 + cells)} image tokens: the prefix")
     _tokens(axes, x + LEFT + GAP / 2, y, RIGHT + GAP / 2, 5, WORDS, "T words")
-    top, count = _row(6), len(model.layers)
-    for centre in (x + LEFT / 2, x + LEFT + GAP + RIGHT / 2):
-        _down(axes, centre, y + HIGH, top)
+    _prefix_decoder(axes, x, model, y, top)
+    _head(axes, x, model, width)
+    told = "In boxes: parameters.\nBeside arrows: the shape of\none clip; T tokens of text."
+    axes.text(x, top + END + 0.45, told, va="top", fontsize=9)
+
+
+def _prefix_decoder(axes, x, model, y, top):
+    """The decoder under image tokens and words, and the mask of its attention."""
+    count = len(model.layers)
     first = "layer 1" if count == 2 else f"layers 1 to {count - 1}"
     _box(axes, x, top, WIDE, 1.05, "", "white")
     axes.text(x + 0.1, top + 0.12, f"decoder, {first}", weight="bold", va="top")
@@ -78,42 +79,47 @@ def _teacher(axes, x, model, frozen):
     axes.text(x + 0.1, top + 0.36, told, va="top", fontsize=9)
     _mask(axes, x + WIDE - 1.2, top + 0.19, 4)
     for centre in (x + LEFT / 2, x + LEFT + GAP + RIGHT / 2):
+        _down(axes, centre, y + HIGH, top)
         _down(axes, centre, top + 1.05, top + 1.35)
     last = f"decoder, layer {count} (all {count}: {_size(model.layers)})"
     _box(axes, x, top + 1.35, WIDE, HIGH, last, "white")
-    _head(axes, x, model, width)
-    told = "In boxes: parameters.\nBeside arrows: the shape of\none clip; T tokens of text."
-    axes.text(x, top + END + 0.45, told, va="top", fontsize=9)
 
 
 def _student(axes, x, model):
-    maps, frames = model.backbone, model.frames
-    cells = model.grid[0] * model.grid[1]
+    maps, frames, width = model.backbone, model.num_frames, model.embed_dim
+    cells, count = model.grid[0] * model.grid[1], len(model.mixer)
+    stages = "\n".join(f"{a} × {b} × {c}" for (a, b), c in zip(maps.grids, maps.channels))
+    encoder = f"image encoder (TinyViT), {_size(maps)}\nits stages, cells × channels:\n{stages}"
+    places = style.count(model.spatial.numel() + model.temporal.numel())
+    projection = f"projection: {_size(model.projection)}\n+ which cell, which frame: {places}"
+    mixer = f"mixer: {count} layer{'s' * (count != 1)}, {_size(model.mixer)}"
+    boxes = [
+        (1, f"{frames} frame{'s' * (frames > 1)}", (frames, 3, maps.image_size, maps.image_size)),
+        (2, encoder, (frames, cells, maps.channels[-1])),
+        (1, projection, (frames * cells, width)),
+        (1, mixer, (frames * cells, width)),
+    ]
     _heading(axes, x, "Student", model)
-    stages = [f"{a} × {b} × {c}" for (a, b), c in zip(maps.grids, maps.channels)]
-    _box(axes, x, _row(0), LEFT, HIGH, f"{frames} frame{'s' * (frames > 1)}", IMAGE)
-    _down(axes, x + LEFT / 2, _row(0) + HIGH, _row(1), (frames, 3, maps.image_size, maps.image_size))
-    text = f"image encoder (TinyViT), {_size(maps)}\nits stages, cells × channels:\n" + "\n".join(stages)
-    _box(axes, x, _row(1), LEFT, STEP + HIGH, text, IMAGE)
-    _down(axes, x + LEFT / 2, _row(2) + HIGH, _row(3), (frames, cells, maps.channels[-1]))
-    places = model.spatial.numel() + model.temporal.numel()
-    text = f"projection: {_size(model.projection)}\n+ which cell, which frame: {_count(places)}"
-    _box(axes, x, _row(3), LEFT, HIGH, text, IMAGE)
-    _down(axes, x + LEFT / 2, _row(3) + HIGH, _row(4), (frames * cells, model.width))
-    count = len(model.mixer)
-    text = f"mixer: {count} layer{'s' * (count != 1)}, {_size(model.mixer)}"
-    _box(axes, x, _row(4), LEFT, HIGH, text, IMAGE)
-    _down(axes, x + LEFT / 2, _row(4) + HIGH, _row(5), (frames * cells, model.width))
-    _caption(axes, x, model.words, model.width)
+    _image_column(axes, x, boxes)
+    _caption(axes, x, model.words, width)
     y, top = _row(5), _row(6)
     _tokens(axes, x, y, LEFT - 0.1, 9, IMAGE, f"{frames * cells} image tokens: the memory")
     _tokens(axes, x + LEFT + GAP, y, RIGHT, 5, WORDS, "T words")
     _cross_attention(axes, x, model, y, top)
-    _head(axes, x, model, model.width)
+    _head(axes, x, model, width)
+
+
+def _image_column(axes, x, boxes):
+    """The way of the image: boxes as (rows that it takes, text, shape of what it gives), one below the other."""
+    row = 0
+    for rows, text, shape in boxes:
+        _box(axes, x, _row(row), LEFT, STEP * (rows - 1) + HIGH, text, IMAGE)
+        row += rows
+        _down(axes, x + LEFT / 2, _row(row - 1) + HIGH, _row(row), shape)
 
 
 def _cross_attention(axes, x, model, y, top):
-    """The decoder under the words, and the memory that it looks across at."""
+    """The decoder under the words, and the memory that its cross-attention reads."""
     left, count = x + LEFT + GAP, len(model.layers)
     _down(axes, left + RIGHT / 2, y + HIGH, top)
     _box(axes, left, top, RIGHT, END, "", "white")
@@ -131,7 +137,7 @@ def _cross_attention(axes, x, model, y, top):
 
 
 def _caption(axes, x, embedding, width):
-    """The words' way in: the caption so far and its embedding."""
+    """The way of the words: the caption so far and its embedding."""
     left = x + LEFT + GAP
     _box(axes, left, _row(0), RIGHT, HIGH, "caption so far", WORDS)
     _down(axes, left + RIGHT / 2, _row(0) + HIGH, _row(1), ("T",))
@@ -141,7 +147,8 @@ def _caption(axes, x, embedding, width):
 
 def _head(axes, x, model, width):
     """The way out: last hidden states, head, next word."""
-    left, tied = x + LEFT + GAP, model.head.weight is _embedding(model).weight
+    words = model.embedding.words if hasattr(model, "embedding") else model.words
+    left, tied = x + LEFT + GAP, model.head.weight is words.weight
     y, text = _row(6) + END, "head = words' table" if tied else f"head: {_size(model.head)}"
     _down(axes, left + RIGHT / 2, y, y + 0.34, ("T", width))
     _box(axes, left, y + 0.34, RIGHT, HIGH - 0.1, text, WORDS)
@@ -149,16 +156,12 @@ def _head(axes, x, model, width):
     _box(axes, left, y + 0.58 + HIGH, RIGHT, HIGH - 0.1, "next word", WORDS, weight="bold")
 
 
-def _embedding(model):
-    return model.embedding.words if hasattr(model, "embedding") else model.words
-
-
 def _losses(axes, left, right):
     """The dashed arrows between a teacher that ends at `left` and a student that begins at `right`."""
     middle, top, words = (left + right) / 2, _row(6), right + LEFT + GAP
     out = top + END + 0.34 + HIGH + 0.24
     rows = [(left - WIDE + LEFT / 2, top + 1.2), (middle, top + 1.2), (middle, _row(5) + 0.45)]
-    _loss(axes, rows, head=False)
+    axes.plot(*zip(*rows), **DASHED)
     told = "features: the memory\nagainst the image rows\nbefore the last layer"
     _loss(axes, [(middle + 0.55, _row(5) + 0.1), (right, _row(5) + 0.1)], (middle, top + 0.72), told)
     _loss(axes, [(left, top + 1.62), (words, top + 1.62)], (middle, top + 1.33), "hidden: last states")
@@ -171,22 +174,19 @@ def _losses(axes, left, right):
     _box(axes, middle - 0.95, out + 0.4, 1.9, 0.3, "the caption's next word", WORDS)
 
 
-def _loss(axes, points, place=None, text=None, head=True):
-    """A dashed line through points, with an arrow's head and a label in a white box at `place`."""
+def _loss(axes, points, place, text):
+    """A dashed arrow through points, with a label in a white box at `place`."""
     xs, ys = zip(*points)
-    look = {"color": LOSS, "linewidth": 1.6, "linestyle": (0, (5, 2))}
-    axes.plot(xs[: -1 if head else None], ys[: -1 if head else None], **look)
-    if head:
-        _arrow(axes, points[-2], points[-1], **look)
-    if text:
-        style = {"boxstyle": "square,pad=0.15", "facecolor": "white", "edgecolor": "none"}
-        axes.text(*place, text, ha="center", va="center", weight="bold", fontsize=9, bbox=style)
+    axes.plot(xs[:-1], ys[:-1], **DASHED)
+    _arrow(axes, points[-2], points[-1], **DASHED)
+    box = {"boxstyle": "square,pad=0.15", "facecolor": "white", "edgecolor": "none"}
+    axes.text(*place, text, weight="bold", fontsize=9, bbox=box, **style.CENTRE)
 
 
 def _projector(axes, x, y):
     look = {"facecolor": "white", "edgecolor": "black", "linestyle": "--", "zorder": 3}
     axes.add_patch(Rectangle((x - 0.55, y), 1.1, 0.4, **look))
-    axes.text(x, y + 0.2, "projector,\ntraining only", ha="center", va="center", fontsize=9, zorder=4)
+    axes.text(x, y + 0.2, "projector,\ntraining only", fontsize=9, zorder=4, **style.CENTRE)
 
 
 def _heading(axes, x, name, model, frozen=False):
@@ -204,23 +204,18 @@ def _row(k):
 
 
 def _size(part):
-    return _count(sum(p.numel() for p in part.parameters()))
+    return style.count(sum(p.numel() for p in part.parameters()))
 
 
-def _box(axes, x, y, width, height, text, colour, **style):
-    face = "white" if colour == "white" else (*_rgb(colour), 0.25)
+def _box(axes, x, y, width, height, text, colour, **options):
+    face = "white" if colour == "white" else to_rgba(colour, 0.25)
     look = {"boxstyle": "round,pad=0,rounding_size=0.05", "facecolor": face, "edgecolor": "black"}
     axes.add_patch(FancyBboxPatch((x, y), width, height, **look))
-    if text:
-        axes.text(x + width / 2, y + height / 2, text, ha="center", va="center", **style)
+    axes.text(x + width / 2, y + height / 2, text, **style.CENTRE, **options)
 
 
-def _rgb(colour):
-    return tuple(int(colour[k : k + 2], 16) / 255 for k in (1, 3, 5))
-
-
-def _arrow(axes, start, end, **style):
-    look = {"arrowstyle": "-|>", "shrinkA": 0, "shrinkB": 0, "color": "black", "linewidth": 1.2} | style
+def _arrow(axes, start, end, **options):
+    look = {"arrowstyle": "-|>", "shrinkA": 0, "shrinkB": 0, "color": "black", "linewidth": 1.2} | options
     axes.annotate("", end, start, arrowprops=look)
 
 
@@ -235,22 +230,25 @@ def _tokens(axes, x, y, width, count, colour, text):
     """A row of tokens as small squares, and what they are below."""
     side = width / count
     for k in range(count):
-        face = (*_rgb(colour), 0.45)
-        look = {"facecolor": face, "edgecolor": "black", "hatch": HATCH[colour], "linewidth": 0.8}
+        look = {
+            "facecolor": to_rgba(colour, 0.45),
+            "edgecolor": "black",
+            "hatch": HATCH[colour],
+            "linewidth": 0.8,
+        }
         axes.add_patch(Rectangle((x + k * side, y), side, 0.2, **look))
     axes.text(x + width / 2, y + 0.24, text, ha="center", va="top", fontsize=9)
 
 
 def _mask(axes, x, y, image, words=4, memory=4, side=0.1):
-    """Who may look (a row) at whom (a column): `image` rows and `words` rows, over `memory` and `words`."""
+    """An attention mask: `image` and `words` rows attend to `memory` and `words` columns."""
     sees = np.tri(image + words, memory + words, memory - image) > 0
-    sees[:image, :memory] = True
-    sees[image:, :memory] = True
+    sees[:, :memory] = True
     for row, column in np.ndindex(sees.shape):
         colour = IMAGE if column < memory else WORDS
-        face = (*_rgb(colour), 0.8) if sees[row, column] else "white"
+        look = {"facecolor": to_rgba(colour, 0.8) if sees[row, column] else "white", "edgecolor": style.GREY}
         place = (x + column * side, y + row * side)
-        axes.add_patch(Rectangle(place, side, side, facecolor=face, edgecolor=GREY, linewidth=0.6))
+        axes.add_patch(Rectangle(place, side, side, linewidth=0.6, **look))
     for text, start, end in (("image", 0, memory), ("words", memory, memory + words)):
         axes.text(x + (start + end) / 2 * side, y - 0.02, text, ha="center", va="bottom", fontsize=8)
     for text, start, end in (("image", 0, image), ("words", image, image + words)):

@@ -1,34 +1,29 @@
-"""The search for a caption: as a tree, as words side by side, and in drafts."""
+"""The search for a caption: as a tree, as two captions side by side, and as drafts of speculative decoding."""
 
-import matplotlib as mpl
+from itertools import takewhile, zip_longest
+
 import numpy as np
-from matplotlib.colors import Normalize
 from matplotlib.patches import Rectangle
 
-from gitdistill.viz.plots.style import (
-    AMOUNT,
-    GREY,
-    OKABE_ITO,
-    WIDTH,
-    _array,
-    _bar,
-    _bare,
-    _figure,
-    _minus_sign,
-    _place,
-    _same,
-    _some,
-    _styled,
-)
+from gitdistill.viz.plots import style
 
 
-@_styled
+def _box(axes, x, y, text, faint=False, strong=False, **options):
+    """A text in a rounded box: dashed and grey if faint, thick and tinted if strong."""
+    box = {"boxstyle": "round,pad=0.25", "facecolor": style.TINT if strong else "white"}
+    box |= {"linestyle": "--" if faint else "-", "linewidth": 2.2 if strong else 0.9}
+    box["edgecolor"] = style.ACCENT if strong else style.GREY if faint else "black"
+    look = {"color": style.GREY if faint else "black", "weight": "bold" if strong else "normal"}
+    axes.text(x, y, text, bbox=box, **style.CENTRE, **look, **options)
+
+
+@style.plot
 def beam_tree(trace, words, top=3, clip=0, upto=None, title=None):
     """A beam search as a tree: a column a step, candidates from likely to unlikely.
 
-    Each box holds a token and the log-probability of the caption so far. Solid: kept as a beam; dashed and faint:
-    pruned, which includes what is unfinished when the search ends; double line: a finished caption, with its score
-    after the length penalty in brackets. The thick path is the caption that won: the best of these scores.
+    Each box holds a token and the log-probability of the caption so far. Solid: kept as a beam. Dashed and faint:
+    pruned, or unfinished when the search ends. Double line: a finished caption, with its score after the length
+    penalty in brackets. The thick path is the caption that won: the best of these scores.
 
     trace: the table of `gitdistill.decoding.beam(..., trace=True)`: equally long columns `step`, `clip`,
         `parent`, `token`, `score`, `beam`, `kept`, `finished`, `final`.
@@ -37,38 +32,31 @@ def beam_tree(trace, words, top=3, clip=0, upto=None, title=None):
     upto: draw only that many steps, in a frame of the whole tree's size; the winner shows with the last one.
     """
     text = words if callable(words) else words.__getitem__
-    trace = {name: _column(values) for name, values in trace.items()}
+    trace = {name: np.asarray(values) for name, values in trace.items()}
     if clip not in trace["clip"]:
         raise ValueError(f"clip {clip} is not in the trace, which holds clips {sorted(set(trace['clip']))}")
-    steps = _tree(trace, clip, top)
+    steps = tree(trace, clip, top)
     shown = steps if upto is None else steps[:upto]
-    best = _winner(steps) if len(shown) == len(steps) else []
+    best = winner(steps) if len(shown) == len(steps) else []
     ranks = max(map(len, steps))
-    figure = _figure(WIDTH, 0.5 * ranks + 0.9, "Beam search", title)
+    figure = style.figure(style.WIDTH, 0.5 * ranks + 0.9, "Beam search", title)
     axes = figure.subplots()
+    style.bare(axes)
     axes.set(xlim=(-1.5, max(len(steps), 6) - 0.4), ylim=(ranks - 0.5, -0.6), xlabel="step", ylabel="rank")
     axes.set_xticks(range(len(steps)), range(1, len(steps) + 1))
     axes.set_yticks(range(ranks), range(1, ranks + 1))
-    axes.tick_params(length=0)
-    axes.spines[:].set_visible(False)
     size, letters = (9, 9) if len(steps) <= 12 else (8, 7)
-    _box(axes, -1, 0, "start", "kept", False, size)
+    _box(axes, -1, 0, "start", fontsize=size, zorder=3)
     for step, nodes in enumerate(shown):
         for rank, node in enumerate(nodes):
-            won = (step, rank) in best
-            _edge(axes, steps, step, rank, node, won)
             score = f"({node['final']:.2f})" if node["finished"] else f"{node['score']:.2f}"
-            label = f"{_short(text(int(node['token'])), letters)}\n{_minus_sign(score)}"
-            _box(axes, step, rank, label, _fate(node), won, size)
+            label = f"{style.short(text(int(node['token'])), letters)}\n{style.minus_sign(score)}"
+            _node(axes, step, _parent(steps, step, node) or 0, rank, node, label, (step, rank) in best, size)
     _tree_legend(axes, bool(best))
     return figure
 
 
-def _column(values):
-    return values.numpy() if hasattr(values, "numpy") else np.asarray(values)
-
-
-def _tree(trace, clip, top):
+def tree(trace, clip, top):
     """For each step the candidates to draw, best first: dicts of the trace's columns."""
     steps, last = [], int(trace["step"][trace["clip"] == clip].max())
     for step in range(last + 1):
@@ -76,39 +64,28 @@ def _tree(trace, clip, top):
         rows = rows[np.argsort(-trace["score"][rows], kind="stable")]
         nodes = [{name: values[row] for name, values in trace.items()} for row in rows]
         for node in nodes if step == last else ():
-            node["kept"] = False  # nobody continues it
-        pruned = [node for node in nodes if _fate(node) == "pruned"][top:]
-        steps.append([node for node in nodes if not any(node is other for other in pruned)])
+            node["kept"] = False  # the search does not continue it
+        pruned = [k for k, node in enumerate(nodes) if _pruned(node)][top:]
+        steps.append([node for k, node in enumerate(nodes) if k not in pruned])
     return steps
 
 
-def _fate(node):
-    return "finished" if node["finished"] else "kept" if node["kept"] else "pruned"
+def _pruned(node):
+    return not (node["finished"] or node["kept"])
 
 
 def _parent(steps, step, node):
     """Rank in the step before of the candidate that `node` continues; None at the first step."""
-    if step == 0:
-        return None
-    ranks = [
-        rank
-        for rank, other in enumerate(steps[step - 1])
-        if other["kept"] and other["beam"] == node["parent"]
-    ]
-    return ranks[0]
+    before = enumerate(steps[step - 1] if step else ())
+    return next((rank for rank, other in before if other["kept"] and other["beam"] == node["parent"]), None)
 
 
-def _winner(steps):
-    """(step, rank) of every candidate on the way to the best finished caption."""
-    ends = [
-        (node["final"], s, r)
-        for s, nodes in enumerate(steps)
-        for r, node in enumerate(nodes)
-        if node["finished"]
-    ]
-    if not ends:
+def winner(steps):
+    """(step, rank) of every candidate on the way to the best finished caption, the last one first."""
+    places = [(s, r) for s, nodes in enumerate(steps) for r, node in enumerate(nodes) if node["finished"]]
+    if not places:
         return []
-    _, step, rank = max(ends, key=lambda end: end[0])
+    step, rank = max(places, key=lambda place: steps[place[0]][place[1]]["final"])
     path = []
     while rank is not None:
         path.append((step, rank))
@@ -116,45 +93,31 @@ def _winner(steps):
     return path
 
 
-def _edge(axes, steps, step, rank, node, won):
-    before = _parent(steps, step, node)
-    pruned = _fate(node) == "pruned"
-    colour = OKABE_ITO[1] if won else GREY if pruned else "black"
-    style = {"color": colour, "linestyle": "--" if pruned else "-", "linewidth": 3.5 if won else 1.0}
-    x, y = (
-        [step - 1, step - 0.7, step - 0.3, step],
-        [before or 0, before or 0, rank, rank],
-    )  # clear of other boxes
-    axes.plot(x, y, alpha=0.5 if pruned else 1, zorder=1, **style)
-
-
-def _box(axes, x, y, text, fate, won, size):
-    pruned = fate == "pruned"
-    box = {"boxstyle": "round,pad=0.25", "facecolor": "#FCE4D2" if won else "white"}
-    box |= {"linestyle": "--" if pruned else "-", "linewidth": 2.2 if won else 0.9}
-    box["edgecolor"] = OKABE_ITO[1] if won else GREY if pruned else "black"
-    style = {"ha": "center", "va": "center", "fontsize": size, "color": GREY if pruned else "black"}
-    if fate == "finished":
-        outer = box | {"boxstyle": "round,pad=0.5", "facecolor": "white"}
-        axes.text(x, y, text, bbox=outer, zorder=2, **style)
-    axes.text(x, y, text, bbox=box, zorder=3, weight="bold" if won else "normal", **style)
-
-
-def _short(text, letters):
-    return text if len(text) <= letters else text[: letters - 1] + "\u2026"
+def _node(axes, step, before, rank, node, label, won, size):
+    """One candidate: its box, and the edge from the candidate that it continues, at rank `before`."""
+    pruned = _pruned(node)
+    colour = style.ACCENT if won else style.GREY if pruned else "black"
+    look = {"color": colour, "linestyle": "--" if pruned else "-", "linewidth": 3.5 if won else 1.0}
+    x, y = [step - 1, step - 0.7, step - 0.3, step], [before, before, rank, rank]  # clear of other boxes
+    axes.plot(x, y, alpha=0.5 if pruned else 1, zorder=1, **look)
+    if node["finished"]:
+        outer = {"boxstyle": "round,pad=0.5", "facecolor": "white", "edgecolor": colour}
+        outer |= {"linewidth": 2.2 if won else 0.9}
+        axes.text(step, rank, label, bbox=outer, zorder=2, fontsize=size, **style.CENTRE)
+    _box(axes, step, rank, label, pruned, won, fontsize=size, zorder=3)
 
 
 def _tree_legend(axes, won):
-    entries = {"kept": {"color": "black"}, "pruned": {"color": GREY, "linestyle": "--", "alpha": 0.5}}
+    entries = {"kept": {"color": "black"}, "pruned": {"color": style.GREY, "linestyle": "--", "alpha": 0.5}}
     box = {"linestyle": "", "marker": "s", "markersize": 9, "markerfacecolor": "white", "color": "black"}
     entries["finished (score after the length penalty)"] = box | {"markeredgewidth": 2.5}
     if won:
-        entries["the caption that won"] = {"color": OKABE_ITO[1], "linewidth": 3.5}
-    handles = [axes.plot([], [], label=label, **style)[0] for label, style in entries.items()]
+        entries["the caption that won"] = {"color": style.ACCENT, "linewidth": 3.5}
+    handles = [axes.plot([], [], label=label, **look)[0] for label, look in entries.items()]
     axes.figure.legend(handles=handles, loc="outside lower right", ncols=4, frameon=False)
 
 
-@_styled
+@style.plot
 def ribbon(rows, title=None):
     """Two captions word by word for each kind of search: the teacher's above, the student's below.
 
@@ -163,39 +126,35 @@ def ribbon(rows, title=None):
 
     rows: search -> (the teacher's T words, the student's words, probabilities [T] in [0, 1]).
     """
-    longest = max(max(len(first), len(second)) for first, second, _ in _some(rows, "rows").values())
-    cell = min(0.95, (WIDTH - 3.0) / longest)
-    figure = _figure(3.0 + cell * longest, 1.05 * len(rows) + 0.3, "Decoding ribbon", title, None)
-    axes = _place(figure, 1.75, 0.15, cell * longest, 1.05 * len(rows))
-    axes.set(xlim=(0, longest), ylim=(1.05 * len(rows), 0))
-    _bare(axes)
+    longest = max(max(len(first), len(second)) for first, second, _ in style.some(rows, "rows").values())
+    cell, scale = min(0.95, (style.WIDTH - 3.0) / longest), style.shares()
+    width, height = cell * longest, 1.05 * len(rows)
+    figure = style.figure(3.0 + width, height + 0.3, "Decoding ribbon", title, None)
+    axes = style.axes_at(figure, 1.75, 0.15, width, height)
+    axes.set(xlim=(0, longest), ylim=(height, 0))
+    style.bare(axes)
     ticks = []
     for k, (label, (first, second, probabilities)) in enumerate(rows.items()):
-        values = _array(probabilities, f"probabilities of {label}", "T")
-        _same(values.shape, (len(first),), f"probabilities of {label}")
+        values = style.array(probabilities, f"probabilities of {label}", [len(first)])
         top = 1.05 * k
         ticks += [(top + 0.25, f"{label}: teacher"), (top + 0.75, "student")]
-        for t in range(max(len(first), len(second))):
-            pair = [words[t] if t < len(words) else "" for words in (first, second)]
-            _ribbon_cell(axes, t, top, pair[0], values[t] if t < len(values) else None)
-            axes.text(t + 0.5, top + 0.75, _short(pair[1], 11), ha="center", va="center", fontsize=9)
-            if pair[0] != pair[1]:
-                axes.plot(t + 0.5, top + 0.56, "^", color=OKABE_ITO[1], markersize=7, markeredgecolor="black")
+        for t, (word, other, value) in enumerate(zip_longest(first, second, values)):
+            if word is not None:
+                axes.add_patch(Rectangle((t + 0.02, top), 0.96, 0.48, facecolor=scale.cmap(float(value))))
+                look = {"color": style.ink(value), "linespacing": 1.1, "fontsize": 9, **style.CENTRE}
+                axes.text(t + 0.5, top + 0.24, f"{style.short(word, 11)}\n{value:.2f}", **look)
+            if other is not None:
+                axes.text(t + 0.5, top + 0.75, style.short(other, 11), fontsize=9, **style.CENTRE)
+            if word != other:
+                look = {"color": style.ACCENT, "markersize": 7, "markeredgecolor": "black"}
+                axes.plot(t + 0.5, top + 0.56, "^", **look)
     axes.set_yticks(*zip(*ticks))
-    bar = _place(figure, 1.95 + cell * longest, 0.15, 0.15, 1.05 * len(rows))
-    _bar(figure, Normalize(0, 1), AMOUNT, "student's\nprobability", cax=bar)
+    place = style.axes_at(figure, 1.95 + width, 0.15, 0.15, height)
+    style.colour_bar(figure, scale, "student's\nprobability", cax=place)
     return figure
 
 
-def _ribbon_cell(axes, t, top, word, value):
-    if value is None:
-        return
-    axes.add_patch(Rectangle((t + 0.02, top), 0.96, 0.48, facecolor=mpl.colormaps[AMOUNT](float(value))))
-    ink = {"color": "black" if value > 0.5 else "white", "ha": "center", "va": "center", "fontsize": 9}
-    axes.text(t + 0.5, top + 0.24, f"{_short(word, 11)}\n{value:.2f}", linespacing=1.1, **ink)
-
-
-@_styled
+@style.plot
 def drafts(passes, title=None):
     """A caption that one model drafted and another one checked: a row a pass of the checking model.
 
@@ -204,34 +163,23 @@ def drafts(passes, title=None):
 
     passes: for each pass the drafted words and the words that the caption gained, both lists of texts.
     """
-    longest = sum(len(gained) for _, gained in _some(passes, "passes"))
-    figure = _figure(WIDTH, 0.72 * len(passes) + 0.5, "Drafts", title)
+    widest = sum(len(gained) for _, gained in style.some(passes, "passes"))
+    figure = style.figure(style.WIDTH, 0.72 * len(passes) + 0.5, "Drafts", title)
     axes = figure.subplots()
+    style.bare(axes)
     place = 0
-    widest = longest
     for row, (drafted, gained) in enumerate(passes):
-        alike = [a == b for a, b in zip(drafted, gained)]
-        kept = alike.index(False) if False in alike else len(alike)
+        kept = len(list(takewhile(lambda pair: pair[0] == pair[1], zip(drafted, gained))))
         for k, word in enumerate(drafted):
-            _draft_box(axes, place + k, row - 0.2, word, "kept" if k < kept else "struck")
+            _box(axes, place + k, row - 0.2, style.short(word, 11), faint=k >= kept, fontsize=9)
+            if k >= kept:
+                ends = [place + k - 0.4, place + k + 0.4]
+                axes.plot(ends, [row - 0.2] * 2, color="black", linewidth=1.2, zorder=4)
         for k, word in enumerate(gained[kept:], start=kept):
-            _draft_box(axes, place + k, row + 0.22, word, "own")
+            _box(axes, place + k, row + 0.22, style.short(word, 11), strong=True, fontsize=9)
         widest = max(widest, place + len(drafted))
         place += len(gained)
     axes.set(xlim=(-0.6, widest - 0.4), ylim=(len(passes) - 0.45, -0.55), xlabel="place in the caption")
     axes.set_xticks(range(widest), range(1, widest + 1))
     axes.set_yticks(range(len(passes)), [f"pass {row + 1}" for row in range(len(passes))])
-    axes.tick_params(length=0)
-    axes.spines[:].set_visible(False)
     return figure
-
-
-def _draft_box(axes, x, y, word, fate):
-    struck, own = fate == "struck", fate == "own"
-    box = {"boxstyle": "round,pad=0.25", "facecolor": "#FCE4D2" if own else "white"}
-    box |= {"edgecolor": OKABE_ITO[1] if own else GREY if struck else "black"}
-    box |= {"linestyle": "--" if struck else "-", "linewidth": 2.2 if own else 0.9}
-    style = {"color": GREY if struck else "black", "weight": "bold" if own else "normal", "fontsize": 9}
-    axes.text(x, y, _short(word, 11), ha="center", va="center", bbox=box, **style)
-    if struck:
-        axes.plot([x - 0.4, x + 0.4], [y, y], color="black", linewidth=1.2, zorder=4)

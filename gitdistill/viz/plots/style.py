@@ -1,15 +1,27 @@
-"""What all pictures share: the style, PNG bytes, checks, and a map laid over a photo."""
+"""What all plots share. A plot takes arrays and returns a `figure`, under the decorator `plot`:
+
+    @style.plot
+    def histogram(values, title=None):
+        values = style.array(values, "values", "n")
+        figure = style.figure(6.0, 3.0, "Histogram", title)
+        figure.subplots().hist(values, **style.bar(0))
+        return figure
+
+Matplotlib lays out axes made by `subplots`. With `layout=None` a figure holds axes at places in inches: `axes_at`.
+"""
 
 import io
 from functools import wraps
 from textwrap import fill
 
 import matplotlib as mpl
+import matplotlib.style
 import numpy as np
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize, PowerNorm
 from matplotlib.figure import Figure
-from PIL import Image, ImageChops
+from matplotlib.patches import Rectangle
+from PIL import Image, ImageChops, ImageFilter
 
 DPI = 80
 WIDTH = 11.0  # inches, the widest picture
@@ -19,9 +31,10 @@ OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "
 DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 3)), (0, (8, 2)), (0, (3, 1)))
 MARKS = ("o", "s", "^", "D", "v", "P", "X", "*")
 HATCHES = ("", "///", "...", "\\\\\\", "xxx", "---", "ooo", "+++")
-GREY = "#777777"
+ACCENT, TINT, GREY = OKABE_ITO[1], "#FCE4D2", "#777777"  # what is pointed at, its background, what is faint
 LUMA = np.array([0.299, 0.587, 0.114])
-STYLE = {
+CENTRE = {"ha": "center", "va": "center"}
+OURS = {
     "font.size": 10,
     "font.family": "DejaVu Sans",
     "axes.titlesize": 10,
@@ -38,10 +51,7 @@ STYLE = {
     "lines.linewidth": 1.8,
     "image.interpolation": "nearest",
 }
-# Matplotlib's own values for all else, so that a picture does not depend on the reader's settings.
-_DEFAULTS = {
-    k: v for k, v in mpl.rcParamsDefault.items() if not k.startswith(("backend", "interactive", "toolbar"))
-}
+STYLE = ["default", OURS]  # whatever the reader's settings are
 
 
 class Picture(Figure):
@@ -65,7 +75,7 @@ def png(figure: Figure) -> bytes:
     or one of them would move visibly.
     """
     full, small = io.BytesIO(), io.BytesIO()
-    with mpl.rc_context(_DEFAULTS | STYLE):
+    with mpl.style.context(STYLE):
         figure.savefig(full, format="png", dpi=figure.dpi, metadata={"Software": None})
     if getattr(figure, "exact", False):
         return full.getvalue()
@@ -78,8 +88,8 @@ def png(figure: Figure) -> bytes:
 
 
 def animation(figures, milliseconds=900) -> bytes:
-    """Figures of one size one after the other, for ever, as an animated PNG; the last one stays three times as long."""
-    images = [Image.open(io.BytesIO(png(figure))).convert("RGB") for figure in _some(figures, "figures")]
+    """Figures of one size as an endless animated PNG; the last one stays three times as long as the others."""
+    images = [Image.open(io.BytesIO(png(figure))).convert("RGB") for figure in some(figures, "figures")]
     palette = images[-1].quantize(64, method=Image.Quantize.MAXCOVERAGE, dither=0)
     images = [image.quantize(palette=palette, dither=0) for image in images]
     out, times = io.BytesIO(), [milliseconds] * (len(images) - 1) + [3 * milliseconds]
@@ -87,59 +97,70 @@ def animation(figures, milliseconds=900) -> bytes:
     return out.getvalue()
 
 
-def _styled(function):
-    """Let `function` return a picture in this module's style, laid out once and for all."""
+def plot(function):
+    """Decorator: draw in this style, whatever the reader's settings, and lay the figure out once."""
 
     @wraps(function)
     def draw(*args, **kwargs):
-        with mpl.rc_context(_DEFAULTS | STYLE):
-            figure = function(*args, **kwargs)
-            figure.draw_without_rendering()  # lays out; a second time would move things by a pixel
-            figure.set_layout_engine("none")
-            return figure
+        with mpl.style.context(STYLE):
+            drawn = function(*args, **kwargs)
+            drawn.draw_without_rendering()  # lays out; a second time would move things by a pixel
+            drawn.set_layout_engine("none")
+            return drawn
 
     return draw
 
 
-def _figure(width, height, kind, title, layout="constrained"):
+def figure(width, height, kind, title, layout="constrained"):
     """An empty picture of width x height inches below its title; `kind` and `title` are its alternative text."""
     width = min(width, WIDTH)
     text = None if title is None else fill(title, int(width * 10.5))
     top = 0.0 if title is None else 0.18 + 0.18 * (text.count("\n") + 1)
-    figure = Picture(figsize=(width, height + top), dpi=DPI, layout=layout)
-    figure.alt, figure.top = kind if title is None else f"{kind}: {title}", top
+    drawn = Picture(figsize=(width, height + top), dpi=DPI, layout=layout)
+    drawn.alt, drawn.top = kind if title is None else f"{kind}: {title}", top
     if title is not None:
         place = {} if layout else {"y": 1 - 0.08 / (height + top), "va": "top"}
-        figure.suptitle(text, x=0.08 / width, ha="left", **place)
-    return figure
+        drawn.suptitle(text, x=0.08 / width, ha="left", **place)
+    return drawn
 
 
-def _place(figure, left, top, width, height):
+def axes_at(figure, left, top, width, height):
     """Axes at a place in inches, counted from the upper left corner below the title."""
     whole, high = figure.get_size_inches()
-    return figure.add_axes(
-        (left / whole, 1 - (figure.top + top + height) / high, width / whole, height / high)
-    )
+    bottom = 1 - (figure.top + top + height) / high
+    return figure.add_axes((left / whole, bottom, width / whole, height / high))
 
 
-def _array(values, name, letters):
-    """`values` as a numpy array with as many dimensions as `letters` has words."""
+def text_at(figure, left, bottom, text):
+    """A text at a place in inches, counted from the lower left corner."""
+    figure.text(left / figure.get_figwidth(), bottom / figure.get_figheight(), text)
+
+
+def bare(axes):
+    """No ticks, no frame: the axes of an image."""
+    axes.tick_params(length=0)
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.spines[:].set_visible(False)
+
+
+def array(values, name, shape):
+    """`values` as a finite numpy array of a shape such as "T F h w" or (T, 4, "h", "w"): numbers are checked."""
     if hasattr(values, "detach"):
         values = values.detach().cpu()
         values = (values.float() if values.is_floating_point() else values).numpy()
-    values = np.asarray(values)
-    if values.ndim != len(letters.split()):
-        raise ValueError(f"{name} must be [{letters.replace(' ', ', ')}], got {list(values.shape)}")
+    values, wanted = np.asarray(values), shape.split() if isinstance(shape, str) else [str(n) for n in shape]
+    fits = [not size.isdigit() or int(size) == given for size, given in zip(wanted, values.shape)]
+    if values.ndim != len(wanted) or not all(fits):
+        raise ValueError(f"{name} must be [{', '.join(wanted)}], got {list(values.shape)}")
     if not np.isfinite(values).all():
         raise ValueError(f"{name} holds NaN or infinite values")
     return values
 
 
-def _frames(frames, name="frames", letters="F 3 H W"):
+def photos(frames, name="frames", shape="F 3 H W"):
     """Frames as floats in [0, 1], channels last."""
-    frames = _array(frames, name, letters)
-    if frames.shape[-3] != 3:
-        raise ValueError(f"{name} must be [{letters.replace(' ', ', ')}], got {list(frames.shape)}")
+    frames = array(frames, name, shape)
     if frames.dtype == np.uint8:
         frames = frames / 255.0
     elif frames.min() < 0 or frames.max() > 1:
@@ -147,62 +168,90 @@ def _frames(frames, name="frames", letters="F 3 H W"):
     return np.moveaxis(frames, -3, -1)
 
 
-def _same(got, expected, name):
-    if tuple(got) != tuple(expected):
-        raise ValueError(f"{name} must have shape {list(expected)}, got {list(got)}")
-
-
-def _some(values, name):
+def some(values, name):
+    """`values`, which must not be empty."""
     if len(values) == 0:
         raise ValueError(f"{name} is empty: nothing to draw")
     return values
 
 
-def _amounts(*arrays):
+def one_each(values, name, count):
+    """`values` (or None), which must be `count`."""
+    if values is not None and len(values) != count:
+        raise ValueError(f"{name} must hold {count} entries, got {len(values)}")
+    return values
+
+
+def amounts(*arrays):
     """One square-root scale from 0 for all arrays, so that a faint map still shows beside a sharp one."""
-    return PowerNorm(0.5, 0.0, max(max(float(a.max()) for a in arrays), 1e-9))
+    return ScalarMappable(PowerNorm(0.5, 0.0, max(max(float(a.max()) for a in arrays), 1e-9)), AMOUNT)
 
 
-def _around_zero(*arrays):
+def shares(limit=1.0):
+    """An even scale from 0 to `limit`."""
+    return ScalarMappable(Normalize(0, limit), AMOUNT)
+
+
+def differences(*arrays):
+    """One scale around zero for all arrays."""
     limit = max(max(float(np.abs(a).max()) for a in arrays), 1e-9)
-    return Normalize(-limit, limit)
+    return ScalarMappable(Normalize(-limit, limit), DIFFERENCE)
 
 
-def _cell(values, photo):
+def is_signed(scale):
+    return scale.norm.vmin < 0
+
+
+def colour_bar(figure, scale, label, **place):
+    """The legend of a scale; a square-root one has ticks that are evenly spread."""
+    bar = figure.colorbar(scale, label=label, **place)
+    bar.outline.set_linewidth(0.5)
+    if isinstance(scale.norm, PowerNorm):
+        ticks = [scale.norm.vmax * part for part in (0, 0.05, 0.2, 0.5, 1)]
+        bar.set_ticks(ticks, labels=[number(tick, 2) for tick in ticks])
+
+
+def cell_size(values, photo):
     """Height and width of a map's cell in pixels: tiles as fine as the photo, but at most about 128 pixels."""
     shrink = min(1.0, 128 / max(photo.shape[:2]))
     return [max(1, round(shrink * pixels / cells)) for pixels, cells in zip(photo.shape, values.shape[-2:])]
 
 
-def _overlay(photo, values, norm, cmap):
+def overlay(photo, values, scale):
     """A map [h, w] as cells over a grey photo [H, W, 3]; RGB in [0, 1].
 
-    Opacity grows with the value. Under amounts, whose large values are bright, a bright photo is darkened and a dark
-    one stays as it is; under differences, whose large values are dark, a photo keeps to the bright half.
+    Opacity grows with the value. Large amounts are bright: below them a bright photo is darkened, and a dark one
+    stays as it is. Large differences are dark: below them a photo keeps to the bright half.
     """
-    size = _cell(values, photo)
-    grey = _resized(photo, values.shape[0] * size[0], values.shape[1] * size[1]) @ LUMA
-    position = np.asarray(norm(values), dtype=float)
-    strength = np.abs(2 * position - 1) if cmap == DIFFERENCE else position
-    grey = 0.55 + 0.45 * grey[..., None] if cmap == DIFFERENCE else _darkened(grey)[..., None]
-    opacity = 0.15 + 0.7 * np.sqrt(strength) if cmap == DIFFERENCE else 0.9 * strength
+    size = cell_size(values, photo)
+    grey = resized(photo, values.shape[0] * size[0], values.shape[1] * size[1]) @ LUMA
+    position = np.asarray(scale.norm(values), dtype=float)
+    if is_signed(scale):
+        grey, opacity = 0.55 + 0.45 * grey, 0.15 + 0.7 * np.sqrt(np.abs(2 * position - 1))
+    else:  # a mean brightness of at most a quarter, unless the photo is nearly white
+        grey, opacity = grey * np.clip(0.25 / max(grey.mean(), 1e-9), 0.4, 1.0), 0.9 * position
     cells = np.ones((*size, 1))
     alpha = np.kron(opacity[..., None], cells)
-    return alpha * np.kron(mpl.colormaps[cmap](position)[..., :3], cells) + (1 - alpha) * grey
+    return alpha * np.kron(scale.cmap(position)[..., :3], cells) + (1 - alpha) * grey[..., None]
 
 
-def _darkened(grey):
-    """A grey photo of a mean brightness of at most a quarter, unless it is nearly white."""
-    return grey * np.clip(0.25 / max(grey.mean(), 1e-9), 0.4, 1.0)
-
-
-def _resized(photo, height, width):
+def resized(photo, height, width):
     """[H, W, 3] to [height, width, 3], nearest neighbours."""
     rows, columns = ((np.arange(n) * old) // n for n, old in zip((height, width), photo.shape))
     return photo[rows][:, columns]
 
 
-def _mosaic(tiles, gap):
+def show_tiles(axes, tiles, gap, columns=(), rows=()):
+    """Draw a `mosaic`, with the names of its columns above and of its rows at the left."""
+    height, width = tiles[0][0].shape[:2]
+    bare(axes)
+    axes.imshow(mosaic(tiles, gap), interpolation="antialiased")
+    axes.xaxis.tick_top()
+    axes.set_xticks(centres(len(columns), width, gap), columns)
+    axes.set_yticks(centres(len(rows), height, gap), rows)
+
+
+def mosaic(tiles, gap):
     """Rows of equally large RGB tiles (None: empty) as one image with white gaps between them."""
     height, width = next(t for row in tiles for t in row if t is not None).shape[:2]
     shape = (len(tiles) * (height + gap) - gap, max(map(len, tiles)) * (width + gap) - gap, 3)
@@ -215,47 +264,77 @@ def _mosaic(tiles, gap):
     return image
 
 
-def _centres(count, size, gap):
+def centres(count, size, gap):
+    """The middles of a mosaic's tiles, in pixels."""
     return np.arange(count) * (size + gap) + (size - 1) / 2
 
 
-def _bare(axes):
-    """No ticks, no frame: the axes of an image."""
-    axes.tick_params(length=0)
-    axes.set_xticks([])
-    axes.set_yticks([])
-    axes.spines[:].set_visible(False)
+def strongest(values):
+    """The place of a map's largest value."""
+    return np.unravel_index(values.argmax(), values.shape)
 
 
-def _bar(figure, norm, cmap, label, **place):
-    bar = figure.colorbar(ScalarMappable(norm, cmap), label=label, **place)
-    bar.outline.set_linewidth(0.5)
-    if isinstance(norm, PowerNorm):
-        ticks = [norm.vmax * part for part in (0, 0.05, 0.2, 0.5, 1)]
-        bar.set_ticks(ticks, labels=[_number(tick, 2) for tick in ticks])
-    return bar
+def square(axes, left, top, size):
+    """A black and white line around one cell of `size` [height, width]."""
+    for colour, thickness in (("black", 2.4), ("white", 1.0)):
+        place = (left - 0.5, top - 0.5), size[1], size[0]
+        axes.add_patch(Rectangle(*place, fill=False, edgecolor=colour, linewidth=thickness))
 
 
-def _number(value, digits=3):
-    return _minus_sign(f"{value:,.0f}" if abs(value) >= 100 else f"{value:.{digits}g}")
+def outline(axes, mask, left, top=0, margin=2, thin=1.0):
+    """A line around a mask [H, W], `margin` pixels outside it so that thin shapes stay visible; thin: its scale."""
+    if not mask.any():
+        return
+    wide = Image.fromarray(255 * mask.astype(np.uint8)).filter(ImageFilter.MaxFilter(2 * margin + 1))
+    wide = np.pad(np.asarray(wide) / 255, 1)  # padding closes lines at the border
+    y, x = (np.arange(n) - 1 for n in wide.shape)
+    for colour, thickness in (("white", 2.6), ("black", 1.0)):
+        axes.contour(x + left, y + top, wide, [0.5], colors=colour, linewidths=thin * thickness)
 
 
-def _minus_sign(text):
+def colour(k):
+    return OKABE_ITO[k % len(OKABE_ITO)]
+
+
+def mark(k):
+    """Colour and marker of the k-th category."""
+    return {"color": colour(k), "marker": MARKS[k % len(MARKS)]}
+
+
+def line(k):
+    """Colour, marker and dashes of the k-th category."""
+    return mark(k) | {"linestyle": DASHES[k % len(DASHES)]}
+
+
+def bar(k):
+    """Colour and hatch of the k-th category."""
+    return {"facecolor": colour(k), "edgecolor": "white", "hatch": HATCHES[k % len(HATCHES)], "linewidth": 0}
+
+
+def ink(level):
+    """The colour of a text on a cell, whose amount is `level` of the largest."""
+    return "black" if level > 0.5 else "white"
+
+
+def number(value, digits=3):
+    return minus_sign(f"{value:,.0f}" if abs(value) >= 100 else f"{value:.{digits}g}")
+
+
+def minus_sign(text):
     return text.replace("-", "\u2212")
 
 
-def _sign(values):
+def sign(values):
     """The sign of the strongest of the values."""
     return "+" if values.max() >= -values.min() else "\u2212"
 
 
-def _count(value):
+def count(value):
     for unit, name in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
         if value >= unit:
             return f"{value / unit:.3g}{name}"
     return str(int(value))
 
 
-def _bars(k):
-    colour, hatch = OKABE_ITO[k % len(OKABE_ITO)], HATCHES[k % len(HATCHES)]
-    return {"facecolor": colour, "edgecolor": "white", "hatch": hatch, "linewidth": 0}
+def short(text, letters):
+    return text if len(text) <= letters else text[: letters - 1] + "\u2026"

@@ -1,0 +1,92 @@
+"""Checks during training: the loss is finite, every term reaches the student, and what was frozen thaws."""
+
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from gitdistill.distillation.distributed import on_any
+
+
+class LossWatch:
+    """Checks the loss of every step: at once on a CPU, and one step later on an accelerator, so that no step waits."""
+
+    def __init__(self):
+        self.unchecked = None
+
+    def check(self, loss: Tensor, terms: dict[str, Tensor], where: str, clips: Tensor | None) -> None:
+        """Take this step's loss, its terms and its clips. ValueError if the one that is due is not finite."""
+        due = self.unchecked
+        self.unchecked = loss.detach(), {name: value.detach() for name, value in terms.items()}, where, clips
+        if loss.device.type == "cpu":
+            self.finish()
+        elif due:
+            check_finite(*due)
+
+    def finish(self) -> None:
+        """Check the last step."""
+        due, self.unchecked = self.unchecked, None
+        if due:
+            check_finite(*due)
+
+
+def check_finite(loss: Tensor, terms: dict[str, Tensor], where: str, clips: Tensor | None) -> None:
+    """A ValueError that names the step, its terms and its clips if the loss is not finite on any rank."""
+    finite = bool(loss.isfinite())
+    if not on_any(not finite, loss.device):
+        return
+    if finite:
+        raise ValueError(f"the loss of another rank is not finite in {where}")
+    values = ", ".join(f"{name} {value.item():.4g}" for name, value in terms.items())
+    named = "" if clips is None else f", clips {clips.tolist()}"
+    advice = "try a lower lr, a longer warmup or gradient_clip_val"
+    raise ValueError(f"the loss is not finite in {where}{named} ({values}): {advice}")
+
+
+def check_gradients(module, batch: dict) -> None:
+    """A ValueError naming a term of a `DistillationTrainer` that does not reach the student where it should.
+
+    Every term must reach the student's backbone, and every term about captions its decoder, too. A term that trains
+    only projectors compares a detached activation or a wrong path. Nothing is changed.
+    """
+    student = module.student
+    with restored(student), torch.enable_grad():
+        student.requires_grad_(True).eval()
+        values = module.unweighted_terms(batch)
+        for term in module.terms:
+            for part in ["backbone"] if term.image_only else ["backbone", "layers"]:
+                parameters = list(getattr(student, part, nn.Module()).parameters())
+                if parameters and not reaches(values[term.name], parameters):
+                    raise ValueError(
+                        f"the loss {term.name} does not reach the student's {part}: are its features detached?"
+                    )
+
+
+def reaches(value: Tensor, parameters: list[Tensor]) -> bool:
+    """Does `value` have a gradient by any of the parameters?"""
+    if not value.requires_grad:
+        return False
+    found = torch.autograd.grad(value, parameters, retain_graph=True, allow_unused=True)
+    return any(gradient is not None for gradient in found)
+
+
+@contextmanager
+def restored(module: nn.Module):
+    """A context after which every parameter has its old `requires_grad`, and every submodule its old mode."""
+    required = [(parameter, parameter.requires_grad) for parameter in module.parameters()]
+    modes = [(submodule, submodule.training) for submodule in module.modules()]
+    try:
+        yield
+    finally:
+        for parameter, flag in required:
+            parameter.requires_grad_(flag)
+        for submodule, training in modes:
+            submodule.training = training
+
+
+@contextmanager
+def frozen(module: nn.Module):
+    """A context in which the module does not learn; whatever ends it, an interrupt included, undoes it."""
+    with restored(module):
+        module.requires_grad_(False).eval()
+        yield

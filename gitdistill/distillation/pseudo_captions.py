@@ -1,0 +1,78 @@
+"""Captions that the teacher decodes itself, for sequence-level distillation, and which of them are good enough.
+
+Kim and Rush 2016, https://arxiv.org/abs/1606.07947.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from gitdistill.decoding import beam
+
+BEAMS = 4
+
+
+@torch.no_grad()
+def pseudo_captions(teacher, frames: Tensor, count: int, max_length: int, dtype: torch.dtype = torch.float32):
+    """The teacher's `count` best captions of each clip by beam search, and their quality.
+
+    Returns tokens long [B, count, T] and quality float [B, count, 3]: confidence (mean log-probability of a token),
+    repetition (share of trigrams that occurred earlier in the caption), and agreement (mean F1 of its words with
+    those of the other beams).
+    """
+    beams = max(BEAMS, count)
+    with torch.autocast(frames.device.type, dtype, enabled=dtype != torch.float32):
+        found = beam(teacher, frames, beams=beams, max_length=max_length, num_return=beams)
+    special = {teacher.pad_token_id, teacher.bos_token_id, teacher.eos_token_id}
+    quality = []
+    for captions, scores in zip(found.tokens.tolist(), found.scores.tolist()):
+        words = [[word for word in caption if word not in special] for caption in captions]
+        for i in range(count):
+            others = [word_f1(words[i], words[k]) for k in range(beams) if k != i]
+            quality.append([scores[i], repetition(words[i]), sum(others) / len(others)])
+    quality = torch.tensor(quality, device=frames.device).unflatten(0, (len(frames), count))
+    return found.tokens[:, :count], quality
+
+
+def repetition(words: list) -> float:
+    """The share of trigrams that occurred before; 0 for a caption of fewer words."""
+    triples = list(zip(words, words[1:], words[2:]))
+    return 1 - len(set(triples)) / len(triples) if triples else 0.0
+
+
+def word_f1(a: list, b: list) -> float:
+    """F1 of two captions' words, each counted as often as it occurs; 1 for two empty captions."""
+    if not a and not b:
+        return 1.0
+    shared = sum(min(a.count(word), b.count(word)) for word in set(a))
+    return 2 * shared / (len(a) + len(b))
+
+
+@dataclass(frozen=True)
+class CaptionFilter:
+    """Thresholds on the quality of pseudo-captions (see `pseudo_captions`); by default every caption passes."""
+
+    confidence: float = -math.inf
+    repetition: float = 1.0
+    agreement: float = 0.0
+
+    def __call__(self, quality: Tensor) -> Tensor:
+        """True where a caption of `quality` [..., 3] passes."""
+        confidence, repetition, agreement = quality.unbind(-1)
+        passes = (confidence >= self.confidence) & (repetition <= self.repetition)
+        return passes & (agreement >= self.agreement)
+
+    def apply(self, tokens: Tensor, quality: Tensor, pad_id: int) -> Tensor:
+        """`tokens` [..., T] with captions that do not pass reduced to their start token."""
+        tokens = tokens.clone()
+        tokens[..., 1:].masked_fill_(~self(quality)[..., None], pad_id)
+        return tokens
+
+
+def join_captions(a: Tensor, b: Tensor, pad_id: int) -> Tensor:
+    """Captions [B, K, T] and [B, L, T'] of the same clips together, [B, K+L, max(T, T')]."""
+    longest = max(a.shape[-1], b.shape[-1])
+    return torch.cat([F.pad(x, (0, longest - x.shape[-1]), value=pad_id) for x in (a, b)], dim=1)

@@ -1,0 +1,111 @@
+"""Attention of a captioner while it reads a caption: a map over the image for each word, and attention rollout."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gitdistill.distillation.targets import STUDENT_ATTENTION, as_feature_grid, num_frames
+from gitdistill.hooks import paths, record
+
+
+@dataclass
+class AttentionMaps:
+    """Attention of a model that reads one caption of one clip.
+
+    maps: [L, H, T-1, F, h, w], over the image grid. What is missing to 1 went to class tokens and text.
+    log_probs: [T-1], of the words that follow.
+    mixing: [n, S, S], every attention of the network in the order of computation, each as a matrix over all tokens,
+        heads averaged; rows sum to one. For `rollout`.
+    """
+
+    maps: Tensor
+    log_probs: Tensor
+    mixing: Tensor
+
+    def by_word(self) -> Tensor:
+        """[T-1, F, h, w]: averaged over layers and heads; each word's map sums to 1."""
+        return normalised(self.maps.mean((0, 1)))
+
+    def rollout(self, first: int = 0) -> Tensor:
+        """[T-1, F, h, w]: attention rollout that begins at attention `first`; each word's map sums to 1."""
+        frames, positions = self.maps.shape[3], self.maps.shape[2] + 1
+        image = self.mixing.shape[-1] - positions
+        return normalised(on_grid(rollout(self.mixing, first)[image:-1, :image], frames))
+
+
+@torch.no_grad()
+def attention_maps(model, frames: Tensor, tokens: Tensor) -> AttentionMaps:
+    """Record attention while `model` reads the caption `tokens` [T] of a clip [F, 3, H, W] or image [3, H, W]."""
+    model, clip, caption = prepared(model, frames, tokens)
+    every = [name for name in ("mixer.*.softmax", "layers.*attention.softmax") if paths(model, name)]
+    with record(model, every) as seen:
+        words = log_probs(model, clip, caption)[0]
+    watched, prefix = text_attention(model)
+    text = torch.stack([seen[path][-1][0] for path in watched])  # (L, H, T, S), or (L, H, T, N) of a student
+    image = text.shape[-1] - (len(tokens) if prefix else 0)
+    maps = on_grid(text[:, :, :-1, :image], num_frames(clip))
+    return AttentionMaps(maps, words, mixing_steps(seen, image, len(tokens)))
+
+
+def rollout(mixing: Tensor, first: int = 0) -> Tensor:
+    """Attention rollout [S, S] over mixing [n, S, S] from `first` on: which tokens each last token is made of.
+
+    Half of a token goes round each attention unchanged, as in Abnar and Zuidema 2020
+    (https://arxiv.org/abs/2005.00928): the product of all (A + 1) / 2.
+    """
+    if not 0 <= first < len(mixing):
+        raise ValueError(f"first must be one of the {len(mixing)} steps, 0 to {len(mixing) - 1}; got {first}")
+    total = torch.eye(mixing.shape[-1], dtype=mixing.dtype, device=mixing.device)
+    for step in mixing[first:]:
+        total = 0.5 * (step @ total + total)
+    return total
+
+
+def normalised(maps: Tensor) -> Tensor:
+    """Maps [T, F, h, w], each divided by its sum."""
+    return maps / maps.sum((1, 2, 3), keepdim=True).clamp(min=1e-12)
+
+
+def text_attention(model) -> tuple[list[str], bool]:
+    """Module paths of the attention from text to image; True if it covers the text as well, as GIT's does."""
+    cross = paths(model, STUDENT_ATTENTION)
+    return (cross, False) if cross else (paths(model, "layers.*.attention.softmax"), True)
+
+
+def prepared(model, frames: Tensor, tokens: Tensor) -> tuple:
+    """The network (a teacher's own, which has gradients), one clip and one caption as a batch on its device."""
+    if frames.dim() not in (3, 4) or tokens.dim() != 1 or len(tokens) < 2:
+        shapes = f"{list(frames.shape)} and {list(tokens.shape)}"
+        raise ValueError(f"give one clip [F, 3, H, W] (or image) and one caption [T], T > 1; got {shapes}")
+    device = next(model.parameters()).device
+    return getattr(model, "model", model), frames[None].to(device), tokens[None].to(device)
+
+
+def log_probs(model, clips: Tensor, caption: Tensor) -> Tensor:
+    """Log-probabilities of the words of one caption [1, T] for each of the clips: [B, T-1]."""
+    tokens = caption.expand(len(clips), -1)
+    return model(clips, tokens).logits[:, :-1].log_softmax(-1).gather(-1, tokens[:, 1:, None])[..., 0]
+
+
+def on_grid(rows: Tensor, frames: int) -> Tensor:
+    """Attention to image tokens [..., N] as maps [..., F, h, w]; class tokens are left out."""
+    flat = rows.reshape(-1, rows.shape[-1])
+    return as_feature_grid(flat.T[None], frames).permute(3, 0, 1, 2).unflatten(0, rows.shape[:-1])
+
+
+def mixing_steps(seen: dict, image: int, text: int) -> Tensor:
+    """Recorded attention as matrices [n, S, S] over all tokens; tokens that a layer does not update stay themselves.
+
+    A GIT layer attends twice, from the image to itself and from the text to all; its last one has no image rows.
+    """
+    device = next(iter(seen.values()))[0].device
+    steps = torch.eye(image + text, device=device).repeat(len(seen), 1, 1)
+    for step, (path, calls) in zip(steps, seen.items()):
+        for number, weights in enumerate(calls, start=1):
+            of_text = path.startswith("layers.") and number == len(calls)
+            rows = slice(image, None) if of_text else slice(image)
+            start = image if ".self_attention." in path else 0
+            step[rows] = 0
+            step[rows, start : start + weights.shape[-1]] = weights[0].mean(0)
+    return steps

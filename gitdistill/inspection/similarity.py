@@ -1,0 +1,113 @@
+"""How alike are two maps, or two layers? Rank correlation, CKA, and a common basis to colour features in."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from gitdistill.distillation.targets import as_feature_grid, num_frames
+from gitdistill.hooks import record
+
+
+@torch.no_grad()
+def features(model, names: str | list[str], frames: Tensor, pooled: bool = False, batch: int = 64) -> dict:
+    """Image features by module path: [n * F, h, w, D], class tokens left out.
+
+    names: paths or patterns as for `record`. frames: [n, F, 3, H, W]. pooled: each image's mean over its grid,
+    [n * F, D], as `cka_map` takes them. batch: clips that are computed at a time.
+    """
+    parts, device = [], next(model.parameters()).device
+    for some in frames.split(batch):
+        start = torch.full((len(some), 1), model.bos_token_id, device=device)
+        with record(model, names) as seen:
+            model(some.to(device), start)
+        found = {path: as_feature_grid(calls[0], num_frames(some)) for path, calls in seen.items()}
+        parts.append({path: x.mean((1, 2)) if pooled else x for path, x in found.items()})
+    return {path: torch.cat([part[path] for part in parts]) for path in parts[0]}
+
+
+def rank_correlation(x: Tensor, y: Tensor) -> float:
+    """Spearman's correlation of two tensors' entries, equal entries sharing their mean rank; NaN for a constant."""
+
+    def ranks(values):
+        _, which, count = as_double(values).flatten().unique(return_inverse=True, return_counts=True)
+        return (count.cumsum(0).double() - (count - 1) / 2)[which]
+
+    return float(torch.corrcoef(torch.stack([ranks(x), ranks(y)]))[0, 1])
+
+
+def cka(x: Tensor, y: Tensor) -> float:
+    """Debiased linear CKA of features x [n, D] and y [n, D'] of the same n images: 1 alike, about 0 unrelated.
+
+    Kornblith et al. 2019 (https://arxiv.org/abs/1905.00414) with the unbiased HSIC of Song et al. 2012, as in
+    Nguyen et al. 2021 (https://arxiv.org/abs/2010.15327). The plain form calls any two wide layers alike when there
+    are fewer images than channels. Scale and rotation do not matter.
+    """
+    return float(cka_map([x], [y])[0, 0])
+
+
+def cka_map(xs: list[Tensor], ys: list[Tensor]) -> Tensor:
+    """`cka` of all pairs, [len(xs), len(ys)]; features [n, D_i], all of the same images."""
+    sizes = {len(x) for x in (*xs, *ys)}
+    if len(sizes) != 1 or min(sizes) < 4:
+        raise ValueError(f"CKA needs the same images for all layers, at least 4; got {sorted(sizes)}")
+    return centred_grams(xs) @ centred_grams(ys).T
+
+
+def centred_grams(layers: list[Tensor]) -> Tensor:
+    """Gram matrices [len, n * n], U-centred and of length one: their inner products are debiased CKA."""
+    n = len(layers[0])
+    rows = []
+    for layer in map(as_double, layers):
+        gram = layer @ layer.T
+        gram.fill_diagonal_(0)
+        sums = gram.sum(0) / (n - 2)
+        gram = gram - sums[:, None] - sums + sums.sum() / (n - 1)
+        rows.append(gram.fill_diagonal_(0).flatten())
+    return F.normalize(torch.stack(rows), dim=1)
+
+
+def ridge(x: Tensor, y: Tensor, strength: float = 0.01):
+    """The linear map from x [n, D] to y [n, D'] with the least squared error; a function of [..., D].
+
+    strength: of the penalty on large weights, in units of x's mean variance.
+    """
+    x, y = as_double(x), as_double(y)
+    mean, target = x.mean(0), y.mean(0)
+    moments = (x - mean).T @ (x - mean)
+    penalty = strength * moments.diagonal().mean() * torch.eye(len(moments), dtype=x.dtype)
+    weight = torch.linalg.solve(moments + penalty, (x - mean).T @ (y - target))
+    return lambda features: ((as_double(features) - mean) @ weight + target).to(features.dtype)
+
+
+def joint_pca(fit: dict[str, Tensor], shown: dict[str, Tensor], count: int = 3):
+    """Features of several networks in one basis, so that equal colours mean equal features.
+
+    The basis is the first `count` principal components of the first network, features standardised. The others are
+    mapped into its space by a ridge regression on `fit`. After DINOv2 (https://arxiv.org/abs/2304.07193).
+
+    fit: name -> [n, D], features of the same n cells in all networks. shown: name -> [..., D], any cells; best of
+    other images, since a regression looks better on those that it was fitted to.
+
+    Returns name -> [..., count] between 0 and 1, from the 2nd to the 98th percentile of all that is shown, and each
+    component's share of the reference's variance. A component's sign makes its largest loading positive.
+    """
+    (reference, base), *others = fit.items()
+    if {len(x) for x in fit.values()} != {len(base)} or list(shown) != list(fit):
+        raise ValueError("fit and shown must name the same networks, and fit hold the same cells of each")
+    known = as_double(base)
+    mean, spread = known.mean(0), known.std(0).clamp(min=1e-9)
+    _, sizes, axes = torch.linalg.svd((known - mean) / spread, full_matrices=False)
+    explained = (sizes**2 / (sizes**2).sum())[:count]
+    axes = axes[:count]
+    axes = axes * axes.gather(1, axes.abs().argmax(1, keepdim=True)).sign()
+    into = {reference: lambda x: x} | {name: ridge(x, base) for name, x in others}
+    found = {name: ((as_double(into[name](x)) - mean) / spread) @ axes.T for name, x in shown.items()}
+    together = torch.cat([x.reshape(-1, count) for x in found.values()])
+    low, high = together.quantile(torch.tensor([0.02, 0.98], dtype=together.dtype), dim=0)
+    scaled = {name: ((x - low) / (high - low).clamp(min=1e-9)).clamp(0, 1) for name, x in found.items()}
+    return scaled, explained
+
+
+def as_double(x: Tensor) -> Tensor:
+    """For statistics: in double precision, on the CPU, since not every device has it."""
+    return x.detach().cpu().double()

@@ -1,0 +1,58 @@
+"""`python -m gitdistill fit|validate|test --config configs/….yaml`: Lightning's own command line.
+
+A fit ends with a test of the checkpoint that validation chose, or of the last one. With `--export FOLDER` the
+network goes there, with its training log (log.csv) and its scores (scores.json; none without test clips). Weights
+are stored as float16, and it is the stored weights that are tested. `--ckpt_path last` continues an interrupted fit.
+"""
+
+import sys
+
+from pytorch_lightning import LightningDataModule, LightningModule
+from pytorch_lightning.cli import LightningCLI
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
+
+from gitdistill.distillation.resume import ExactResume, read_checkpoint
+from gitdistill.use.export import as_stored, export_run
+
+
+class FitCLI(LightningCLI):
+    def add_arguments_to_parser(self, parser):
+        parser.add_argument("--export", type=str | None, default=None, help="folder to write the result to")
+
+    def after_fit(self):
+        if best := getattr(self.trainer.checkpoint_callback, "best_model_path", None):
+            self.model.load_state_dict(read_checkpoint(best)["state_dict"])
+        export = self.config.fit.export if not self.trainer.fast_dev_run else None  # a try leaves no result
+        if export:
+            as_stored(self.model)
+        scores = {}
+        if "test" in getattr(self.datamodule, "sources", {"test"}):
+            for result in self.trainer.test(self.model, self.datamodule):
+                scores |= result
+        else:
+            print("not tested: the data have no test clips", file=sys.stderr)
+        if export and self.trainer.is_global_zero:
+            export_run(self.model, self.trainer, scores, export)
+
+
+def run(cli: type[FitCLI] = FitCLI, **options) -> FitCLI:
+    """Lightning's command line, set up for this package; `options` as for `LightningCLI`."""
+    plugins = {"class_path": "gitdistill.distillation.resume.WholeCheckpoints"}
+    return cli(
+        LightningModule,
+        LightningDataModule,
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        save_config_kwargs={"overwrite": True},
+        parser_kwargs={"exit_on_error": False},
+        trainer_defaults={"callbacks": ExactResume(), "plugins": plugins},
+        **options,
+    )
+
+
+def main(_) -> None:
+    """Run what `sys.argv` says, which Lightning reads itself. ArgumentError, ValueError or OSError for mistakes."""
+    try:
+        run()
+    except MisconfigurationException as error:
+        raise ValueError(str(error)) from error

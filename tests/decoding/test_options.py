@@ -1,0 +1,39 @@
+"""Which search runs is decided in one place."""
+
+import pytest
+import torch
+from fakes import TableModel, clips
+
+from gitdistill.decoding import beam, decode, greedy, sample
+
+CLIPS = clips(3)
+BEAMS = {"beams": 4, "length_penalty": 0.6, "max_length": 8}
+
+
+@pytest.mark.parametrize("defaults, options, search, expected", [
+    ({}, {}, greedy, {}),
+    ({"max_length": 6}, {}, greedy, {"max_length": 6}),
+    ({}, {"beams": 3}, beam, {"beams": 3}),
+    (BEAMS, {}, beam, BEAMS),
+    (BEAMS, {"max_length": 5}, beam, BEAMS | {"max_length": 5}),
+    (BEAMS, {"beams": 1}, greedy, {"max_length": 8}),
+    (BEAMS, {"temperature": 2.0, "seed": 1}, sample, {"temperature": 2.0, "seed": 1, "max_length": 8}),
+    ({"top_k": 3, "seed": 1}, {"num_return": 2}, sample, {"top_k": 3, "seed": 1, "num_return": 2}),
+    ({"top_k": 3}, {"beams": 2, "num_return": 2}, beam, {"beams": 2, "num_return": 2}),
+])  # fmt: skip
+def test_options_choose_the_search_and_override_defaults(defaults, options, search, expected):
+    model = TableModel()
+    assert torch.equal(
+        decode(model, CLIPS, defaults, **options).tokens, search(model, CLIPS, **expected).tokens
+    )
+
+
+@pytest.mark.parametrize("options, named", [
+    ({"beams": 4, "temperature": 0.7}, "beams.*temperature"),
+    ({"num_return": 2}, "greedy.*num_return"),
+    ({"beam": 4}, "beam"),
+    ({"beams": 4, "top": 1}, "beam.*top"),
+])  # fmt: skip
+def test_options_that_contradict_each_other_or_do_not_exist(options, named):
+    with pytest.raises(ValueError, match=named):
+        decode(TableModel(), CLIPS, **options)

@@ -1,0 +1,107 @@
+"""A student's folder: everything in it, whole, read back, pushed to the hub."""
+
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import tiny
+import torch
+from huggingface_hub import ModelCard, hub_mixin
+
+from gitdistill import load_student
+from gitdistill.data.video import FrameRule
+from gitdistill.decoding import beam, greedy, sample
+from gitdistill.models import checkpoints
+from gitdistill.use import captioner
+from gitdistill.use.captioner import Captioner, Student
+from gitdistill.world.module import glyph_tokenizer
+
+
+def test_a_folder_holds_the_whole_student(folder, files):
+    paths = [files / "0.png", files / "clip.mp4"]
+    loaded = load_student(folder)
+    assert loaded.rule == FrameRule(2, "every", 3) and loaded.decoding == {"max_length": 7}
+    assert loaded.scores == {"cider": 1.5} and "| cider | 1.5 |" in (folder / "README.md").read_text()
+    assert loaded.read(paths[1]).shape == (2, 3, tiny.SIDE, tiny.SIDE)
+    frames = torch.stack([loaded.read(path) for path in paths])
+    captions, scores = loaded.caption(frames)
+    assert captions == tiny.student().eval().caption(frames, glyph_tokenizer(), max_length=7)
+    assert scores[0] != scores[1] and max(scores) < 0
+    assert loaded.caption_files(paths) == captions
+    again = type(loaded).from_pretrained(folder)  # as the hub's mixin reads it
+    assert again.caption(frames)[0] == captions and again.rule == loaded.rule
+    assert loaded.caption(frames, beams=3)[1] == beam(loaded.model, frames, 3, 7).scores[:, 0].tolist()
+
+
+@pytest.mark.parametrize("options, search", [
+    ({"beams": 1}, lambda model, frames: greedy(model, frames, 9)),
+    ({"temperature": 2.0, "seed": 1}, lambda model, frames: sample(model, frames, 9, 2.0, seed=1)),
+])  # fmt: skip
+def test_default_options_of_another_search_do_not_count(options, search):
+    defaults = {"beams": 4, "length_penalty": 0.6, "max_length": 9}
+    student = Captioner(tiny.student().eval(), glyph_tokenizer(), decoding=defaults)
+    frames = torch.randint(0, 256, (3, tiny.FRAMES, 3, tiny.SIDE, tiny.SIDE), dtype=torch.uint8)
+    assert torch.equal(student.decode(frames, **options).tokens, search(student.model, frames).tokens)
+
+
+def test_a_full_disk_leaves_no_half_tokenizer(folder, tmp_path, monkeypatch):
+    student = load_student(folder)
+
+    def save(target):
+        (Path(target) / "tokenizer.json").write_text("half")
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(student.tokenizer, "save_pretrained", save)
+    with pytest.raises(OSError, match="no space left"):
+        student.save(tmp_path)
+    assert not (tmp_path / "tokenizer.json").exists()
+
+
+def test_pushed_to_the_hub_and_read_back(folder, files, monkeypatch, tmp_path):
+    """The hub's own mixin makes the repository and sends the folder; what it sends is the whole student."""
+    calls = []
+
+    class Hub:
+        def __init__(self, token=None):
+            calls.append(token)
+
+        def create_repo(self, repo_id, private, exist_ok):
+            calls.append((repo_id, private))
+            return SimpleNamespace(repo_id=repo_id)
+
+        def upload_folder(self, repo_id, folder_path, commit_message, **_):
+            calls.append((repo_id, commit_message))
+            shutil.copytree(folder_path, there)
+
+    def download(repo_id, **options):
+        calls.append((repo_id, options["revision"]))
+        return str(there)
+
+    there, student = tmp_path / "there", load_student(folder)
+    monkeypatch.setattr(hub_mixin, "HfApi", Hub)
+    student.push_to_hub("me/mine", private=True, commit_message="first", token="t")
+    card = ModelCard.load(there / "README.md").data
+    assert card.library_name == "gitdistill" and card.pipeline_tag == "image-to-text"
+    monkeypatch.setattr(hub_mixin, "hf_hub_download", lambda **_: str(there / "config.json"))
+    monkeypatch.setattr(captioner, "snapshot_download", download)
+    again = Student.from_pretrained("me/mine", revision="v1")
+    assert calls == ["t", ("me/mine", True), ("me/mine", "first"), ("me/mine", "v1")]
+    assert again.scores == student.scores and again.rule == student.rule
+    paths = [files / "0.png", files / "clip.mp4"]
+    assert again.caption_files(paths) == student.caption_files(paths)
+    monkeypatch.setattr(checkpoints, "snapshot_download", lambda name, allow_patterns: there)
+    assert load_student("me/mine").caption_files(paths) == student.caption_files(paths)
+
+
+def test_a_folder_of_bare_weights(tmp_path):
+    tiny.student().save_pretrained(tmp_path)
+    assert load_student(tmp_path).rule == FrameRule(tiny.FRAMES)
+    (tmp_path / Student.FILE).write_text('{"frames": {"num_frames": 9}, "decoding": {}, "scores": {}}')
+    with pytest.raises(ValueError, match="9 frames a clip, but this network reads at most 2"):
+        load_student(tmp_path)
+    (tmp_path / Student.FILE).write_text("{}")
+    with pytest.raises(ValueError, match="does not describe a student's folder"):
+        load_student(tmp_path)
+    with pytest.raises(FileNotFoundError, match="no folder ./nowhere"):
+        load_student("./nowhere")

@@ -1,0 +1,35 @@
+"""What a run leaves beside the network."""
+
+import json
+
+import pytest
+import pytorch_lightning as pl
+import tiny
+
+from gitdistill.distillation.trainer import CaptionTrainer
+from gitdistill.use.export import export_run, training_log
+from gitdistill.world import glyph_tokenizer
+
+
+def test_scores_are_kept_when_the_log_cannot_be_read(tmp_path, monkeypatch):
+    trainer = pl.Trainer(logger=pl.loggers.CSVLogger(tmp_path), accelerator="cpu")
+    monkeypatch.setattr("gitdistill.use.export.training_log", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        export_run(
+            CaptionTrainer(tiny.student(), glyph_tokenizer()), trainer, {"test/cider": 1.5}, tmp_path / "end"
+        )
+    assert json.loads((tmp_path / "end" / "scores.json").read_text())["test/cider"] == 1.5
+
+
+def test_the_log_of_a_continued_training_is_one(tmp_path):
+    def version(number, *steps):
+        folder = tmp_path / f"version_{number}"
+        folder.mkdir()
+        lines = [f"{step},{number}" for step in steps]
+        (folder / "metrics.csv").write_text("\n".join(["step,version", *lines]) + "\n")
+
+    version(8, 9, 19, 29)  # another training
+    version(9, 9, 19, 29)  # interrupted after its checkpoint at step 20
+    version(10, 29, 39)  # continued from there
+    rows = [(int(row["step"]), int(row["version"])) for row in training_log(tmp_path, every=10)]
+    assert rows == [(9, 9), (19, 9), (29, 10), (39, 10)]
