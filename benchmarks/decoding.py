@@ -79,9 +79,9 @@ class Timed:
         with self.part("prefix"):
             return self.model.read_image(features)
 
-    def decode_step(self, tokens, state):
+    def decode_step(self, tokens, cache):
         with self.part("steps"):
-            return self.model.decode_step(tokens, state)
+            return self.model.decode_step(tokens, cache)
 
 
 def theirs(port, pixels, beams):

@@ -1,11 +1,11 @@
-"""What a step of distillation costs beside one of cross-entropy, the teacher's answers being in a cache.
+"""How long a training step of distillation takes beside one of cross-entropy, with the teacher's targets in a cache.
 
     python benchmarks/step.py               writes benchmarks/step.json and prints the table
     python benchmarks/step.py --out runs    writes elsewhere
 
-The embedded teacher and a new student with the embedded backbone, batches as in notebook 03; each combination of
-losses takes its step on the same batches in turn, forward, backward and optimiser. Ratios are of medians. All of the
-student learns; with the backbone frozen a step of either kind is shorter and the ratio larger.
+The embedded teacher trains a new student with the embedded backbone, on batches as in notebook 03. Each combination of
+losses takes its step (forward, backward, optimiser) on the same batches in turn. Ratios are of medians. With the
+backbone frozen, steps of both kinds are shorter and the ratio is larger.
 """
 
 import argparse
@@ -41,21 +41,21 @@ CASES = {
 }
 
 
-def everything(teacher, student) -> TargetSpec:
-    """What all losses together ask of a teacher."""
-    return DistillationTrainer(teacher, student, **dict.fromkeys(TERMS, 1.0)).wants
+def all_targets(teacher, student) -> TargetSpec:
+    """What all losses together need of a teacher."""
+    return DistillationTrainer(teacher, student, **dict.fromkeys(TERMS, 1.0)).spec
 
 
 def step(module, optimizer, batch: dict) -> None:
     optimizer.zero_grad()
-    sum(module.losses(batch).values()).backward()
+    sum(module.loss_terms(batch).values()).backward()
     torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
     optimizer.step()
 
 
 def measure(teacher, student, data: GlyphData, folder: Path, batches: int, frozen: bool) -> list[dict]:
-    """A row for each combination of losses: median seconds of a step, and times that of cross-entropy alone."""
-    cache = TeacherCache.build(folder, teacher, data, everything(teacher, student), say=lambda _: None)
+    """A row for each combination of losses: the median seconds of a step, and their ratio to cross-entropy alone."""
+    cache = TeacherCache.build(folder, teacher, data, all_targets(teacher, student), say=lambda _: None)
     modules = {}
     for name, terms in CASES.items():
         own = copy.deepcopy(student)
@@ -65,7 +65,7 @@ def measure(teacher, student, data: GlyphData, folder: Path, batches: int, froze
             module = DistillationTrainer(teacher, own, **OFF | dict.fromkeys(terms, 1.0), cache=cache)
         module.log_dict = lambda values: None  # there is no Trainer to log to
         if frozen:
-            module.eyes.requires_grad_(False).eval()
+            module.vision_encoder.requires_grad_(False).eval()
         modules[name] = module, MuonAdamW(module, 1e-3, 0.01)
     spent = {name: [] for name in modules}
     for number, batch in zip(range(1 + batches), data.train_dataloader()):
