@@ -157,9 +157,9 @@ def memory(function, *arguments) -> float | None:
         return int(re.search(rf"{field}:\s+(\d+) kB", status.read_text())[1]) / 1024
 
     found = []
+    gc.collect()
     for _ in range(2):
         try:
-            gc.collect()
             ctypes.CDLL("libc.so.6").malloc_trim(0)
             clear.write_text("5")  # the peak starts anew
             before = read("VmRSS")
