@@ -79,9 +79,9 @@ class Timed:
         with self.part("prefix"):
             return self.model.read_image(features)
 
-    def decode_step(self, tokens, state):
+    def decode_step(self, tokens, cache):
         with self.part("steps"):
-            return self.model.decode_step(tokens, state)
+            return self.model.decode_step(tokens, cache)
 
 
 def theirs(port, pixels, beams):
@@ -157,9 +157,9 @@ def memory(function, *arguments) -> float | None:
         return int(re.search(rf"{field}:\s+(\d+) kB", status.read_text())[1]) / 1024
 
     found = []
+    gc.collect()
     for _ in range(2):
         try:
-            gc.collect()
             ctypes.CDLL("libc.so.6").malloc_trim(0)
             clear.write_text("5")  # the peak starts anew
             before = read("VmRSS")

@@ -1,11 +1,11 @@
-"""How long a step of distillation takes, compared with one of cross-entropy, when the teacher's targets are cached.
+"""How long a training step of distillation takes beside one of cross-entropy, with the teacher's targets in a cache.
 
     python benchmarks/step.py               writes benchmarks/step.json and prints the table
     python benchmarks/step.py --out runs    writes elsewhere
 
-The embedded teacher and a new student with the embedded backbone, batches as in notebook 03; each combination of
-losses takes its step on the same batches in turn, forward, backward and optimiser. Ratios are of medians. All of the
-student learns; with the backbone frozen a step of either kind is shorter and the ratio larger.
+The embedded teacher trains a new student with the embedded backbone, on batches as in notebook 03. Each combination of
+losses takes its step (forward, backward, optimiser) on the same batches in turn. Ratios are of medians. With the
+backbone frozen, steps of both kinds are shorter and the ratio is larger.
 """
 
 import argparse
@@ -41,8 +41,8 @@ CASES = {
 }
 
 
-def everything(teacher, student) -> TargetSpec:
-    """The teacher's targets for all losses together."""
+def all_targets(teacher, student) -> TargetSpec:
+    """What all losses together need of a teacher."""
     return DistillationTrainer(teacher, student, **dict.fromkeys(TERMS, 1.0)).spec
 
 
@@ -54,8 +54,8 @@ def step(module, optimizer, batch: dict) -> None:
 
 
 def measure(teacher, student, data: GlyphData, folder: Path, batches: int, frozen: bool) -> list[dict]:
-    """A row for each combination of losses: median seconds of a step, and times that of cross-entropy alone."""
-    cache = TeacherCache.build(folder, teacher, data, everything(teacher, student), say=lambda _: None)
+    """A row for each combination of losses: the median seconds of a step, and their ratio to cross-entropy alone."""
+    cache = TeacherCache.build(folder, teacher, data, all_targets(teacher, student), say=lambda _: None)
     modules = {}
     for name, terms in CASES.items():
         own = copy.deepcopy(student)

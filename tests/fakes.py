@@ -7,21 +7,21 @@ from torch import Tensor, nn
 
 
 @dataclass
-class FakeState:
-    """What a `TableModel` remembers: the clips' fingerprints [B] and each row's text so far [B*K, t]."""
+class FakeCache:
+    """What a `TableModel` remembers: the clips' fingerprints [B] and each caption's text so far [B*K, t]."""
 
     clips: Tensor
     tokens: Tensor
 
     def reorder(self, rows):
-        """New row j continues old row rows[j]; the rows of a clip must stay together."""
+        """New caption j continues old caption rows[j]; the captions of a clip must stay together."""
         before, after = len(self.tokens) // len(self.clips), len(rows) // len(self.clips)
         assert torch.equal(rows // before, torch.arange(len(self.clips)).repeat_interleave(after))
-        return FakeState(self.clips, self.tokens[rows])
+        return FakeCache(self.clips, self.tokens[rows])
 
     def truncate(self, length):
         """Forget all but the first tokens."""
-        return FakeState(self.clips, self.tokens[:, :length])
+        return FakeCache(self.clips, self.tokens[:, :length])
 
 
 class TableModel(nn.Module):
@@ -62,19 +62,17 @@ class TableModel(nn.Module):
     def prefill(self, frames):
         """One fingerprint for each clip: the sum of its pixels."""
         self.starts += 1
-        return FakeState(frames.flatten(1).long().sum(1), torch.empty(len(frames), 0, dtype=torch.long))
+        return FakeCache(frames.flatten(1).long().sum(1), torch.empty(len(frames), 0, dtype=torch.long))
 
-    def decode_step(self, tokens, state):
+    def decode_step(self, tokens, cache):
         """Append tokens [R, t]; logits [R, t, V]."""
         self.rows.append(len(tokens))
         self.grad |= torch.is_grad_enabled()
-        clips = state.clips.repeat_interleave(len(tokens) // len(state.clips))
-        before, text = state.tokens.shape[1], torch.cat([state.tokens, tokens], 1)
+        clips = cache.clips.repeat_interleave(len(tokens) // len(cache.clips))
+        before, text = cache.tokens.shape[1], torch.cat([cache.tokens, tokens], 1)
         steps = [self.logits(clips, text[:, : before + i + 1]) for i in range(tokens.shape[1])]
-        self.norm(
-            steps[-1].detach().expand(max(2, len(tokens)), -1) if len(tokens) == 1 else steps[-1].detach()
-        )
-        return self.dropout(torch.stack(steps, 1)), FakeState(state.clips, text)
+        self.norm(steps[-1].detach().expand(max(2, len(tokens)), -1))
+        return self.dropout(torch.stack(steps, 1)), FakeCache(cache.clips, text)
 
 
 def clips(count, seed=0):

@@ -2,12 +2,14 @@
 
 import json
 import sys
+from itertools import product
 from pathlib import Path
 
 import pytest
 import tiny
 import torch
 from tiny_git import git_config
+from torch.utils.flop_counter import FlopCounterMode
 
 from gitdistill.world import GlyphData
 
@@ -21,15 +23,13 @@ import step  # noqa: E402
 @pytest.fixture(scope="module")
 def result():
     config = git_config(frames=6, max_position_embeddings=24)
-    result = benchmark.run(config, batches=[1, 2], repeats=2, progress=lambda line: None)
-    return result | {"precision": benchmark.precision(clips=6), "compiled": []}
+    rows = benchmark.run(config, batches=[2], repeats=2, progress=lambda line: None)
+    return rows | {"precision": benchmark.precision(clips=6), "compiled": []}
 
 
 def test_every_case_is_measured(result):
     cases = [(row["input"], row["batch"], row["beams"]) for row in result["rows"]]
-    assert cases == [
-        (kind, batch, beams) for kind in ("image", "6 frames") for batch in (1, 2) for beams in (1, 4)
-    ]
+    assert cases == list(product(("image", "6 frames"), (2,), (1, 4)))
     for row in result["rows"]:
         assert len(row["all_seconds"]["ours"]) == 2 and min(row["seconds"].values()) > 0
         assert row["faster"] == pytest.approx(row["seconds"]["theirs"] / row["seconds"]["ours"])
@@ -38,19 +38,13 @@ def test_every_case_is_measured(result):
         assert sum(row["parts"].values()) == pytest.approx(row["seconds"]["ours"], rel=0.5)
 
 
-def test_the_floor_does_the_products_of_the_steps():
-    """As many multiplications as greedy search needs."""
-    from torch.utils.flop_counter import FlopCounterMode
-
+def test_the_floor_does_the_products_of_greedy_search():
     _, model = benchmark.twins(git_config(max_position_embeddings=24))
     pixels = torch.randn(1, 3, 16, 16)
-    with torch.enable_grad():  # so that torch's own products are called, which can be counted
-        with FlopCounterMode(display=False) as floor:
-            benchmark.floor.__wrapped__(model, pixels, 1)
-        with FlopCounterMode(display=False) as ours:
-            state = model.prefill(pixels)
-            for _ in range(benchmark.NEW):
-                _, state = model.decode_step(torch.full((1, 1), 5), state)
+    with FlopCounterMode(display=False) as floor:
+        benchmark.floor(model, pixels, 1)
+    with FlopCounterMode(display=False) as ours:
+        benchmark.ours(model, pixels, 1)
     assert floor.get_total_flops() == pytest.approx(ours.get_total_flops(), rel=0.02)
 
 
@@ -60,14 +54,13 @@ def test_precision_is_measured_against_float32(result):
     assert 0 < half["drift"] < 0.1 * half["spread"] and half["same_1"] >= 0.5
 
 
-def test_compiling_moves_no_feature(result):
+def test_compiling_moves_no_feature():
     lines = []
     rows = benchmark.compiled(git_config(), [2], 1, progress=lines.append)
     assert len(rows) + len(lines) == 1  # there is a compiler, or it says that there is none
     for row in rows:
-        assert (
-            row["drift"] < 1e-5 * row["spread"] and min(row["eager"], row["compiled"], row["compiling"]) > 0
-        )
+        assert row["drift"] < 1e-5 * row["spread"]
+        assert min(row["eager"], row["compiled"], row["compiling"]) > 0
 
 
 def test_different_tokens_are_no_result():
@@ -83,14 +76,12 @@ def test_files_and_table(result, tmp_path):
     assert json.loads((tmp_path / "decoding.json").read_text()) == result
     assert (tmp_path / "decoding.png").read_bytes().startswith(b"\x89PNG")
     tables = benchmark.tables(result)
-    text = "".join(f"before {name}\n<!-- {name} -->\nold\n<!-- end of {name} -->\n" for name in tables)
-    found = readme.filled(text, tables)
-    for name, lines in tables.items():
-        inside = "".join(line + "\n" for line in lines)
-        assert f"before {name}\n<!-- {name} -->\n{inside}<!-- end of {name} -->\n" in found
-    assert tables["precision"][2].startswith("| bfloat16 | ") and "old" not in found
     assert len(tables["decoding"]) == 2 + len(result["rows"])
-    assert tables["decoding"][2].startswith("| image, greedy, batch 1 |")
+    assert tables["decoding"][2].startswith("| image, greedy, batch 2 |")
+    assert tables["precision"][2].startswith("| bfloat16 | ")
+    page = "".join(f"before\n<!-- {name} -->\n%s\n<!-- end of {name} -->\nafter\n" for name in tables)
+    new = tuple("\n".join(lines) for lines in tables.values())
+    assert readme.filled(page % ("old", "old", "old"), tables) == page % new
     with pytest.raises(ValueError, match="one pair of markers"):
         readme.filled("", tables)
 

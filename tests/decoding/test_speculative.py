@@ -1,19 +1,19 @@
 """Speculative captioning: the teacher's greedy captions exactly, whoever drafts."""
 
+from itertools import takewhile
+
 import pytest
 import torch
 from fakes import TableModel, clips
-from tiny_git import lively_git, random_git, random_inputs
+from tiny_git import lively_git, random_inputs
 from torch.testing import assert_close
 
-from gitdistill.decoding import greedy
-from gitdistill.decoding.speculative import speculative
+from gitdistill.decoding import greedy, speculative
 
 
-def almost(model, seed, noise):
+def relative(model, seed, noise):
     """A copy whose weights are a little off, as a student's would be."""
-    generator = torch.Generator().manual_seed(seed)
-    other = lively_git(0)
+    generator, other = torch.Generator().manual_seed(seed), lively_git(0)
     other.load_state_dict(model.state_dict())
     with torch.no_grad():
         for parameter in other.parameters():
@@ -21,28 +21,24 @@ def almost(model, seed, noise):
     return other
 
 
-def test_equals_greedy_on_200_random_pairs():
-    """Strangers, close relatives and twins draft; one clip and batches; drafts of one to six words."""
-    rates, saved, lengths = [], 0, set()
-    for seed in range(200):
-        teacher = lively_git(seed)
-        student = (
-            lively_git(seed + 1000) if seed % 4 == 0 else almost(teacher, seed, (0, 0.02, 0.1)[seed % 4 - 1])
-        )
+def test_equals_greedy_on_random_pairs():
+    """Twins, close and distant relatives and strangers draft, one to six words; one clip and batches."""
+    rates, saved, lengths = torch.zeros(15, 4), 0, set()
+    for seed in range(60):
+        teacher, kind = lively_git(seed), seed % 4
+        student = lively_git(seed + 1000) if kind == 3 else relative(teacher, seed, (0, 0.02, 0.1)[kind])
         pixels, _ = random_inputs(clips=1 + seed % 3, seed=seed)
         expected = greedy(teacher, pixels, 12)
         out = speculative(teacher, student, pixels, 12, draft=1 + seed % 6)
         assert torch.equal(out.tokens, expected.tokens), seed
         assert_close(out.scores, expected.scores)
         assert out.steps <= expected.steps and (out.accepted <= out.checked).all()
-        if seed % 4 == 1 and out.checked.sum():  # its own twin
-            assert out.acceptance == 1.0
-        rates.append(out.acceptance)
+        rates[seed // 4, kind] = out.acceptance
         saved += expected.steps - out.steps
         lengths |= set((expected.tokens[:, 0] != 0).sum(1).tolist())
-    assert saved > 300 and len(lengths) > 5
-    rates = torch.tensor(rates)
-    assert rates[0::4].nanmean() < rates[3::4].nanmean() < rates[2::4].nanmean() < 1
+    assert saved > 90 and len(lengths) > 5
+    twin, close, distant, stranger = rates.nanmean(0)
+    assert twin == 1 > close > distant > stranger
 
 
 @pytest.mark.parametrize("clip", range(3))
@@ -53,22 +49,22 @@ def test_the_passes_tell_how_a_caption_grew(clip):
     grown = torch.cat([gained for _, gained in out.passes], 1)
     grown = grown[grown != teacher.pad_token_id]
     assert grown.tolist() == out.tokens[0, 0, 1:].tolist()
-    kept = 0
-    for words, gained in out.passes:
-        size = min(words.shape[1], gained.shape[1])
-        kept += int((words[:, :size] == gained[:, :size]).long().cumprod(1).sum())
-    assert kept == int(out.accepted)
+    pairs = [zip(drafted[0].tolist(), gained[0].tolist()) for drafted, gained in out.passes]
+    assert (
+        sum(len(list(takewhile(lambda pair: pair[0] == pair[1], pass_))) for pass_ in pairs) == out.accepted
+    )
 
 
 @pytest.mark.parametrize("draft", [1, 2, 5, 30])
-def test_rows_that_end_at_different_steps(draft):
-    """Tables of words: next to no two texts go on alike."""
-    ends = set()
+def test_captions_that_end_at_different_steps(draft):
+    """Tables of words: next to no two texts go on alike. Half of the captions continue a prefix of their clip."""
+    ends, prefixes = set(), torch.tensor([[1, 5, 7], [1, 2, 4], [1, 6, 6], [1, 4, 2], [1, 9, 3]])
     for seed in range(20):
         teacher, frames = TableModel(seed=seed, eos_bias=1.0), clips(5, seed)
-        expected = greedy(teacher, frames, 14)
+        prefix = prefixes if seed % 2 else None
+        expected = greedy(teacher, frames, 14, prefix)
         for drafter in (teacher, TableModel(seed=seed, eos_bias=2.5), TableModel(seed=seed + 100)):
-            out = speculative(teacher, drafter, frames, 14, draft)
+            out = speculative(teacher, drafter, frames, 14, draft, prefix)
             assert torch.equal(out.tokens, expected.tokens)
             assert_close(out.scores, expected.scores)
         ends |= set((expected.tokens[:, 0] != 0).sum(1).tolist())
@@ -115,26 +111,6 @@ def test_a_clip_that_waits_for_another_is_not_checked_twice():
     assert checked == [9, 9] and accepted == [0, 0]
 
 
-def test_a_prefix_is_continued():
-    teacher, frames = TableModel(seed=4), clips(3)
-    prefix = torch.tensor([[1, 5, 7], [1, 2, 4], [1, 6, 6]])
-    out = speculative(teacher, TableModel(seed=5), frames, 12, prefix=prefix)
-    assert torch.equal(out.tokens, greedy(teacher, frames, 12, prefix=prefix).tokens)
-
-
-def test_states_forget():
-    model = random_git(frames=2)
-    pixels, tokens = random_inputs(frames=2, captions=2, length=7)
-    with torch.no_grad():
-        whole, state = model.decode_step(tokens, model.prefill(pixels))
-        state = state.truncate(3)
-        assert state.length == 3
-        logits, state = model.decode_step(tokens[:, 3:], state)
-        assert_close(logits, whole[:, 3:], atol=1e-5, rtol=0)
-        logits, _ = model.decode_step(tokens, state.truncate(0))
-        assert_close(logits, whole, atol=1e-5, rtol=0)
-
-
 def test_the_models_are_left_as_they_were():
     teacher, student = TableModel().train(), TableModel(seed=1).train()
     speculative(teacher, student, clips(2))
@@ -147,16 +123,13 @@ def test_the_models_are_left_as_they_were():
     [
         (TableModel(), {"draft": 0}, "draft must be at least 1, got 0"),
         (TableModel(13), {}, "must share a vocabulary: vocab_size is 12 and 13"),
-        (TableModel(max_positions=10), {"max_length": 11}, "max_length 11 is above the model's 10 positions"),
-        (TableModel(), {"prefix": [[1, 4], [1]]}, "needs prefixes of one length"),
-        (TableModel(), {"max_length": 1}, "leaves no room"),
+        (TableModel(max_positions=10), {"max_length": 11}, "at most the model's 10 positions"),
+        (TableModel(), {"prefix": [[1, 4], [1]]}, "prefixes of one length"),
     ],
 )
 def test_mistakes_are_named(student, options, message):
     with pytest.raises(ValueError, match=message):
         speculative(TableModel(), student, clips(2), **options)
-    with pytest.raises(ValueError, match="the batch is empty"):
-        speculative(TableModel(), TableModel(), clips(0))
 
 
 def test_nan_is_named():
@@ -165,5 +138,5 @@ def test_nan_is_named():
             logits = super().logits(clip, tokens)
             return logits.masked_fill(torch.arange(len(logits))[:, None] == 1, torch.nan)
 
-    with pytest.raises(ValueError, match="NaN among the logits of clip 1 at step 0"):
+    with pytest.raises(ValueError, match="NaN .* clip 1 at step 0"):
         speculative(Broken(), TableModel(), clips(3))
