@@ -9,7 +9,6 @@ import huggingface_hub
 import pytest
 import torch
 import yaml
-from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import load_file, save_file
 from tiny_git import REFERENCE, change_config, git_config, random_git, random_inputs, random_port
 from torch.testing import assert_close
@@ -229,9 +228,8 @@ def test_each_missing_key_is_named(tmp_path):
 
 def test_each_missing_key_of_microsoft_is_named(tmp_path):
     whole = microsoft_tensors()
+    del whole["image_encoder.proj"]  # CLIP's own projection, which GIT leaves unused
     for name in whole:
-        if name == "image_encoder.proj":  # CLIP's own projection, which GIT leaves unused
-            continue
         rest = {other: tensor for other, tensor in whole.items() if other != name}
         message = complaint(microsoft_folder(tmp_path, rest, {"num_image_with_embedding": 2}))
         assert re.search(rf"{re.escape(name)}($| is missing)", message), message
@@ -239,9 +237,11 @@ def test_each_missing_key_of_microsoft_is_named(tmp_path):
 
 def test_misshapen_and_unexpected_keys_are_named(tmp_path):
     random_git().save_pretrained(tmp_path)
-    odd = ["git.encoder.layer.0.attention.rotary", "git.encoder.layer.3.output.dense.bias"]
-    rewrite(tmp_path, lambda t: t.update({"git.embeddings.LayerNorm.weight": torch.zeros(5)}))
-    rewrite(tmp_path, lambda t: t.update({name: torch.zeros(16) for name in odd}))
+    odd = {
+        "git.encoder.layer.0.rotary": torch.zeros(1),
+        "git.encoder.layer.3.output.dense.bias": torch.zeros(16),
+    }
+    rewrite(tmp_path, lambda t: t.update(odd | {"git.embeddings.LayerNorm.weight": torch.zeros(5)}))
     message = complaint(tmp_path)
     assert "misshapen: git.embeddings.LayerNorm.weight [5] instead of [16]" in message
     assert all(name in message for name in odd) and "missing" not in message
@@ -319,24 +319,14 @@ def test_what_is_no_checkpoint(tmp_path, spoil, kind, message):
 # where checkpoints come from
 
 
-def test_places_that_are_no_folder(tmp_path):
+def test_places_that_are_no_checkpoint(tmp_path):
     (tmp_path / "file").write_text("")
-    sources = {
-        tmp_path / "nowhere": "nowhere",
-        tmp_path / "file": "is a file",
-        "./nowhere": r"no folder \./nowhere",
-    }
-    for source, message in sources.items():
+    places = {tmp_path / "nowhere": "nowhere", tmp_path / "file": "is a file", "./nowhere": "no folder"}
+    for source, message in places.items():
         with pytest.raises(FileNotFoundError, match=message):
             load_model(source)
-
-
-def test_embedded_models(monkeypatch, tmp_path):
-    with pytest.raises(FileNotFoundError, match="no embedded nothing at .*nothing"):
+    with pytest.raises(FileNotFoundError, match="no embedded nothing"):
         checkpoints.embedded("nothing")
-    monkeypatch.setattr(checkpoints, "embedded", lambda name: tmp_path / name)
-    random_git().save_pretrained(tmp_path / "teacher")
-    assert load_model("glyphs").vocab_size == 30
 
 
 @pytest.fixture
@@ -357,9 +347,8 @@ def hub(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", ["somebody/git-tiny", "git-tiny"])
 def test_a_hub_id_without_network_says_what_to_do(hub, name):
-    with pytest.raises(FileNotFoundError, match=f"{name} .*could not be downloaded") as caught:
+    with pytest.raises(FileNotFoundError, match=f"^{name} [^\n]*could not be downloaded[^\n]*glyphs[^\n]*$"):
         load_model(name)
-    assert "glyphs" in str(caught.value) and "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("pickle", [False, True])
@@ -387,13 +376,10 @@ def test_pickles_are_downloaded_only_where_there_is_no_safetensors(monkeypatch, 
     assert "bin" in asked[-1]
 
 
-@pytest.mark.parametrize(
-    "error", [LocalEntryNotFoundError("offline"), OSError(errno.ENOSPC, "No space left")]
-)
-def test_a_download_that_fails(monkeypatch, error):
+def test_a_full_disk_is_named(monkeypatch):
     def snapshot_download(*args, **kwargs):
-        raise error
+        raise OSError(errno.ENOSPC, "No space left")
 
     monkeypatch.setattr(checkpoints, "snapshot_download", snapshot_download)
-    with pytest.raises(FileNotFoundError, match="could not be downloaded .*(offline|No space left)"):
+    with pytest.raises(FileNotFoundError, match="could not be downloaded .*No space left"):
         load_model("somebody/git-tiny")
