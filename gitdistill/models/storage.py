@@ -62,7 +62,7 @@ def checksum(tensors: dict[str, Tensor]) -> str:
 def load_torch(path):
     """What `torch.save` wrote to `path`, on the CPU: tensors and plain values, no Python objects that could run code.
 
-    Raises in one line FileNotFoundError, or ValueError when the file is damaged or refused for such objects.
+    FileNotFoundError or ValueError in one line.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"there is no file {path}")
@@ -78,16 +78,14 @@ def load_torch(path):
     except Exception as error:  # damage shows in many ways
         if whole and isinstance(error, pickle.UnpicklingError):
             objects = shorten(get_unsafe_globals_in_checkpoint(path))
-            raise ValueError(
-                f"{path} holds Python objects that are not loaded for safety: {objects}"
-            ) from None
+            raise ValueError(f"{path} is refused: its Python objects may be unsafe: {objects}") from None
         raise ValueError(f"{path} is damaged or no PyTorch file: {first_line(error)}") from None
 
 
 def read_weights(path) -> dict[str, Tensor]:
     """The tensors of a .safetensors file or PyTorch pickle (its `model` or `state_dict`, if it has one).
 
-    FileNotFoundError or ValueError in one line; a changed byte is noticed if the file has checksums.
+    FileNotFoundError or ValueError in one line.
     """
     if Path(path).suffix == ".safetensors":
         return _read_safetensors(path)
@@ -102,12 +100,10 @@ def read_weights(path) -> dict[str, Tensor]:
 
 def _read_safetensors(path) -> dict[str, Tensor]:
     try:
-        tensors = safetensors.torch.load_file(path)
         with safe_open(path, "pt") as file:
             stored = (file.metadata() or {}).get(CHECKSUM)
-    except FileNotFoundError:
-        raise FileNotFoundError(f"there is no file {path}") from None
-    except (SafetensorError, OSError) as error:
+        tensors = safetensors.torch.load_file(path)
+    except SafetensorError as error:
         raise ValueError(f"{path} is damaged or no safetensors file: {first_line(error)}") from None
     if stored and stored != checksum(tensors):
         raise ValueError(f"{path} is damaged: its tensors have another checksum")
@@ -133,9 +129,7 @@ def write_folder(folder, config: dict, weights: dict[str, Tensor], dtype: torch.
     """`write_whole` of config.json and model.safetensors; floating tensors as `dtype`, by default their own."""
     stored = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
     if dtype:
-        stored = {
-            name: value.to(dtype) if value.is_floating_point() else value for name, value in stored.items()
-        }
+        stored = {name: x.to(dtype) if x.is_floating_point() else x for name, x in stored.items()}
     text, metadata = json.dumps(config, indent=2) + "\n", {"format": "pt", CHECKSUM: checksum(stored)}
     writers = {
         "config.json": lambda path: path.write_text(text),

@@ -1,25 +1,20 @@
-"""Checkpoints: both layouts, every spelling, strictly; written whole or not at all."""
+"""GIT checkpoints: both layouts, every spelling, strictly; and where they come from."""
 
 import errno
 import json
 import os
-import random
 import re
-import resource
-import signal
 
 import huggingface_hub
 import pytest
-import safetensors.torch
 import torch
 import yaml
-from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import load_file, save_file
 from tiny_git import REFERENCE, change_config, git_config, random_git, random_inputs, random_port
 from torch.testing import assert_close
 from transformers import GitForCausalLM
 
-from gitdistill.models import checkpoints, storage
+from gitdistill.models import checkpoints
 from gitdistill.models.git import GenerativeImageTextModel
 
 load_model = GenerativeImageTextModel.from_pretrained
@@ -27,7 +22,7 @@ load_model = GenerativeImageTextModel.from_pretrained
 
 @torch.no_grad()
 def logits(model, frames=None):
-    """What either implementation says about the same clips."""
+    """The logits of either implementation for the same clips."""
     pixels, tokens = random_inputs(frames=frames)
     if isinstance(model, GitForCausalLM):
         return model(input_ids=tokens, pixel_values=pixels).logits[:, -tokens.shape[1] :]
@@ -80,13 +75,9 @@ def test_saved_as_float16_and_read_as_float32(tmp_path):
     model.save_pretrained(tmp_path, dtype=torch.float16)
     assert {t.dtype for t in load_file(tmp_path / "model.safetensors").values()} == {torch.float16}
     config = json.loads((tmp_path / "config.json").read_text())
-    assert (config["architectures"], config["model_type"], config["dtype"]) == (
-        ["GitForCausalLM"],
-        "git",
-        "float32",
-    )
-    port = GitForCausalLM.from_pretrained(tmp_path).eval()
-    ours = load_model(tmp_path)
+    expected = {"architectures": ["GitForCausalLM"], "model_type": "git", "dtype": "float32"}
+    assert {name: config[name] for name in expected} == expected
+    port, ours = GitForCausalLM.from_pretrained(tmp_path).eval(), load_model(tmp_path)
     assert {p.dtype for p in port.parameters()} == {p.dtype for p in ours.parameters()} == {torch.float32}
     assert_close(logits(port, 2), logits(ours, 2), atol=1e-4, rtol=0)
     assert_close(logits(ours, 2), logits(model, 2), atol=5e-2, rtol=0)
@@ -104,12 +95,9 @@ def test_both_spellings_of_the_temporal_embedding(tmp_path, spelling):
 
     rewrite(tmp_path, respell)
     assert_close(logits(load_model(tmp_path), 3), logits(port, 3), atol=1e-4, rtol=0)
-
-
-def test_one_parameter_under_two_spellings(tmp_path):
-    random_git(frames=1).save_pretrained(tmp_path)
-    rewrite(tmp_path, lambda t: t.update({"git.img_temperal_embedding.0": torch.zeros(1, 1, 24)}))
-    with pytest.raises(ValueError, match="holds git.img_temp.ral_embedding.0 twice"):
+    both = {f"git.img_{each}_embedding.0": torch.zeros(1, 1, 24) for each in ("temporal", "temperal")}
+    rewrite(tmp_path, lambda tensors: tensors.update(both))
+    with pytest.raises(ValueError, match="git.img_temp.ral_embedding.0 twice"):
         load_model(tmp_path)
 
 
@@ -163,7 +151,7 @@ def test_sizes_given_as_lists(tmp_path):
     ours = load_model(tmp_path)
     assert (ours.eos_token_id, ours.config.vision_config.image_size) == (3, 16)
     change_config(tmp_path, vision_config=vision | {"image_size": [16, 20]})
-    with pytest.raises(ValueError, match=r"image_size is \[16, 20\], but one number is needed"):
+    with pytest.raises(ValueError, match=r"image_size is \[16, 20\]"):
         load_model(tmp_path)
 
 
@@ -171,15 +159,14 @@ def test_sizes_given_as_lists(tmp_path):
 
 
 def test_microsoft_sizes_and_fields():
-    config = load_model(REFERENCE / "video").config
-    vision = config.vision_config
-    assert (vision.hidden_size, vision.num_attention_heads, vision.num_hidden_layers) == (128, 2, 1)
-    assert (vision.image_size, vision.patch_size, vision.intermediate_size) == (64, 16, 512)
-    assert (config.hidden_size, config.num_attention_heads, config.num_hidden_layers) == (128, 2, 1)
-    assert (config.vocab_size, config.max_position_embeddings) == (160, 32)
-    assert (config.bos_token_id, config.eos_token_id, config.pad_token_id) == (101, 102, 0)
-    assert config.num_image_with_embedding == 2 and config.tie_word_embeddings
-    assert load_model(REFERENCE / "image").config.num_image_with_embedding is None
+    config, image = (load_model(REFERENCE / kind).config for kind in ("video", "image"))
+    sizes = {"hidden_size": 128, "num_attention_heads": 2, "num_hidden_layers": 1, "intermediate_size": 512}
+    text = {"vocab_size": 160, "max_position_embeddings": 32, "num_image_with_embedding": 2}
+    special = {"bos_token_id": 101, "eos_token_id": 102, "pad_token_id": 0, "tie_word_embeddings": True}
+    vision = sizes | {"image_size": 64, "patch_size": 16}
+    for part, expected in ((config, sizes | text | special), (config.vision_config, vision)):
+        assert {name: getattr(part, name) for name in expected} == expected
+    assert image.num_image_with_embedding is None
 
 
 @pytest.mark.parametrize("kind", ["image", "video"])
@@ -209,9 +196,7 @@ def test_microsoft_fields_of_question_answering(tmp_path):
     [
         ({"visual_feature_size": 768}, "visual_feature_size is 768, not 128"),
         ({"image_encoder_type": "CLIPViT_L_14"}, "image_encoder_type's patch size is 14, not 16"),
-        ({"image_encoder_type": "ResNet"}, "image_encoder_type ResNet is unknown; known are CLIPViT_B_16"),
         ({"test_crop_size": 224}, "test_crop_size in patches is 14, not 4"),
-        ({"test_crop_size": "big"}, "test_crop_size must be a whole number, not 'big'"),
         ({"num_image_with_embedding": 6}, r"missing: img_temperal_embedding\.2,"),
         ({"num_image_with_embedding": 1}, r"unexpected: img_temperal_embedding\.1$"),
         (["a list"], "parameter.yaml must hold names and values"),
@@ -237,16 +222,14 @@ def test_each_missing_key_is_named(tmp_path):
     random_git(frames=2, num_hidden_layers=1, vision_num_hidden_layers=1).save_pretrained(tmp_path)
     whole = load_file(tmp_path / "model.safetensors")
     for name in whole:
-        rewrite(tmp_path, lambda tensors: tensors.pop(name))  # noqa: B023
+        save_file({other: whole[other] for other in whole if other != name}, tmp_path / "model.safetensors")
         assert complaint(tmp_path).endswith(f"missing: {name}")
-        save_file(whole, tmp_path / "model.safetensors")
 
 
 def test_each_missing_key_of_microsoft_is_named(tmp_path):
     whole = microsoft_tensors()
+    del whole["image_encoder.proj"]  # CLIP's own projection, which GIT leaves unused
     for name in whole:
-        if name == "image_encoder.proj":  # CLIP's own projection, which GIT leaves unused
-            continue
         rest = {other: tensor for other, tensor in whole.items() if other != name}
         message = complaint(microsoft_folder(tmp_path, rest, {"num_image_with_embedding": 2}))
         assert re.search(rf"{re.escape(name)}($| is missing)", message), message
@@ -254,27 +237,20 @@ def test_each_missing_key_of_microsoft_is_named(tmp_path):
 
 def test_misshapen_and_unexpected_keys_are_named(tmp_path):
     random_git().save_pretrained(tmp_path)
-
-    def spoil(tensors):
-        tensors["git.embeddings.LayerNorm.weight"] = torch.zeros(5)
-        tensors["git.encoder.layer.0.attention.rotary"] = torch.zeros(1)
-        tensors["git.encoder.layer.3.output.dense.bias"] = torch.zeros(16)
-
-    rewrite(tmp_path, spoil)
+    odd = {
+        "git.encoder.layer.0.rotary": torch.zeros(1),
+        "git.encoder.layer.3.output.dense.bias": torch.zeros(16),
+    }
+    rewrite(tmp_path, lambda t: t.update(odd | {"git.embeddings.LayerNorm.weight": torch.zeros(5)}))
     message = complaint(tmp_path)
     assert "misshapen: git.embeddings.LayerNorm.weight [5] instead of [16]" in message
-    assert (
-        "git.encoder.layer.0.attention.rotary" in message
-        and "git.encoder.layer.3.output.dense.bias" in message
-    )
-    assert "missing" not in message
+    assert all(name in message for name in odd) and "missing" not in message
 
 
 @pytest.mark.parametrize("rows", [383, 385, 128])
 def test_misshapen_stacked_attention_is_named(tmp_path, rows):
-    tensors = microsoft_tensors()
     name = "image_encoder.transformer.resblocks.0.attn.in_proj_weight"
-    message = complaint(microsoft_folder(tmp_path, tensors | {name: torch.zeros(rows, 128)}))
+    message = complaint(microsoft_folder(tmp_path, microsoft_tensors() | {name: torch.zeros(rows, 128)}))
     assert f"misshapen: {name}" in message
 
 
@@ -282,12 +258,11 @@ def test_many_problems_are_a_few_names_and_a_count(tmp_path):
     random_git().save_pretrained(tmp_path)
     rewrite(tmp_path, lambda tensors: [tensors.pop(name) for name in list(tensors) if ".encoder." in name])
     message = complaint(tmp_path)
-    assert message.count("git.") < 8
     shown, more = message.count("git."), int(re.search(r"and (\d+) more", message).group(1))
-    assert shown + more == 2 * 16 + 3 * 16
+    assert shown < 8 and shown + more == 2 * 16 + 3 * 16
 
 
-def test_a_model_that_does_not_fit_is_left_alone(tmp_path):
+def test_a_model_that_does_not_fit_is_left_alone():
     config, weights = checkpoints.load(REFERENCE / "image")
     model = GenerativeImageTextModel(config)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -297,138 +272,61 @@ def test_a_model_that_does_not_fit_is_left_alone(tmp_path):
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
-class Malicious:
-    def __reduce__(self):
-        return os.mkdir, ("executed",)
+def wrong_field(folder):
+    random_git().save_pretrained(folder)
+    change_config(folder, hidden_size="wide")
 
 
-def spoilt_folders():
-    def config_only(folder):
-        git_config().save_pretrained(folder)
-
-    def not_git(folder):
-        (folder / "config.json").write_text('{"model_type": "bert"}')
-
-    def broken_config(folder):
-        (folder / "config.json").write_text("{")
-
-    def wrong_field(folder):
-        random_git().save_pretrained(folder)
-        change_config(folder, hidden_size="wide")
-
-    def truncated(folder):
-        random_git().save_pretrained(folder)
-        path = folder / "model.safetensors"
-        path.write_bytes(path.read_bytes()[:-100])
-
-    def code(folder):
-        git_config().save_pretrained(folder)
-        torch.save({"output.weight": Malicious()}, folder / "pytorch_model.bin")
-
-    def lost_shard(folder):
-        random_port().save_pretrained(folder, max_shard_size="20KB")
-        sorted(folder.glob("*.safetensors"))[1].unlink()
-
-    def broken_index(folder):
-        git_config().save_pretrained(folder)
-        (folder / "model.safetensors.index.json").write_text('{"weights": 1}')
-
-    def no_state_dict(folder):
-        microsoft_folder(folder, [1, 2])
-
-    def broken_parameters(folder):
-        microsoft_folder(folder, microsoft_tensors())
-        (folder / "parameter.yaml").write_text("a: [")
-
-    return [
-        (lambda folder: None, FileNotFoundError, "is no checkpoint: it has neither config.json"),
-        (config_only, FileNotFoundError, "neither model.safetensors nor pytorch_model.bin"),
-        (not_git, ValueError, "describes a model of type 'bert', not 'git'"),
-        (broken_config, ValueError, "config.json is not valid JSON"),
-        (wrong_field, ValueError, "no valid GIT configuration.*hidden_size"),
-        (truncated, ValueError, "model.safetensors is not readable"),
-        (code, ValueError, "pytorch_model.bin is not"),
-        (lost_shard, FileNotFoundError, "no weights file .*model-00002-of"),
-        (broken_index, ValueError, "index.json does not list the checkpoint's files"),
-        (no_state_dict, ValueError, "is not a plain PyTorch state dict"),
-        (broken_parameters, ValueError, "parameter.yaml is not readable YAML"),
-    ]
+def lost_shard(folder):
+    random_port().save_pretrained(folder, max_shard_size="20KB")
+    sorted(folder.glob("*.safetensors"))[1].unlink()
 
 
-@pytest.mark.parametrize("spoil, kind, message", spoilt_folders())
-def test_what_is_no_checkpoint(tmp_path, monkeypatch, spoil, kind, message):
-    folder = tmp_path / "folder"
-    folder.mkdir()
-    monkeypatch.chdir(tmp_path)
-    spoil(folder)
+def broken_index(folder):
+    git_config().save_pretrained(folder)
+    (folder / "model.safetensors.index.json").write_text("{")
+
+
+def broken_parameters(folder):
+    (microsoft_folder(folder, microsoft_tensors()) / "parameter.yaml").write_text("a: [")
+
+
+@pytest.mark.parametrize(
+    "spoil, kind, message",
+    [
+        (lambda folder: None, FileNotFoundError, "neither config.json"),
+        (lambda folder: git_config().save_pretrained(folder), FileNotFoundError, "neither model.safetensors"),
+        (lambda folder: (folder / "config.json").write_text('{"model_type": "bert"}'), ValueError, "'bert'"),
+        (
+            lambda folder: (folder / "config.json").write_text("{"),
+            ValueError,
+            "config.json is not valid JSON",
+        ),
+        (wrong_field, ValueError, "hidden_size"),
+        (lost_shard, FileNotFoundError, "model-00002-of"),
+        (broken_index, ValueError, "index.json is not valid JSON"),
+        (lambda folder: microsoft_folder(folder, [1, 2]), ValueError, "not a plain PyTorch state dict"),
+        (broken_parameters, ValueError, "not readable YAML"),
+    ],
+)
+def test_what_is_no_checkpoint(tmp_path, spoil, kind, message):
+    spoil(tmp_path)
     with pytest.raises(kind, match=message) as caught:
-        load_model(folder)
+        load_model(tmp_path)
     assert "\n" not in str(caught.value)
-    assert not (tmp_path / "executed").exists()
-
-
-def changed_bytes(path, count=30):
-    """Changes one byte of a file at a time, here and there; leaves it as it was."""
-    whole, draw = path.read_bytes(), random.Random(0)
-    for place in [len(whole) // 2, *draw.sample(range(len(whole)), count)]:
-        path.write_bytes(whole[:place] + bytes([whole[place] ^ draw.randrange(1, 256)]) + whole[place + 1 :])
-        yield
-    path.write_bytes(whole)
-
-
-@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin", "snapshot/model.pt"])
-def test_a_changed_byte_is_noticed(tmp_path, name):
-    """Or has no consequences, which happens between the records of PyTorch's zip files."""
-    if name == "snapshot/model.pt":
-        microsoft_folder(tmp_path, microsoft_tensors())
-    else:
-        random_git().save_pretrained(tmp_path)
-    if name == "pytorch_model.bin":
-        torch.save(load_file(tmp_path / "model.safetensors"), tmp_path / name)
-        (tmp_path / "model.safetensors").unlink()
-    model, noticed = load_model(tmp_path), []
-    for _ in changed_bytes(tmp_path / name):
-        try:
-            assert_same_weights(load_model(tmp_path), model)
-        except ValueError as error:
-            assert f"{tmp_path / name} is not " in str(error) and "\n" not in str(error)
-            noticed.append(str(error))
-    assert f"{name} is not readable as weights: it is damaged, " in noticed[0]
-    assert len(noticed) > (15 if "safetensors" not in name else 30)
-    assert_same_weights(load_model(tmp_path), model)
-
-
-def test_weights_without_a_checksum_are_read_as_they_are(tmp_path):
-    """Other people's; ours and what ships have one."""
-    for folder in (tmp_path, *map(checkpoints.embedded, ("teacher", "student", "backbone"))):
-        random_git().save_pretrained(tmp_path)
-        tensors = load_file(folder / "model.safetensors")
-        with safetensors.safe_open(folder / "model.safetensors", "pt") as file:
-            assert file.metadata() == {"format": "pt", "crc32": storage.checksum(tensors)}
-    rewrite(tmp_path, lambda tensors: tensors["output.bias"].fill_(1))
-    assert (load_model(tmp_path).head.bias == 1).all()
 
 
 # where checkpoints come from
 
 
-def test_places_that_are_no_folder(tmp_path):
+def test_places_that_are_no_checkpoint(tmp_path):
     (tmp_path / "file").write_text("")
-    for source, message in [
-        (tmp_path / "nowhere", "no folder .*nowhere"),
-        (tmp_path / "file", "is a file: give the checkpoint's folder"),
-        ("./nowhere", r"no folder \./nowhere"),
-    ]:
+    places = {tmp_path / "nowhere": "nowhere", tmp_path / "file": "is a file", "./nowhere": "no folder"}
+    for source, message in places.items():
         with pytest.raises(FileNotFoundError, match=message):
             load_model(source)
-
-
-def test_embedded_models(monkeypatch, tmp_path):
-    with pytest.raises(FileNotFoundError, match="no embedded nothing at .*nothing"):
+    with pytest.raises(FileNotFoundError, match="no embedded nothing"):
         checkpoints.embedded("nothing")
-    monkeypatch.setattr(checkpoints, "embedded", lambda name: tmp_path / name)
-    random_git().save_pretrained(tmp_path / "teacher")
-    assert load_model("glyphs").vocab_size == 30
 
 
 @pytest.fixture
@@ -449,9 +347,8 @@ def hub(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", ["somebody/git-tiny", "git-tiny"])
 def test_a_hub_id_without_network_says_what_to_do(hub, name):
-    with pytest.raises(FileNotFoundError, match=f"no folder {name}, and the hub cannot be reached") as caught:
+    with pytest.raises(FileNotFoundError, match=f"^{name} [^\n]*could not be downloaded[^\n]*glyphs[^\n]*$"):
         load_model(name)
-    assert 'give a checkpoint\'s folder or "glyphs"' in str(caught.value) and "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("pickle", [False, True])
@@ -465,120 +362,24 @@ def test_a_hub_id_downloaded_before_needs_no_network(hub, pickle):
     assert_same_weights(load_model("somebody/git-tiny"), model)
 
 
-def test_a_half_downloaded_hub_id_is_no_checkpoint(hub):
-    git_config().save_pretrained(hub("somebody/git-tiny"))
-    with pytest.raises(FileNotFoundError, match="neither model.safetensors nor pytorch_model.bin"):
-        load_model("somebody/git-tiny")
-
-
 def test_pickles_are_downloaded_only_where_there_is_no_safetensors(monkeypatch, tmp_path):
     asked = []
-
-    def snapshot_download(name, allow_patterns):
-        asked.append(allow_patterns)
-        return str(tmp_path)
-
-    monkeypatch.setattr(checkpoints, "snapshot_download", snapshot_download)
+    monkeypatch.setattr(
+        checkpoints, "download", lambda name, patterns: asked.append(str(patterns)) or tmp_path
+    )
     random_git().save_pretrained(tmp_path)
     load_model("somebody/git-tiny")
-    assert len(asked) == 1 and "*.safetensors" in asked[0] and not any("bin" in part for part in asked[0])
+    assert len(asked) == 1 and "safetensors" in asked[0] and "bin" not in asked[0]
     (tmp_path / "model.safetensors").unlink()
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(FileNotFoundError, match="neither model.safetensors nor pytorch_model.bin"):
         load_model("somebody/git-tiny")
-    assert any("bin" in part for part in asked[-1])
+    assert "bin" in asked[-1]
 
 
-@pytest.mark.parametrize(
-    "error, message",
-    [
-        (LocalEntryNotFoundError("offline"), "the hub cannot be reached"),
-        (OSError(errno.ENOSPC, "No space left on device"), "could not be downloaded .*No space left"),
-    ],
-)
-def test_a_download_that_fails(monkeypatch, error, message):
+def test_a_full_disk_is_named(monkeypatch):
     def snapshot_download(*args, **kwargs):
-        raise error
+        raise OSError(errno.ENOSPC, "No space left")
 
     monkeypatch.setattr(checkpoints, "snapshot_download", snapshot_download)
-    with pytest.raises(FileNotFoundError, match=message):
+    with pytest.raises(FileNotFoundError, match="could not be downloaded .*No space left"):
         load_model("somebody/git-tiny")
-
-
-# whole or not at all
-
-
-def contents(folder):
-    return {path.name: path.read_bytes() for path in folder.iterdir()} if folder.exists() else None
-
-
-@pytest.mark.parametrize("old", [False, True], ids=["new folder", "old checkpoint"])
-@pytest.mark.parametrize(
-    "error, kind",
-    [
-        (OSError(errno.ENOSPC, "No space left on device"), OSError),
-        (safetensors.SafetensorError("I/O error: No space left on device"), OSError),
-        (KeyboardInterrupt(), KeyboardInterrupt),
-    ],
-    ids=["full disk", "full disk in safetensors", "interrupt"],
-)
-def test_a_save_that_fails_leaves_nothing(tmp_path, monkeypatch, old, error, kind):
-    folder = tmp_path / "folder"
-    if old:
-        random_git(seed=1).save_pretrained(folder)
-    before = contents(folder)
-
-    def half(tensors, path, metadata):
-        with open(path, "wb") as file:
-            file.write(b"half")
-        raise error
-
-    monkeypatch.setattr(safetensors.torch, "save_file", half)
-    with pytest.raises(kind) as caught:
-        random_git(seed=2).save_pretrained(folder)
-    if kind is OSError:
-        assert re.fullmatch(
-            r"could not save to .*folder, nothing was written: .*No space left on device", str(caught.value)
-        )
-    assert contents(folder) == before
-    assert old or os.listdir(tmp_path) == []
-
-
-def test_an_interrupt_between_two_renames_leaves_no_mixture(tmp_path, monkeypatch):
-    random_git(seed=1, hidden_size=32).save_pretrained(tmp_path)
-    replace, interrupted = type(tmp_path).replace, []
-
-    def once(self, target):
-        result = replace(self, target)
-        if not interrupted:
-            interrupted.append(target)
-            raise KeyboardInterrupt
-        return result
-
-    monkeypatch.setattr(type(tmp_path), "replace", once)
-    model = random_git(seed=2)
-    with pytest.raises(KeyboardInterrupt):
-        model.save_pretrained(tmp_path)
-    assert interrupted and len(os.listdir(tmp_path)) == 2
-    assert_same_weights(load_model(tmp_path), model)
-
-
-def test_a_disk_that_really_is_full(tmp_path):
-    """The system itself refuses to write beyond a limit, as it does on a full disk."""
-    old = resource.getrlimit(resource.RLIMIT_FSIZE)
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, old[1]))
-    try:
-        with pytest.raises(OSError, match="nothing was written") as caught:
-            random_git().save_pretrained(tmp_path / "folder")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, old)
-        signal.signal(signal.SIGXFSZ, handler)
-    assert "\n" not in str(caught.value)
-    assert os.listdir(tmp_path) == []
-
-
-def test_a_file_in_the_way(tmp_path):
-    (tmp_path / "name").write_text("mine")
-    with pytest.raises(OSError, match="could not save to .*name, nothing was written"):
-        random_git().save_pretrained(tmp_path / "name")
-    assert (tmp_path / "name").read_text() == "mine"

@@ -7,6 +7,7 @@ from torch.testing import assert_close
 from transformers import GitForCausalLM
 
 from gitdistill.models.git import GenerativeImageTextModel
+from gitdistill.models.preprocessing import CLIP_MEAN, CLIP_STD
 
 EXACT = {"atol": 1e-4, "rtol": 0}
 SHAPES = {
@@ -64,15 +65,6 @@ def test_other_image_sizes_resize_the_positions(twins, size, frames):
     compare(port, ours, *random_inputs(frames=frames, size=size), interpolate_pos_encoding=True)
 
 
-def test_visual_features_are_the_encoders_output_plus_time(twins):
-    port, ours = twins(frames=3)
-    pixels, tokens = random_inputs(clips=2, frames=3)
-    with torch.no_grad():
-        encoded = [port.git.image_encoder(frame).last_hidden_state for frame in pixels.unbind(1)]
-        expected = [frame + time for frame, time in zip(encoded, port.git.img_temporal_embedding)]
-        assert_close(ours(pixels, tokens).visual_features, torch.cat(expected, dim=1), **EXACT)
-
-
 @pytest.mark.parametrize("kind", ["image", "video"])
 def test_equals_microsoft(kind):
     model = GenerativeImageTextModel.from_pretrained(REFERENCE / kind)
@@ -83,89 +75,10 @@ def test_equals_microsoft(kind):
     assert_close(output.logits, expected["logits"], **EXACT)
 
 
-@pytest.mark.parametrize("frames", [None, 3], ids=["image", "video"])
-@pytest.mark.parametrize("captions", [1, 3])
-def test_steps_equal_the_whole_text(frames, captions):
-    model = random_git(frames=frames)
-    pixels, tokens = random_inputs(clips=2, frames=frames, length=9, captions=captions)
-    with torch.no_grad():
-        whole = model(pixels, tokens).logits
-        state = model.prefill(pixels)
-        steps = []
-        for part in tokens.split([1, 1, 3, 1, 2, 1], dim=1):
-            logits, state = model.decode_step(part, state)
-            steps.append(logits)
-    assert_close(torch.cat(steps, dim=1), whole, atol=1e-5, rtol=0)
-    assert state.length == 9
-
-
-def test_select_grows_and_reorders_beams():
-    model = random_git(frames=2)
-    pixels, tokens = random_inputs(clips=2, frames=2, length=3)
-    rows = torch.tensor([0, 0, 0, 1, 1, 1])
-    order = torch.tensor([2, 0, 0, 4, 5, 3])
-    words = torch.tensor([[5], [6], [7], [8], [9], [10]])
-    last = torch.tensor([[11], [12], [13], [14], [15], [16]])
-    with torch.no_grad():
-        _, state = model.decode_step(tokens, model.prefill(pixels))
-        _, state = model.decode_step(words, state.reorder(rows))
-        shared = [keys.data_ptr() for keys, _ in state.shared]
-        state = state.reorder(order)
-        logits, _ = model.decode_step(last, state)
-        text = torch.cat([torch.cat([tokens[rows], words], dim=1)[order], last], dim=1)
-        expected = model(pixels, text).logits[:, -1:]
-    assert_close(logits, expected, atol=1e-5, rtol=0)
-    assert shared == [keys.data_ptr() for keys, _ in state.shared]  # the image was not copied
-
-
-def test_captions_of_a_clip_do_not_see_each_other():
-    model = random_git(frames=2)
-    pixels, tokens = random_inputs(clips=2, frames=2, captions=3, length=5)
-    with torch.no_grad():
-        packed = model(pixels, tokens)
-        for row, caption in enumerate(tokens):
-            alone = model(pixels[row // 3][None], caption[None])
-            assert_close(packed.logits[row][None], alone.logits, atol=1e-5, rtol=0)
-            for mine, expected in zip(packed.hidden_states, alone.hidden_states):
-                assert_close(mine[row][None], expected, atol=1e-5, rtol=0)
-
-
-def test_padding_changes_nothing():
-    model = random_git()
-    pixels, tokens = random_inputs(length=5)
-    padded = torch.nn.functional.pad(tokens, (0, 4), value=model.pad_token_id)
-    with torch.no_grad():
-        assert_close(model(pixels, padded).logits[:, :5], model(pixels, tokens).logits, atol=1e-5, rtol=0)
-
-
-def test_watched_attention_equals_the_fused_one():
-    model = random_git(frames=2)
-    pixels, tokens = random_inputs(clips=2, frames=2, captions=2)
-    seen = []
-    with torch.no_grad():
-        fused = model(pixels, tokens)
-        handles = [
-            module.register_forward_hook(lambda module, inputs, weights: seen.append(weights))
-            for name, module in model.named_modules()
-            if name.endswith(".softmax")
-        ]
-        watched = model(pixels, tokens)
-        for handle in handles:
-            handle.remove()
-    assert_close(watched.logits, fused.logits, atol=1e-5, rtol=0)
-    # the image encoder's two layers, the decoder's image rows (no need of them in its last layer), its text rows
-    assert len(handles) == 5 and len(seen) == 2 + 2 + 3
-    for weights in seen:
-        assert_close(weights.sum(-1), torch.ones(weights.shape[:-1]))
-
-
 def test_raw_frames_are_resized_and_normalised_by_the_model():
     model = random_git()
     grey = torch.full((1, 3, 40, 60), 128, dtype=torch.uint8)
-    mean, std = (
-        torch.tensor([0.48145466, 0.4578275, 0.40821073]),
-        torch.tensor([0.26862954, 0.26130258, 0.27577711]),
-    )
+    mean, std = torch.tensor(CLIP_MEAN), torch.tensor(CLIP_STD)
     pixels = ((128 / 255 - mean) / std).view(1, 3, 1, 1).expand(1, 3, 16, 16)
     with torch.no_grad():
         assert_close(model.encode(grey), model.encode(pixels), atol=1e-5, rtol=0)
@@ -182,49 +95,28 @@ def test_training_reaches_every_parameter():
 
 
 @pytest.mark.parametrize(
-    "frames, tokens, message",
+    "frames, message",
     [
-        (torch.zeros(1, 3, 16, 16, dtype=torch.int32), None, "uint8 .* or floating .*not torch.int32"),
-        (torch.zeros(1, 16, 16, 3), None, r"\[B, F, 3, H, W\] or \[B, 3, H, W\], not \[1, 16, 16, 3\]"),
-        (torch.zeros(3, 16, 16), None, r"not \[3, 16, 16\]"),
-        (torch.zeros(0, 3, 16, 16), None, "empty"),
-        ([[0.0]], None, "torch tensor, not list"),
-        (torch.zeros(1, 3, 3, 16, 16), None, "3 frames, but this checkpoint has 2 temporal embeddings"),
-        (None, torch.zeros(1, 13, dtype=torch.long), "13 tokens is longer than the model's 12 positions"),
-        (None, torch.zeros(1, 4), r"tokens must be long \[B, T\], not torch.float32"),
-        (None, torch.zeros(4, dtype=torch.long), r"tokens must be long \[B, T\]"),
-        (
-            torch.zeros(2, 3, 16, 16),
-            torch.zeros(3, 4, dtype=torch.long),
-            "3 captions do not divide among 2 clips",
-        ),
+        (torch.zeros(1, 3, 16, 16, dtype=torch.int32), "uint8 .* or floating .*not torch.int32"),
+        (torch.zeros(1, 16, 16, 3), r"\[B, F, 3, H, W\] .* not \[1, 16, 16, 3\]"),
+        (torch.zeros(3, 16, 16), r"not \[3, 16, 16\]"),
+        (torch.zeros(0, 3, 16, 16), r"not \[0, 3, 16, 16\]"),
+        ([[0.0]], "tensor, not .*list"),
+        (torch.zeros(1, 3, 3, 16, 16), "3 frames, but .* 2 temporal embeddings"),
     ],
 )
-def test_bad_input_is_one_clear_line(frames, tokens, message):
-    model = random_git(frames=2)
-    frames = torch.zeros(1, 3, 16, 16) if frames is None else frames
-    tokens = torch.full((1, 4), 2) if tokens is None else tokens
-    with pytest.raises(ValueError, match=message) as caught:
-        model(frames, tokens)
-    assert "\n" not in str(caught.value)
+def test_bad_frames_are_one_clear_line(frames, message):
+    with pytest.raises(ValueError, match=f"^[^\n]*{message}[^\n]*$"):
+        random_git(frames=2)(frames, torch.full((1, 4), 2))
 
 
 def test_a_clip_needs_temporal_embeddings():
-    with pytest.raises(ValueError, match="2 frames, but this checkpoint has no temporal embeddings"):
+    with pytest.raises(ValueError, match="2 frames, but .* 0 temporal embeddings"):
         random_git()(*random_inputs(frames=2))
     one, tokens = random_inputs(frames=1)
     model = random_git()
     with torch.no_grad():
         assert_close(model(one, tokens).logits, model(one[:, 0], tokens).logits)
-
-
-def test_steps_beyond_the_positions_are_refused():
-    model = random_git()
-    pixels, tokens = random_inputs(length=12)
-    with torch.no_grad():
-        _, state = model.decode_step(tokens, model.prefill(pixels))
-        with pytest.raises(ValueError, match="13 tokens is longer than the model's 12 positions"):
-            model.decode_step(tokens[:, :1], state)
 
 
 def test_transformers_generates_what_our_steps_choose(tmp_path):
@@ -236,10 +128,10 @@ def test_transformers_generates_what_our_steps_choose(tmp_path):
     expected = port.generate(pixel_values=pixels, max_length=8, do_sample=False)
     assert (expected[:, 0] == 2).all()
     with torch.no_grad():
-        tokens, state = torch.full((4, 1), 2), model.prefill(pixels)
+        tokens, cache = torch.full((4, 1), 2), model.prefill(pixels)
         text = tokens
         while text.shape[1] < expected.shape[1]:
-            logits, state = model.decode_step(tokens, state)
+            logits, cache = model.decode_step(tokens, cache)
             tokens = logits[:, -1:].argmax(-1)
             text = torch.cat([text, tokens], dim=1)
     for mine, reference in zip(text.tolist(), expected.tolist()):

@@ -1,0 +1,177 @@
+"""Files of checkpoints: read with care, and written whole or not at all."""
+
+import errno
+import os
+import random
+import re
+import resource
+import signal
+
+import pytest
+import safetensors.torch
+import torch
+from safetensors.torch import load_file, save_file
+
+from gitdistill.models import checkpoints, storage
+
+WEIGHTS = {"one": torch.arange(300.0).view(3, 100), "two": torch.tensor([1, 2])}
+
+
+class Malicious:
+    def __reduce__(self):
+        return os.mkdir, ("executed",)
+
+
+def test_what_is_missing_or_refused_is_not_called_damaged(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for kind, message in ((FileNotFoundError, "no file"), (ValueError, "refused.*mkdir")):
+        with pytest.raises(kind, match=message) as caught:
+            storage.load_torch("last.ckpt")
+        assert not re.search("damaged|\n", str(caught.value)) and not (tmp_path / "executed").exists()
+        torch.save({"state": Malicious()}, "last.ckpt")
+
+
+def test_a_file_that_is_trusted_is_read_with_its_objects(tmp_path):
+    torch.save({"module": torch.nn.Linear(2, 2)}, tmp_path / "trusted.pt")
+    assert storage.load_torch(tmp_path / "trusted.pt", weights_only=False)["module"].in_features == 2
+
+
+@pytest.mark.parametrize("name", ["a.safetensors", "a.pt"])
+@pytest.mark.parametrize("content", [b"", b"no", b"PK\x03\x04 and no more"])
+def test_files_that_are_no_weights(tmp_path, name, content):
+    with pytest.raises(FileNotFoundError, match=name):
+        storage.read_weights(tmp_path / name)
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=rf"^\S*{name} is damaged or no [^\n]*$"):
+        storage.read_weights(tmp_path / name)
+
+
+def changed_bytes(path, count=30):
+    """Changes one byte of a file at a time, here and there; leaves it as it was."""
+    whole, draw = path.read_bytes(), random.Random(0)
+    for place in [len(whole) // 2, *draw.sample(range(len(whole)), count)]:
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ draw.randrange(1, 256)]) + whole[place + 1 :])
+        yield
+    path.write_bytes(whole)
+
+
+def same(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "model.pt"])
+def test_a_changed_byte_is_noticed(tmp_path, name):
+    """Or has no consequences, which happens between the records of PyTorch's zip files."""
+    storage.write_folder(tmp_path, {}, WEIGHTS)
+    torch.save({"model": WEIGHTS}, tmp_path / "model.pt")
+    noticed = 0
+    for _ in changed_bytes(tmp_path / name):
+        try:
+            assert same(storage.read_weights(tmp_path / name), WEIGHTS)
+        except ValueError as error:
+            assert "damaged" in str(error) and "\n" not in str(error)
+            noticed += 1
+    assert noticed > (30 if name == "model.safetensors" else 15)
+    assert same(storage.read_weights(tmp_path / name), WEIGHTS)
+
+
+def test_checksums_are_in_our_files_and_not_computed_for_others(tmp_path, monkeypatch):
+    storage.write_folder(tmp_path, {}, WEIGHTS)
+    for folder in (tmp_path, *map(checkpoints.embedded, ("teacher", "student", "backbone"))):
+        with safetensors.safe_open(folder / "model.safetensors", "pt") as file:
+            known = storage.checksum(load_file(folder / "model.safetensors"))
+            assert file.metadata() == {"format": "pt", "crc32": known}
+    save_file(WEIGHTS, tmp_path / "model.safetensors")
+    monkeypatch.setattr(storage, "checksum", lambda tensors: pytest.fail("computed"))
+    assert same(storage.read_weights(tmp_path / "model.safetensors"), WEIGHTS)
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()} if folder.exists() else None
+
+
+@pytest.mark.parametrize("old", [False, True], ids=["new folder", "old checkpoint"])
+@pytest.mark.parametrize(
+    "error, kind",
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), OSError),
+        (safetensors.SafetensorError("I/O error: No space left on device"), OSError),
+        (KeyboardInterrupt(), KeyboardInterrupt),
+    ],
+    ids=["full disk", "full disk in safetensors", "interrupt"],
+)
+def test_a_save_that_fails_leaves_nothing(tmp_path, monkeypatch, old, error, kind):
+    folder = tmp_path / "folder"
+    if old:
+        storage.write_folder(folder, {"old": 1}, WEIGHTS)
+    before = contents(folder)
+
+    def half(tensors, path, metadata):
+        path.write_bytes(b"half")
+        raise error
+
+    monkeypatch.setattr(safetensors.torch, "save_file", half)
+    with pytest.raises(kind) as caught:
+        storage.write_folder(folder, {"new": 1}, WEIGHTS)
+    assert kind is not OSError or re.search("nothing was written: .*No space left", str(caught.value))
+    assert contents(folder) == before
+    assert old or os.listdir(tmp_path) == []
+
+
+def test_an_interrupt_between_two_renames_leaves_no_mixture(tmp_path, monkeypatch):
+    storage.write_folder(tmp_path, {"version": 1}, WEIGHTS)
+    replace, interrupted = type(tmp_path).replace, []
+
+    def once(self, target):
+        result = replace(self, target)
+        if not interrupted:
+            interrupted.append(target)
+            raise KeyboardInterrupt
+        return result
+
+    monkeypatch.setattr(type(tmp_path), "replace", once)
+    with pytest.raises(KeyboardInterrupt):
+        storage.write_folder(tmp_path, {"version": 2}, {"other": torch.ones(1)})
+    assert interrupted and len(os.listdir(tmp_path)) == 2
+    assert storage.read_config(tmp_path) == {"version": 2}
+    assert list(storage.read_weights(tmp_path / "model.safetensors")) == ["other"]
+
+
+def test_a_disk_that_really_is_full(tmp_path):
+    """The system itself refuses to write beyond a limit, as it does on a full disk."""
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, old[1]))
+    try:
+        with pytest.raises(OSError, match="nothing was written") as caught:
+            storage.write_folder(tmp_path / "folder", {}, {"large": torch.zeros(5000)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert "\n" not in str(caught.value)
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_file_in_the_way(tmp_path):
+    (tmp_path / "name").write_text("mine")
+    with pytest.raises(OSError, match="nothing was written"):
+        storage.write_folder(tmp_path / "name", {}, WEIGHTS)
+    assert (tmp_path / "name").read_text() == "mine" and os.listdir(tmp_path) == ["name"]
+
+
+def test_all_files_have_the_mode_that_the_umask_says(tmp_path):
+    before = os.umask(0o027)
+    try:
+        storage.write_folder(tmp_path / "end", {}, WEIGHTS)
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in (tmp_path / "end").iterdir()} == {0o640}
+
+
+def test_metadata_with_a_checksum():
+    text = storage.metadata_text({"clips": 3, "name": "é"})
+    assert storage.parse_metadata(text, "here") == {"clips": 3, "name": "é"}
+    assert storage.parse_metadata('{"clips": 3}', "here") == {"clips": 3}
+    for wrong in (text.replace(": 3", ": 4"), "[1]", "{"):
+        with pytest.raises(ValueError, match="^here [^\n]*$"):
+            storage.parse_metadata(wrong, "here")

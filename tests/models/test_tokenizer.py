@@ -1,0 +1,83 @@
+"""Tokenizers: where they come from, whose vocabulary fits, and captions as text."""
+
+import pytest
+import tiny
+import torch
+from tiny_git import REFERENCE, WORDS, git_config, random_git, tokenizer
+
+from gitdistill.models import checkpoints
+from gitdistill.models.git import GenerativeImageTextModel
+from gitdistill.models.student import StudentCandidateV1
+from gitdistill.models.teacher import GenerativeImageTextTeacher
+from gitdistill.models.tokenizer import check_same_vocabulary, generate_captions, load_tokenizer, to_text
+from gitdistill.world.module import glyph_tokenizer
+
+
+@pytest.mark.parametrize(
+    "files", [["tokenizer.json", "tokenizer_config.json"], ["tokenizer.json"], ["vocab.txt"]]
+)
+def test_tokenizer_files(tmp_path, files):
+    tokenizer().save_pretrained(tmp_path / "whole")
+    for file in files:
+        content = "\n".join(WORDS) if file == "vocab.txt" else (tmp_path / "whole" / file).read_text()
+        (tmp_path / file).write_text(content)
+    for source in (tmp_path, str(tmp_path)):
+        loaded = load_tokenizer(source)
+        assert loaded("A b, z").input_ids == [2, 5, 6, 1, 1, 3] and len(loaded) == len(WORDS)
+
+
+def test_the_embedded_tokenizer():
+    assert load_tokenizer("glyphs").get_vocab() == glyph_tokenizer().get_vocab()
+
+
+def test_a_hub_ids_tokenizer_comes_without_weights(monkeypatch, tmp_path):
+    asked = []
+    monkeypatch.setattr(checkpoints, "download", lambda *given: asked.append(given) or tmp_path)
+    tokenizer().save_pretrained(tmp_path)
+    assert len(load_tokenizer("somebody/git-tiny")) == len(WORDS)
+    assert asked == [("somebody/git-tiny", ["*.json", "*.txt"])]
+
+
+def test_published_checkpoints_without_tokenizer_use_the_hubs(monkeypatch, tmp_path):
+    asked = []
+    tokenizer().save_pretrained(tmp_path / "hub")
+    monkeypatch.setattr(
+        checkpoints, "download", lambda name, patterns: asked.append(name) or tmp_path / "hub"
+    )
+    random_git().save_pretrained(tmp_path / "git")
+    teacher = GenerativeImageTextTeacher.from_pretrained(tmp_path / "git")
+    assert asked == ["bert-base-uncased"] and len(teacher.tokenizer) == len(WORDS)
+
+
+def test_no_tokenizer_and_no_network(monkeypatch):
+    def download(name, patterns):
+        raise FileNotFoundError("no network")
+
+    monkeypatch.setattr(checkpoints, "download", download)
+    with pytest.raises(FileNotFoundError, match="no tokenizer: pass tokenizer=.*no network$"):
+        GenerativeImageTextTeacher.from_pretrained(REFERENCE / "image")
+
+
+def test_a_vocabulary_that_does_not_fit_is_refused():
+    check_same_vocabulary(tokenizer(), random_git())
+    swapped = [*WORDS[:2], "[SEP]", "[CLS]", *WORDS[4:]]
+    for words, message in ([*WORDS, "z"], "vocab_size is 31 .* 30"), (swapped, "bos_token_id is 3 .* 2"):
+        with pytest.raises(ValueError, match=message):
+            GenerativeImageTextTeacher(random_git(), tokenizer(words))
+        with pytest.raises(ValueError, match=message):
+            generate_captions(random_git(), torch.zeros(1, 3, 16, 16), tokenizer(words))
+
+
+def test_a_student_with_the_teachers_words_but_other_special_tokens_is_refused():
+    """GIT starts captions with [CLS] 101; a student that is not built `like` it starts them with 2."""
+    config = git_config(vocab_size=30_522, bos_token_id=101, eos_token_id=102)
+    teacher, sizes = GenerativeImageTextModel(config), {"embed_dim": 8, "heads": 1}
+    student = StudentCandidateV1(30_522, tiny.backbone(), **sizes)
+    with pytest.raises(ValueError, match="^[^\n]*bos_token_id is 101 .* 2 [^\n]*$"):
+        check_same_vocabulary(teacher, student)
+    check_same_vocabulary(teacher, StudentCandidateV1.like(teacher, backbone=tiny.backbone(), **sizes))
+
+
+def test_text_ends_at_the_first_end_token():
+    rows = [[2, 5, 6, 3, 7, 8], [2, 9, 3, 0, 0, 0], [2, 10, 11, 12, 13, 14], [2, 3, 5, 5, 5, 5]]
+    assert to_text(torch.tensor(rows), tokenizer()) == ["a b", "e", "f g h i j", ""]
