@@ -39,35 +39,30 @@ def caption_scores(captions: Sequence[str], references: Sequence[Sequence[str]])
         `bleu4`: BLEU-4 of the corpus, 0 to 1, closest reference length. https://aclanthology.org/P02-1040
         `rouge_l`: mean ROUGE-L, 0 to 1. https://aclanthology.org/W04-1013
     """
-    _check_lengths(captions, references, "reference lists")
-    said = {i: [normalise(caption)] for i, caption in enumerate(captions)}
-    truth = {i: _references(i, texts) for i, texts in enumerate(references)}
-    cider = cider_scores(captions, references).mean()
-    bleu, _ = Bleu(4).compute_score(truth, said, verbose=0)  # verbose prints lengths
-    rouge, _ = Rouge().compute_score(truth, said)
+    words, known = _split(captions, references)
+    cider, _ = Cider().compute_score(known, words)
+    bleu, _ = Bleu(4).compute_score(known, words, verbose=0)  # verbose prints lengths
+    rouge, _ = Rouge().compute_score(known, words)
     return {"cider": float(cider), "bleu4": float(bleu[3]), "rouge_l": float(rouge)}
 
 
 def cider_scores(captions: Sequence[str], references: Sequence[Sequence[str]]) -> np.ndarray:
     """CIDEr-D of each caption [B], whose mean is `cider` of `caption_scores`; arguments as there."""
-    _check_lengths(captions, references, "reference lists")
-    said = {i: [normalise(caption)] for i, caption in enumerate(captions)}
-    return np.asarray(
-        Cider().compute_score({i: _references(i, r) for i, r in enumerate(references)}, said)[1]
-    )
+    words, known = _split(captions, references)
+    return np.asarray(Cider().compute_score(known, words)[1])
 
 
-def _references(clip: int, texts: Sequence[str]) -> list[str]:
-    if isinstance(texts, str):
-        raise ValueError(f"clip {clip} needs a list of references, not one string")
-    words = [words for words in map(normalise, texts) if words]
-    if not words:
-        raise ValueError(f"clip {clip} has no reference with a word in it")
-    return words
-
-
-def _check_lengths(captions: Sequence[str], others: Sequence, name: str) -> None:
+def _split(captions: Sequence[str], references: Sequence[Sequence[str]]) -> tuple[dict, dict]:
+    """Captions and references by clip, normalised, as pycocoevalcap takes them."""
     if not len(captions):
         raise ValueError("no captions to score")
-    if len(captions) != len(others):
-        raise ValueError(f"{len(captions)} captions but {len(others)} {name}: one for each caption is needed")
+    if len(captions) != len(references):
+        raise ValueError(f"{len(captions)} captions but {len(references)} lists of references")
+    known = {}
+    for clip, texts in enumerate(references):
+        if isinstance(texts, str):
+            raise ValueError(f"clip {clip} needs a list of references, not one string")
+        known[clip] = [words for words in map(normalise, texts) if words]
+        if not known[clip]:
+            raise ValueError(f"clip {clip} has no reference with a word in it")
+    return {clip: [normalise(caption)] for clip, caption in enumerate(captions)}, known

@@ -101,7 +101,7 @@ def test_scorers_are_silent(capsys):
 def test_mistakes_give_one_line():
     for wrong, told in (
         (lambda: metrics.caption_scores([], []), "no captions"),
-        (lambda: metrics.caption_scores(["a"], REFERENCES), "1 captions but 3 reference lists"),
+        (lambda: metrics.caption_scores(["a"], REFERENCES), "1 captions but 3 lists of references"),
         (lambda: metrics.caption_scores(["a", "b"], [["a"], []]), "clip 1 has no reference"),
         (lambda: metrics.caption_scores(["a"], [["..."]]), "clip 0 has no reference"),
         (lambda: metrics.caption_scores(["a"], ["a star"]), "clip 0 needs a list"),

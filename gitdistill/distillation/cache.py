@@ -100,7 +100,7 @@ class TeacherCache:
             cache = cls.build(cache, teacher, data, spec, teacher_dtype=teacher_dtype)
         elif not isinstance(cache, cls):
             cache = cls(cache)
-            refuse(cache.folder, cache.metadata, {"teacher_dtype": teacher_dtype})
+            check_match(cache.folder, cache.metadata, {"teacher_dtype": teacher_dtype})
         cache.check(teacher, data)
         if lacking := cache.lacks(spec):
             raise ValueError(f"the cache in {cache.folder} lacks {', '.join(lacking)}: build another")
@@ -108,7 +108,7 @@ class TeacherCache:
 
     def check(self, teacher, data=None) -> None:
         """A ValueError naming what differs, unless this is `teacher`'s cache of the training set of `data`."""
-        refuse(self.folder, self.metadata["fingerprint"], fingerprint(teacher, data))
+        check_match(self.folder, self.metadata["fingerprint"], fingerprint(teacher, data))
 
     def lacks(self, spec: TargetSpec) -> list[str]:
         """What of `spec` is not stored."""
@@ -127,7 +127,7 @@ class TeacherCache:
         return tokens[..., : int((tokens != pad).sum(-1).max())], numbers.to(device)
 
     def words(self) -> list[int]:
-        """The words of all captions, pseudo-captions included."""
+        """Sorted ids of the tokens that occur in any caption, pseudo-captions included."""
         return sorted(set().union(*(np.unique(shard["tokens"]).tolist() for shard in self._shards)))
 
     def read(self, clips: Tensor, captions: Tensor, tokens: Tensor, spec: TargetSpec) -> dict:
@@ -138,8 +138,8 @@ class TeacherCache:
         """
         device, length, found = tokens.device, tokens.shape[1], {}
         clips, captions, total = clips.cpu(), captions.cpu(), self.metadata["captions"]
-        rows = clips.repeat_interleave(len(captions) // len(clips)) * total + captions
-        # Missing captions (a start token and padding) pass: no loss reads their targets.
+        # A missing caption has the number -1: only its start token is read, which all captions of the clip share.
+        rows = clips.repeat_interleave(len(captions) // len(clips)) * total + captions.clamp(min=0)
         present = (tokens[:, 1:] != self.metadata["pad"]).any(1)
         beyond = int(rows.max()) >= self.metadata["clips"] * total
         if beyond or not torch.equal(self._rows("tokens", rows, device, length)[present], tokens[present]):
@@ -172,7 +172,7 @@ def allocate(folder: Path, teacher, data, spec: TargetSpec, settings: dict, say)
     settings, identity = settings | {"max_tokens": data.max_tokens}, fingerprint(teacher, data)
     if (folder / "cache.json").is_file():
         metadata = read_metadata(folder)
-        refuse(folder, metadata | metadata["fingerprint"], settings | identity)
+        check_match(folder, metadata | metadata["fingerprint"], settings | identity)
     else:
         sample = stored_targets(teacher, next(iter(data.pool_dataloader(0, 1))), spec, settings)
         metadata = {"format": FORMAT, "fingerprint": identity, **settings, "clips": data.pool_size}
@@ -265,11 +265,11 @@ def fingerprint(teacher, data=None) -> dict:
     return known | (data.fingerprint() if data is not None else {})
 
 
-def refuse(folder: Path, known: dict, found: dict) -> None:
-    """A ValueError naming the first difference. Checksums of contents come last, if nothing else explains them."""
+def check_match(folder: Path, known: dict, found: dict) -> None:
+    """A ValueError naming the first difference. Settings come before checksums, so that the message names the cause."""
     for key, value in found.items():
         if value != known.get(key):
-            what = f"{key} is {value} here and {known.get(key)} there"
             raise ValueError(
-                f"the cache in {folder} is another one, build one elsewhere or delete it: {what}"
+                f"the cache in {folder} does not match: {key} is {known.get(key)} in the cache and {value} now. Use "
+                "another folder or delete it"
             )

@@ -1,11 +1,11 @@
-"""Checks during training: the loss is finite, every term reaches the student, and what was frozen thaws."""
+"""Checks during training: the loss is finite, every term reaches the student, and frozen parameters thaw again."""
 
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
-from gitdistill.distillation.distributed import on_any
+from gitdistill.distillation.distributed import on_any_rank
 
 
 class LossWatch:
@@ -33,7 +33,7 @@ class LossWatch:
 def check_finite(loss: Tensor, terms: dict[str, Tensor], where: str, clips: Tensor | None) -> None:
     """A ValueError that names the step, its terms and its clips if the loss is not finite on any rank."""
     finite = bool(loss.isfinite())
-    if not on_any(not finite, loss.device):
+    if not on_any_rank(not finite, loss.device):
         return
     if finite:
         raise ValueError(f"the loss of another rank is not finite in {where}")

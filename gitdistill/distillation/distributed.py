@@ -1,4 +1,4 @@
-"""Several processes that work on one thing, started by Lightning, torchrun or SLURM: who am I, and are all here?"""
+"""Work on several ranks, started by Lightning, torchrun or SLURM: rank and world size, gathering, shared errors."""
 
 from contextlib import contextmanager
 
@@ -7,14 +7,14 @@ from torch import distributed
 
 
 def rank_and_world() -> tuple[int, int]:
-    """(this process's number, how many there are); (0, 1) for one that is alone."""
+    """This process's rank and the number of ranks; (0, 1) without a process group."""
     if distributed.is_available() and distributed.is_initialized():
         return distributed.get_rank(), distributed.get_world_size()
     return 0, 1
 
 
-def on_any(flag: bool, device) -> bool:
-    """Is `flag` true in any process? All have to call it; `device` is one that their group can talk about."""
+def on_any_rank(flag: bool, device) -> bool:
+    """Is `flag` true on any rank? All must call it; `device` must be one that the process group's backend supports."""
     if rank_and_world()[1] == 1:
         return flag
     found = torch.tensor(float(flag), device=device)
@@ -23,7 +23,7 @@ def on_any(flag: bool, device) -> bool:
 
 
 def gather(value) -> list:
-    """What each process gives, in the order of their numbers; all have to call it."""
+    """The `value` of each rank, in their order; all must call it."""
     parts = [value] * rank_and_world()[1]
     if len(parts) > 1:
         distributed.all_gather_object(parts, value)
@@ -32,9 +32,9 @@ def gather(value) -> list:
 
 @contextmanager
 def together():
-    """A block that all processes leave together. An error in one is an error in all, so that none waits in vain.
+    """A block that all ranks leave together. An error on one is raised on all, so that none waits in vain.
 
-    The process that failed raises its own error, the others an OSError that quotes it.
+    The rank that failed raises its own error, the others an OSError that quotes it.
     """
     error = None
     try:
@@ -46,4 +46,4 @@ def together():
         raise error
     for rank, report in enumerate(reports):
         if report:
-            raise OSError(f"process {rank} failed: {report}")
+            raise OSError(f"rank {rank} failed: {report}")

@@ -52,7 +52,7 @@ def optimizer_and_schedule(
 ):
     """Optimiser and schedule of a fit, as Lightning's `configure_optimizers` returns them.
 
-    ValueError when nothing that can be counted ends the fit, since the learning rate follows the share that is done.
+    ValueError if the number of steps is unknown; the cosine needs it.
     """
     steps = trainer.estimated_stepping_batches
     if not 0 <= steps < math.inf:

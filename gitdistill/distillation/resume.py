@@ -1,4 +1,4 @@
-"""A fit that was killed ends as one that was not: whole checkpoints, and the random numbers in them."""
+"""Continuing a fit gives the result of an uninterrupted one: whole checkpoints that hold the random states."""
 
 import os
 from pathlib import Path
@@ -72,6 +72,8 @@ def read_checkpoint(path) -> dict:
 
     FileNotFoundError or ValueError in one line if it is missing, damaged, or holds other objects.
     """
+    if "://" in str(path):
+        raise ValueError(f"{path} is an address: download the checkpoint first")
     if not Path(path).is_file():
         raise FileNotFoundError(f"there is no checkpoint {path}")
     return load_torch(path)

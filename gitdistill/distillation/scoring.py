@@ -12,7 +12,7 @@ from gitdistill.models.tokenizer import to_text
 
 
 class Predictions:
-    """Predictions by split and clip; a clip that several ranks or batches predicted counts once."""
+    """Predictions by split and clip, so that clips which a sampler repeats count once."""
 
     def __init__(self):
         # split -> clip -> (caption, references, scene or None, nats and tokens of its reference caption)
@@ -20,7 +20,10 @@ class Predictions:
 
     def add(self, split: str, model, batch: dict, tokenizer, max_length: int) -> None:
         """Decode a batch greedily, and score its reference captions; the clips are encoded once for both."""
-        frames, tokens = batch["frames"], batch["tokens"]
+        frames = batch["frames"]
+        tokens = batch["tokens"].unflatten(0, (len(frames), -1))[
+            :, 0
+        ]  # each clip's first caption gives the loss
         cache = model.prefill(frames)
         logits, _ = model.decode_step(tokens, cache)
         found = greedy(_Prefilled(model, cache), frames, max_length=max_length).tokens[:, 0]

@@ -8,6 +8,7 @@ import math
 from dataclasses import dataclass
 
 import torch
+from timm.layers import Format
 from torch import Tensor, nn
 
 from gitdistill.hooks import record
@@ -65,7 +66,7 @@ def teacher_targets(
         torch.autocast(frames.device.type, dtype, enabled=dtype != torch.float32),
     ):
         output = teacher(frames, tokens)
-    count = num_frames(frames)
+    count = total_frames(frames)
     targets = {"logits": output.logits} if spec.logits else {}
     if spec.attention:  # a layer's first call is the image's own pass, its last one the text's
         layers = [calls[-1] for path, calls in seen.items() if path.endswith(".attention.softmax")]
@@ -78,7 +79,7 @@ def teacher_targets(
     return {name: value.float() for name, value in targets.items()}
 
 
-def num_frames(frames: Tensor) -> int:
+def total_frames(frames: Tensor) -> int:
     """All frames of a batch of clips [B, F, 3, H, W] or images [B, 3, H, W]: B*F."""
     return len(frames) * (frames.shape[1] if frames.dim() == 5 else 1)
 
@@ -161,6 +162,8 @@ def stage_pairs(teacher, student: nn.Module) -> dict[str, str]:
     """
     vision, net = teacher.config.vision_config, student.backbone.net
     side, layers = vision.image_size // vision.patch_size, vision.num_hidden_layers
+    if getattr(net, "output_fmt", Format.NCHW) != Format.NCHW:
+        raise ValueError("the backbone's stages have their channels last: name the feature_pairs")
     known = dict(net.named_modules())
     stages = [name if name in known else name.replace(".", "_", 1) for name in net.feature_info.module_name()]
     return {
@@ -171,8 +174,8 @@ def stage_pairs(teacher, student: nn.Module) -> dict[str, str]:
 
 
 def image_layer(git: nn.Module) -> str:
-    """Path of GIT's last decoder layer whose image outputs are used: the last but one, or its only one."""
-    return f"layers.{max(0, len(git.layers) - 2)}"
+    """Path of the last part of GIT's decoder that runs on image tokens; its last layer does not."""
+    return f"layers.{len(git.layers) - 2}" if len(git.layers) > 1 else "projection"
 
 
 def layer_pairs(teacher, student: nn.Module, features: dict[str, str] | str | None) -> list[FeaturePair]:
@@ -184,6 +187,8 @@ def layer_pairs(teacher, student: nn.Module, features: dict[str, str] | str | No
     elif isinstance(features, str):
         raise ValueError(f'feature_pairs is a dict of module paths or "stages", not {features!r}')
     features = features or {"memory_norm": above}
+    if last in features.values():
+        raise ValueError(f"{last} of the teacher does not run on image tokens: compare with {above}")
     pairs = [FeaturePair("features", ours, theirs, True) for ours, theirs in features.items()]
     pairs += [
         FeaturePair("visual", "backbone", "model.image_encoder", True),

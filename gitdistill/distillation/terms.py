@@ -12,7 +12,7 @@ from gitdistill.distillation.targets import (
     STUDENT_ATTENTION,
     FeaturePair,
     attention_over_image,
-    num_frames,
+    total_frames,
 )
 from gitdistill.hooks import record
 
@@ -21,7 +21,7 @@ from gitdistill.hooks import record
 class Outputs:
     """What student and teacher make of one batch; every loss term is computed from it.
 
-    Token ids and logits count the words of the student's `vocab_subset`, if it has one.
+    Token ids and logits index the student's `vocab_subset`, if it has one.
 
     tokens: long [B, K, T]; the first `num_captions` of a clip's K captions are its own, the others the teacher's.
     pad_id: the padding token. logits: the student's, [B, K, T, V]. features, attention: the student's, as in
@@ -69,17 +69,21 @@ def student_outputs(student: nn.Module, frames: Tensor, tokens: Tensor, pairs, a
     paths = [*{pair.student for pair in pairs}, *([STUDENT_ATTENTION] if attention else [])]
     with record(student, paths, detach=False) as seen:
         output = student(frames, tokens)
-    count = num_frames(frames)
+    count = total_frames(frames)
     features = {pair: pair.student_features(seen[pair.student][0], count, tokens) for pair in pairs}
+    weights = None
     if attention:
         layers = [calls[0] for path, calls in seen.items() if path.endswith(".cross_attention.softmax")]
         mean = torch.stack(layers).float().mean((0, 2))  # (B, K*T, M)
-        attention = attention_over_image(mean, tokens, count, mean.shape[-1])
-    return subset_logits(output), features, attention
+        weights = attention_over_image(mean, tokens, count, mean.shape[-1])
+    return subset_logits(output), features, weights
 
 
 def caption_loss(x: Outputs, pseudo: bool, smoothing: float) -> Tensor:
-    """Cross-entropy of the clips' own captions or of the pseudo-captions; one without words counts as a loss of 0."""
+    """Cross-entropy of the clips' own captions or of the pseudo-captions.
+
+    A caption with only a start token contributes 0 to the mean over captions.
+    """
     chosen = slice(x.num_captions, None) if pseudo else slice(x.num_captions)
     logits, tokens = x.logits[:, chosen].flatten(0, 1), x.tokens[:, chosen].flatten(0, 1)
     share = (tokens[:, 1:] != x.pad_id).any(1).float().mean()
@@ -123,7 +127,7 @@ def subset_logits(output) -> Tensor:
 
 
 def to_vocab_subset(model, tokens: Tensor) -> tuple[Tensor, int]:
-    """Token ids and the padding id counted in the words of the model's `vocab_subset`, if it has one."""
+    """Token ids and the padding id as indices into the model's `vocab_subset`, if it has one."""
     if getattr(model, "vocab_subset", None) is None:
         return tokens, model.pad_token_id
     return model.subset_index[tokens], model.subset_pad_token_id

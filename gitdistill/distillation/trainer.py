@@ -22,7 +22,13 @@ from gitdistill.distillation.checks import LossWatch, check_gradients, frozen, r
 from gitdistill.distillation.optim import optimizer_and_schedule
 from gitdistill.distillation.pseudo_captions import CaptionFilter, join_captions, pseudo_captions
 from gitdistill.distillation.scoring import Predictions
-from gitdistill.distillation.targets import TargetSpec, layer_pairs, num_frames, parse_dtype, teacher_targets
+from gitdistill.distillation.targets import (
+    TargetSpec,
+    layer_pairs,
+    parse_dtype,
+    teacher_targets,
+    total_frames,
+)
 from gitdistill.distillation.terms import LossTerm, Outputs, student_outputs, subset_logits, to_vocab_subset
 from gitdistill.models.teacher import GenerativeImageTextTeacher
 from gitdistill.models.tokenizer import check_same_vocabulary, load_tokenizer
@@ -197,7 +203,7 @@ class DistillationTrainer(CaptionTrainer):
         weights |= {"features": features, "visual": visual, "hidden": hidden, "relations": relations}
         self.loss_weights, self.projectors = weights, nn.ModuleDict()
         self.terms = self._active_terms(feature_pairs, feature_kind, temperature)
-        self.spec = self._target_spec(bool(sequence) if teacher_captions is None else teacher_captions)
+        self.spec = self._target_spec(int(bool(sequence)) if teacher_captions is None else teacher_captions)
         self._build_projectors()
 
     def _active_terms(self, feature_pairs, feature_kind: str, temperature: float) -> list[LossTerm]:
@@ -227,7 +233,7 @@ class DistillationTrainer(CaptionTrainer):
         logits, attention = (
             any(getattr(term, need) for term in self.terms) for need in ("logits", "attention")
         )
-        return TargetSpec(logits, image, text, attention, int(captions))
+        return TargetSpec(logits, image, text, attention, captions)
 
     @torch.no_grad()
     def _build_projectors(self) -> None:
@@ -279,11 +285,9 @@ class DistillationTrainer(CaptionTrainer):
 
     def training_step(self, batch: dict, batch_idx: int) -> Tensor:
         if not self._gradients_checked:
-            self.check_gradients(batch)
+            check_gradients(self, batch)
             self._gradients_checked = True
         return super().training_step(batch, batch_idx)
-
-    check_gradients = check_gradients
 
     def loss_terms(self, batch: dict) -> dict[str, Tensor]:
         values = self.unweighted_terms(batch)
@@ -309,7 +313,7 @@ class DistillationTrainer(CaptionTrainer):
             targets["logits"] = losses.restrict_vocabulary(targets["logits"], subset, unknown)
         tokens, pad = to_vocab_subset(self.model, batch["tokens"])
         tokens, logits = (x.unflatten(0, (clips, -1)) for x in (tokens, logits))
-        per_clip = num_frames(frames) // clips
+        per_clip = total_frames(frames) // clips
         return Outputs(tokens, num_captions, pad, logits, features, attention, targets, per_clip)
 
     def _add_pseudo_captions(self, batch: dict) -> dict:

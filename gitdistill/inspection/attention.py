@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gitdistill.distillation.targets import STUDENT_ATTENTION, as_feature_grid, num_frames
+from gitdistill.distillation.targets import STUDENT_ATTENTION, as_feature_grid, total_frames
 from gitdistill.hooks import paths, record
 
 
@@ -44,7 +44,7 @@ def attention_maps(model, frames: Tensor, tokens: Tensor) -> AttentionMaps:
     watched, prefix = text_attention(model)
     text = torch.stack([seen[path][-1][0] for path in watched])  # (L, H, T, S), or (L, H, T, N) of a student
     image = text.shape[-1] - (len(tokens) if prefix else 0)
-    maps = on_grid(text[:, :, :-1, :image], num_frames(clip))
+    maps = on_grid(text[:, :, :-1, :image], total_frames(clip))
     return AttentionMaps(maps, words, mixing_steps(seen, image, len(tokens)))
 
 

@@ -7,7 +7,7 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from gitdistill.distillation.targets import num_frames
+from gitdistill.distillation.targets import total_frames
 from gitdistill.inspection import attention
 
 
@@ -34,7 +34,7 @@ def gradient_attention(model, frames: Tensor, tokens: Tensor) -> Tensor:
     for t, value in enumerate(likelihoods):
         slopes = torch.autograd.grad(value, layers, retain_graph=t + 1 < len(likelihoods))
         rows.append(sum((slope * weight).relu()[0, :, t].mean(0) for slope, weight in zip(slopes, layers)))
-    return attention.on_grid(torch.stack(rows).detach()[:, :image], num_frames(clip))
+    return attention.on_grid(torch.stack(rows).detach()[:, :image], total_frames(clip))
 
 
 @torch.no_grad()

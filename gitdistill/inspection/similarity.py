@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from gitdistill.distillation.targets import as_feature_grid, num_frames
+from gitdistill.distillation.targets import as_feature_grid, total_frames
 from gitdistill.hooks import record
 
 
@@ -20,7 +20,7 @@ def features(model, names: str | list[str], frames: Tensor, pooled: bool = False
         start = torch.full((len(some), 1), model.bos_token_id, device=device)
         with record(model, names) as seen:
             model(some.to(device), start)
-        found = {path: as_feature_grid(calls[0], num_frames(some)) for path, calls in seen.items()}
+        found = {path: as_feature_grid(calls[0], total_frames(some)) for path, calls in seen.items()}
         parts.append({path: x.mean((1, 2)) if pooled else x for path, x in found.items()})
     return {path: torch.cat([part[path] for part in parts]) for path in parts[0]}
 

@@ -151,10 +151,12 @@ def check_tokens(tokens: Tensor, cache: KVCache, max_positions: int) -> tuple[in
         raise ValueError(f"tokens must be long [B, T], not {tokens.dtype} {list(tokens.shape)}")
     if tokens.shape[0] == 0 or tokens.shape[0] % cache.clips:
         raise ValueError(f"{tokens.shape[0]} captions do not divide among {cache.clips} clips")
-    total = cache.length + tokens.shape[1]
+    captions, total = tokens.shape[0] // cache.clips, cache.length + tokens.shape[1]
+    if cache.text and captions != cache.text[0][0].shape[1]:
+        raise ValueError(f"{captions} captions a clip, but the cache has {cache.text[0][0].shape[1]}")
     if total > max_positions:
         raise ValueError(f"a caption of {total} tokens is longer than the model's {max_positions} positions")
-    return tokens.shape[0] // cache.clips, total
+    return captions, total
 
 
 def read_text(model, tokens: Tensor, cache: KVCache, visible_image: int = 0):

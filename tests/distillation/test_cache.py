@@ -117,6 +117,15 @@ def test_clips_without_captions_train_from_a_cache(exact, tmp_path):
     fit(module, world(labelled=1), tmp_path, max_epochs=1)
 
 
+def test_a_missing_caption_has_its_own_clips_start_token(exact):
+    clips, start = torch.tensor([0, 1]), torch.full((2, 1), 2)
+    spec = TargetSpec(logits=False, text_features=(LAST,))
+    found = exact.read(clips, torch.tensor([-1, -1]), start, spec)
+    frames = torch.stack([world().pool.whole(number).frames for number in (0, 1)])
+    expected = teacher_targets(tiny.teacher(), frames, start, spec)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
 def test_the_usual_cache_is_close_and_small(tmp_path, batch):
     cache = build(tmp_path, data=world(max_tokens=None))
     text = build(tmp_path / "text", TargetSpec(pseudo_captions=1), data=world(max_tokens=None))
@@ -288,9 +297,9 @@ def test_a_full_disk_of_one_process_ends_all(tmp_path):
     "changed, named",
     [
         ({"teacher": tiny.teacher(seed=1)}, "teacher's weights is"),
-        ({"data": world(seed=1)}, "seed is 1 here and 0 there$"),
-        ({"k": 4}, "k is 4 here and 10000 there$"),
-        ({"data": world(max_tokens=21)}, "max_tokens is 21 here and 20 there$"),
+        ({"data": world(seed=1)}, "seed is 0 in the cache and 1 now"),
+        ({"k": 4}, "k is 10000 in the cache and 4 now"),
+        ({"data": world(max_tokens=21)}, "max_tokens is 20 in the cache and 21 now"),
         ({"spec": TargetSpec()}, "names is"),
     ],
 )
@@ -313,7 +322,7 @@ def test_a_trainer_refuses_what_does_not_fit(exact, tmp_path):
 
     with pytest.raises(ValueError, match="teacher's weights"):
         run(teacher=tiny.teacher(seed=3))
-    with pytest.raises(ValueError, match="seed is 1"):
+    with pytest.raises(ValueError, match="seed is 0 in the cache and 1 now"):
         run(data=world(seed=1))
     with pytest.raises(ValueError, match="lacks image_features/model.layers.1: build another"):
         run(feature_pairs={"memory_norm": "model.layers.1"})
@@ -331,7 +340,7 @@ def test_a_trainer_fills_a_folder_and_finds_it_again(tmp_path, capsys):
     assert capsys.readouterr().out.count(" MB in ") == 1
     assert TeacherCache(folder).names == ["logits", "image_features/model.layers.0"]
     coarse = DistillationTrainer(tiny.teacher(), tiny.student(), cache=str(folder), teacher_dtype="bfloat16")
-    with pytest.raises(ValueError, match="teacher_dtype is bfloat16 here and float32 there"):
+    with pytest.raises(ValueError, match="teacher_dtype is float32 in the cache and bfloat16 now"):
         fit(coarse, world(), tmp_path, max_steps=1)
 
 

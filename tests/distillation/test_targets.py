@@ -3,9 +3,19 @@
 import pytest
 import tiny
 import torch
+from timm.layers import Format
 
-from gitdistill.distillation.targets import TargetSpec, as_feature_grid, teacher_targets
+from gitdistill.distillation.targets import (
+    TargetSpec,
+    as_feature_grid,
+    image_layer,
+    layer_pairs,
+    teacher_targets,
+)
 from gitdistill.hooks import record
+from gitdistill.models.git import GenerativeImageTextModel
+from gitdistill.models.teacher import GenerativeImageTextTeacher
+from gitdistill.world.pretrain import glyph_git_config
 
 FRAMES = torch.randint(0, 256, (3, tiny.FRAMES, 3, tiny.SIDE, tiny.SIDE), dtype=torch.uint8)
 
@@ -53,3 +63,18 @@ def test_a_feature_grid_of_maps_frames_and_clips():
         torch.testing.assert_close(as_feature_grid(activation, count=2), expected)
     with pytest.raises(ValueError, match="no square grid"):
         as_feature_grid(torch.zeros(1, 6, 3), count=1)
+
+
+def test_layers_without_image_features_are_refused():
+    teacher, student = tiny.teacher(), tiny.student()
+    with pytest.raises(ValueError, match="model.layers.1 of the teacher does not run on image tokens"):
+        layer_pairs(teacher, student, {"memory_norm": "model.layers.1"})
+    one = GenerativeImageTextModel(glyph_git_config(tiny.FRAMES, tiny.SIDE, 16, 32, 2, 1))
+    spec = TargetSpec(False, (f"model.{image_layer(one)}",))
+    targets = teacher_targets(
+        GenerativeImageTextTeacher(one, teacher.tokenizer), FRAMES, torch.full((3, 4), 2), spec
+    )
+    assert [tuple(x.shape) for x in targets.values()] == [(3 * tiny.FRAMES, 2, 2, 32)]
+    student.backbone.net.output_fmt = Format.NHWC
+    with pytest.raises(ValueError, match="channels last"):
+        layer_pairs(teacher, student, "stages")
