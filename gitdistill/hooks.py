@@ -44,9 +44,9 @@ def record(model: nn.Module, names: str | list[str], detach: bool = True) -> Ite
         names: module paths, or patterns as in `paths`.
         detach: cut the captured tensors off the graph. Must be False for a loss on what was captured.
 
-    Yields a `Recording` of copies, which later changes in place do not reach. Modules that a pattern matched but nobody
-    called (containers, say) drop out of it at the end. Hooks are removed in any case. Raises KeyError when a name
-    matches no module, and at the end RuntimeError when no module that a name matches was called.
+    Yields a `Recording` of copies, which later changes in place do not reach. When the context exits, modules that were
+    matched but not called (containers, say) are removed from it, and all hooks from the model. Raises KeyError when a
+    name matches no module, and at the end RuntimeError when no module that a name matches was called.
     """
     names = [names] if isinstance(names, str) else list(names)
     matched = {name: paths(model, name) for name in names}

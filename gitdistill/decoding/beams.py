@@ -9,10 +9,11 @@ class BeamSearch(Search):
     """The likeliest unfinished captions of each clip, its beams in `tokens`, and the best R finished ones aside.
 
     scores: [B, K], the sums of the beams' log-probabilities. finished_tokens: [B, R, max_length], best caption first;
-    finished_scores: [B, R]; finished_lengths: [B, R], 0 until a caption has finished. Subclasses hold the rules:
-    `default_stop`; `num_finished`, which is R; `sizes(before)`, for the length penalty, of captions with `before`
-    tokens before their last; and `finish(captions, totals, ended)`, which says which of the candidates [B, C,
-    max_length], likeliest first, have finished, and clears `alive` [B, 1] for clips that are done.
+    finished_scores: [B, R]; finished_lengths: [B, R], 0 until a caption has finished.
+
+    Subclasses define the rules. `default_stop`, and `num_finished`, which is R. `sizes(before)`: the length in the
+    penalty when `before` tokens precede the last one. `finish(captions, totals, ended)`: which of the candidates
+    [B, C, max_length], likeliest first, have finished; it also clears `alive` [B, 1] for clips that are done.
     """
 
     def __init__(self, *shared, length_penalty, stop, num_return):

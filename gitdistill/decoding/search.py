@@ -35,7 +35,7 @@ STOPS = ("current", "never", "first")
 
 
 def greedy(model, frames, max_length=20, prefix=None, trace=False, min_length=0, processors=()):
-    """The likeliest next token at every step, until the captions of all clips [B, ...] end or reach `max_length`."""
+    """The likeliest next token at every step, until all captions end or reach `max_length`."""
     return GreedySearch(model, frames, 1, max_length, prefix, trace, min_length, processors).run()
 
 
@@ -69,9 +69,9 @@ def beam(model, frames, beams=4, max_length=20, length_penalty=1.0, penalty="tra
         beams: 1 is greedy search; with "gnmt" it is Microsoft's, which looks beyond the first end token.
         length_penalty: the exponent a of the score; above 0 favours longer captions.
         penalty: "transformers" or "gnmt", two searches that differ in more than the score (see `beams.py`).
-        stop: when a clip is done. "current": no unfinished caption would beat the worst finished one at its present
-            length; "never": none could even at `max_length`; "first": enough captions have finished. None: "current"
-            for transformers and "never" for gnmt, as in the originals.
+        stop: when a clip is done. "current": when no beam, at its current length, beats the worst finished caption.
+            "never": when none could even at `max_length`. "first": when enough captions have finished. None:
+            "current" for transformers and "never" for gnmt, as in the originals.
     """
     if not 1 <= beams <= model.vocab_size:
         raise ValueError(f"beams must be from 1 to the vocabulary's {model.vocab_size}, got {beams}")

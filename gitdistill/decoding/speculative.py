@@ -19,8 +19,8 @@ from gitdistill.decoding.loop import Decoded, evaluation, log_probabilities, pre
 class Speculated(Decoded):
     """What `speculative` found: tokens and scores as `greedy` gives them; steps: passes of the teacher.
 
-    checked: long [B], the student's tokens that the teacher compared with its own: those up to the first wrong one of
-        a draft and up to the caption's end. accepted: long [B], those of them that were right.
+    checked: long [B], drafted tokens that were compared with the teacher's choice. Comparison stops at the first
+        mismatch of a draft and at the end token. accepted: long [B], those of them that matched.
     passes: for each pass the drafted tokens [B, d] and those by which the captions grew [B, g].
     """
 
@@ -38,7 +38,7 @@ def speculative(teacher, student, frames, max_length=20, draft=4, prefix=None):
     """The teacher's greedy captions, for which the student drafts `draft` tokens at a time.
 
     The two share a vocabulary and special tokens, and prefixes have one length; else a ValueError says so. In a batch
-    all clips advance by what the slowest one gained. What another clip gained beyond that begins its next draft.
+    all clips advance by the smallest number of accepted tokens. A clip's surplus tokens begin its next draft.
     """
     if draft < 1:
         raise ValueError(f"draft must be at least 1, got {draft}")

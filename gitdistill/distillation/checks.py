@@ -1,4 +1,4 @@
-"""Checks during training: the loss is finite, every term reaches the student, and frozen parameters thaw again."""
+"""Checks during training: finite losses, and terms that reach the student. Contexts that freeze and restore."""
 
 from contextlib import contextmanager
 

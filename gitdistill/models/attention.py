@@ -15,7 +15,7 @@ KeysValues = tuple[Tensor, Tensor]
 
 
 def has_listeners(module: nn.Module) -> bool:
-    """True when a forward hook would see this module; private, because torch offers no public way to ask."""
+    """True if a forward hook is registered on the module. Reads private attributes: torch has no public query."""
     return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
@@ -50,8 +50,8 @@ class Attention(nn.Module):
         `mask` broadcasts to [B, H, Q, S] with S the memories' joint length; True means visible.
         """
         queries, dropout = self.split(self.query(x)), self.dropout if self.training else 0.0
-        # The fused kernel needs one memory. With fewer queries than d, the weights of several memories are
-        # smaller than a joined copy of their keys.
+        # The fused kernel needs one memory. With fewer queries than d, the Q x S weights are smaller than a joined
+        # copy of the keys, and computing them here is cheaper.
         few = len(memories) > 1 and queries.shape[2] < queries.shape[3]
         if few or has_listeners(self.softmax):
             mixed = self._explicit(queries, memories, mask, dropout)
@@ -163,8 +163,8 @@ def read_text(model, tokens: Tensor, cache: KVCache, visible_image: int = 0):
     """Run new tokens [B*K, t] through the decoder layers of `model`, K captions of a clip as one sequence.
 
     Returns L+1 hidden states [B*K, t, D], from the embedded tokens on, and the longer cache. Layers are called as
-    `layer(x, image, append, mask)`: `append` adds keys and values of new text to the cache and returns all of the
-    text's. `visible_image` image tokens stand before the text in the self-attention.
+    `layer(x, image, append, mask)`: `append(new)` stores the keys and values of new text and returns those
+    of the whole text. `visible_image` image tokens stand before the text in the self-attention.
     """
     captions, total = check_tokens(tokens, cache, model.max_positions)
     x = model.embedding(tokens, cache.length)

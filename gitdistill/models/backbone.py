@@ -88,7 +88,7 @@ class TinyVIT(nn.Module):
         self.train()
 
     def _rename(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-        """A timm classifier's weights as its feature-map form names them, without what only the classifier has."""
+        """A timm classifier's weights under the names of its `features_only` model, without the classifier itself."""
         own = self.net.state_dict()
         sizes = {k: v for k, v in self.config.items() if k not in ("name", "image_size", "out_indices")}
         whole = timm.create_model(self.config["name"], **sizes).state_dict()

@@ -133,7 +133,7 @@ def load(source) -> tuple[GitConfig, Weights]:
 
 
 def fill(model: nn.Module, weights: Weights, source) -> None:
-    """Copy `weights` into `model`, all or none; a ValueError names keys that do not fit, as their file does."""
+    """Copy `weights` into `model`, all or none. ValueError lists keys that do not fit, as spelled in their file."""
 
     def spell(name: str) -> str:
         spelt = rename(name, "here", weights.layout) or name

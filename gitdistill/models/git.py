@@ -72,7 +72,7 @@ class TextEmbedding(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """One post-norm BERT block; its self-attention reads the image and, when there is text, the text as well."""
+    """One post-norm BERT block. Text tokens attend to image and earlier text, image tokens to the image only."""
 
     def __init__(self, config: GitConfig):
         super().__init__()
@@ -167,7 +167,9 @@ class GenerativeImageTextModel(nn.Module):
         for layer in self.layers:
             # contiguous, or every decoding step would copy them when there are several clips
             shared.append(tuple(part.contiguous() for part in layer.attention.keys_values(x)))
-            if layer is not self.layers[-1]:  # no text reads the image tokens after the last layer
+            if (
+                layer is not self.layers[-1]
+            ):  # text reads the last layer's keys and values, never its output for the image
                 x = layer(x, shared[-1])
         return KVCache(shared, [])
 

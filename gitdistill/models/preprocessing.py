@@ -55,7 +55,7 @@ def resize(frames: Tensor, size: int, longest: float) -> Tensor:
 
 
 def fitted(height: int, width: int, size: int, longest: float) -> tuple[int, int]:
-    """Height and width of a picture scaled to a shorter side of `size`, or, if less, to a longer side of `longest`.
+    """Height and width after scaling the shorter side to `size`, or the longer one to `longest` if it would exceed it.
 
     As Microsoft's `test_respect_ratio_max` (https://github.com/microsoft/GenerativeImage2Text).
     """

@@ -144,7 +144,7 @@ def write_whole(folder, writers: dict[str, Callable[[Path], object]]) -> None:
     `writers` maps a file's name to a function that writes to the path it is given.
     """
     folder = Path(folder)
-    place = folder if folder.is_dir() else folder.parent  # on the same disk; a new folder comes last
+    place = folder if folder.is_dir() else folder.parent  # on the same disk, so that renaming works
     try:
         place.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(prefix=SCRATCH, dir=place) as scratch:

@@ -84,7 +84,7 @@ class StudentCandidateV1(nn.Module):
 
     Args:
         backbone: a `TinyVIT`, or a source for `TinyVIT.from_pretrained`: "glyphs", a folder, or a timm name.
-        mixer_layers: encoder layers over the tokens of all frames; without one, motion is hardly learned.
+        mixer_layers: encoder layers over the tokens of all frames; with 0, motion is hardly learned.
         mlp_ratio: hidden channels of feed-forward blocks, relative to `embed_dim`.
         tie: share one matrix between word embedding and output head.
         freeze_norm: batch norms use their running statistics in training too; for small batches.
@@ -119,7 +119,7 @@ class StudentCandidateV1(nn.Module):
     ):
         config = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         super().__init__()
-        del config["backbone"]  # it has its own; the weights hold the subset's ids
+        del config["backbone"]  # which saves its own; the ids of `vocab_subset` are saved as a buffer
         self.config = config | {"vocab_subset": vocab_subset is not None}
         self.vocab_size, self.embed_dim, self.num_frames = vocab_size, embed_dim, num_frames
         self.max_positions, self.tie, self.freeze_norm = max_positions, tie, freeze_norm

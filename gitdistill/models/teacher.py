@@ -13,7 +13,7 @@ from gitdistill.models.tokenizer import check_same_vocabulary, generate_captions
 class GenerativeImageTextTeacher(nn.Module):
     """A frozen GIT: always in eval mode and without gradients; called as `GenerativeImageTextModel` is.
 
-    ValueError unless `model`, whose parameters are frozen here, and `tokenizer` share a vocabulary.
+    Freezes the parameters of `model`. ValueError unless `model` and `tokenizer` share a vocabulary.
     """
 
     def __init__(self, model: GenerativeImageTextModel, tokenizer: PreTrainedTokenizerBase):
