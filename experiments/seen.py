@@ -100,7 +100,10 @@ class SeenData(GlyphData):
         return {**super().fingerprint(), "data": GlyphData.__name__}
 
     def train_dataloader(self) -> DataLoader:
-        pool, size = replace(self.pool, clips=self.maps["train"], seed=self.order), self.only or self.train_clips
+        pool, size = (
+            replace(self.pool, clips=self.maps["train"], seed=self.order),
+            self.only or self.train_clips,
+        )
         return self.loader(Samples(pool.train, range(size)), EpochSampler(size, self.order))
 
     def test_dataloader(self) -> list[DataLoader]:

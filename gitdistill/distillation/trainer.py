@@ -76,7 +76,7 @@ class CaptionTrainer(pl.LightningModule):
         self.lr, self.weight_decay, self.warmup, self.muon = lr, weight_decay, warmup, muon
         self.freeze = freeze
         self.label_smoothing, self.max_length = label_smoothing, max_length
-        self._heard, self._frozen = {}, []
+        self._heard, self._frozen, self._more_scores = {}, [], None
 
     def configure_optimizers(self):
         if self.muon:
@@ -93,6 +93,7 @@ class CaptionTrainer(pl.LightningModule):
 
         Lightning has no public way in; were the attribute renamed, this would be an AttributeError.
         """
+        self._more_scores = getattr(self.trainer.datamodule, "caption_scores", None)
         if isinstance(self.trainer.strategy, DDPStrategy):
             self.trainer.strategy._ddp_kwargs.setdefault("find_unused_parameters", True)
 
@@ -198,8 +199,8 @@ class CaptionTrainer(pl.LightningModule):
             total = sum(nats * count for nats, count in zip(loss, words))
             self.log(f"{split}/cross_entropy", total / max(1, sum(words)))
             scores = metrics.caption_scores(list(captions), list(references))
-            if None not in scenes and hasattr(self.trainer.datamodule, "caption_scores"):
-                scores |= self.trainer.datamodule.caption_scores(list(captions), list(scenes))
+            if None not in scenes and self._more_scores:
+                scores |= self._more_scores(list(captions), list(scenes))
             self.log_dict({f"{split}/{name}": float(value) for name, value in scores.items()})
             self.log(f"{split}_cider", float(scores["cider"]), prog_bar=split == "val", logger=False)
         self._heard.clear()

@@ -199,7 +199,9 @@ def read_student(folder: Path) -> Student:
         return Student(model, tokenizer)
     try:
         facts = json.loads(path.read_text())
-        rule = {{"frames": "num_frames"}.get(name, name): value for name, value in facts["frames"].items()}  # 0.1
+        rule = {
+            {"frames": "num_frames"}.get(name, name): value for name, value in facts["frames"].items()
+        }  # 0.1
         return Student(model, tokenizer, FrameRule(**rule), facts["decoding"], facts["scores"])
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(

@@ -259,7 +259,7 @@ def test_the_teachers_own_captions_join_the_batch(batch):
 
 
 def test_clips_without_captions_learn_from_the_teacher_alone():
-    sizes = {"train_clips": 4, "batch_size": 4, "captions_per_clip": 2, "frames": tiny.FRAMES}
+    sizes = {"train_clips": 4, "batch_size": 4, "captions_per_clip": 2, "num_frames": tiny.FRAMES}
     data = GlyphData(**sizes, image_size=tiny.SIDE, labelled=1)
     (batch,) = data.train_dataloader()
     options = {"features": 0, "sequence": 1.0, "max_length": 8}

@@ -116,9 +116,7 @@ def test_other_words_than_the_teachers(run, tmp_path):
     glyph_tokenizer().save_pretrained(tmp_path / "teacher")
     tiny_git.tokenizer().save_pretrained(tmp_path / "words")
     options = [*DISTILLED, f"--model.teacher={tmp_path / 'teacher'}", *pictures(tmp_path / "own")]
-    with pytest.raises(
-        SystemExit, match=r"tokenizer \(30 words\) is not the network's \(122 words\): give FileData"
-    ):
+    with pytest.raises(SystemExit, match="30 words, not the network's 122"):
         run("fit", *QUIET, *options, f"--data.tokenizer={tmp_path / 'words'}")
 
 

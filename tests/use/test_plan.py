@@ -109,7 +109,12 @@ def test_optimiser_and_checkpoint(run, tmp_path):
 
 def test_a_cache_is_as_large_as_planned(run, tmp_path):
     data = GlyphData(
-        train_clips=6, fresh_captions=False, num_frames=tiny.FRAMES, image_size=tiny.SIDE, batch_size=3, workers=0
+        train_clips=6,
+        fresh_captions=False,
+        num_frames=tiny.FRAMES,
+        image_size=tiny.SIDE,
+        batch_size=3,
+        workers=0,
     )
     wants = TargetSpec(logits=True, image_features=("model.layers.0",))
     cache = TeacherCache.build(tmp_path, tiny.teacher(), data, wants, say=lambda line: None)
