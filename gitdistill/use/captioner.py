@@ -199,9 +199,9 @@ def read_student(folder: Path) -> Student:
         return Student(model, tokenizer)
     try:
         facts = json.loads(path.read_text())
-        rule = {
-            {"frames": "num_frames"}.get(name, name): value for name, value in facts["frames"].items()
-        }  # 0.1
+        rule = dict(facts["frames"])
+        if "frames" in rule:  # as version 0.1 wrote it
+            rule["num_frames"] = rule.pop("frames")
         return Student(model, tokenizer, FrameRule(**rule), facts["decoding"], facts["scores"])
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
