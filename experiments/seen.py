@@ -6,6 +6,7 @@ in memory-mapped files. Captions, order, losses and scores are the same as with 
 """
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from gitdistill import TinyVIT
+from gitdistill.data.base import EpochSampler, Samples
 from gitdistill.models.storage import write_whole
 from gitdistill.world import GlyphData
 from gitdistill.world.scenes import Clip, GlyphClips
@@ -101,21 +103,9 @@ class SeenData(GlyphData):
         return {**super().fingerprint(), "data": GlyphData.__name__}
 
     def train_dataloader(self) -> DataLoader:
-        loader = super().train_dataloader()
-        loader.dataset.pool = SeenPool(self.maps["train"])
-        loader.dataset.seed = loader.sampler.seed = self.order
-        loader.dataset.epoch_size = loader.sampler.size = self.only or self.train_clips
-        return loader
+        pool = replace(self.pool, clips=self.maps["train"], seed=self.order)
+        size = self.only or self.train_clips
+        return self.loader(Samples(pool.train, range(size)), EpochSampler(size, self.order))
 
     def test_dataloader(self) -> list[DataLoader]:
-        loaders = super().test_dataloader()
-        for loader, split in zip(loaders, ("test", "unseen")):
-            loader.dataset.clips = self.maps[split]
-        return loaders
-
-
-class SeenPool:
-    """A pool of clips by number, as the training loader of `GlyphData` reads it."""
-
-    def __init__(self, clips: SeenClips):
-        self.clips, self.clip = clips, clips.clip
+        return [self.fixed_loader(self.maps[split]) for split in ("test", "unseen")]

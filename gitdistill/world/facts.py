@@ -12,11 +12,8 @@ import numpy as np
 from gitdistill.world.grammar import KINDS, OPPOSITE, PHRASES, has_size, relation_from
 
 LONGEST = max(map(len, PHRASES))
-RECALLED = (
-    "object",
-    "colour",
-    "motion",
-)  # of `facts_recall`; a caption may well leave out sizes and relations
+# The kinds that `facts_recall` counts; a caption may well leave out sizes and relations.
+RECALLED = ("object", "colour", "motion")
 
 
 @dataclass

@@ -230,7 +230,9 @@ def _describe_one(thing, noun, moving, rng):
     if choice < 0.68:
         return f"{noun} {_motion(thing, rng)}"
     motion = _motion(thing, rng, "participles")
-    return f"there is {noun} {motion}" if choice < 0.80 else f"{noun} {'is ' * (choice >= 0.90)}{motion}"
+    if choice < 0.80:
+        return f"there is {noun} {motion}"
+    return f"{noun} {motion}" if choice < 0.90 else f"{noun} is {motion}"
 
 
 def _describe_arrangement(nouns, relation, moving, rng):
@@ -263,4 +265,5 @@ def _describe_two(things, nouns, relation, rng):
     if choice < 0.88:
         link = "and" if choice < 0.76 else "while" if choice < 0.84 else "as"
         return f"{first} {one} {link} {second} {other}"
-    return f"{'there is ' * (choice < 0.94)}{first} {one} and {second} {other}"
+    start = "there is " if choice < 0.94 else ""
+    return f"{start}{first} {one} and {second} {other}"
