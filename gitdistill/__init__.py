@@ -6,7 +6,7 @@ N image tokens, M memory tokens, D width, H heads, V vocabulary.
 
 from importlib import import_module
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOMES = {
     "TinyVIT": "gitdistill.models.backbone",
