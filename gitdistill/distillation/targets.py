@@ -37,10 +37,8 @@ class TargetSpec:
     def names(self) -> list[str]:
         """Keys of the targets: "logits", "attention", "image_features/<path>", "text_features/<path>"."""
         flags = [name for name in ("logits", "attention") if getattr(self, name)]
-        paths = [
-            f"{kind}/{path}" for kind in ("image_features", "text_features") for path in getattr(self, kind)
-        ]
-        return flags + paths
+        kinds = ("image_features", "text_features")
+        return flags + [f"{kind}/{path}" for kind in kinds for path in getattr(self, kind)]
 
 
 def parse_dtype(name: str) -> torch.dtype:
@@ -61,10 +59,8 @@ def teacher_targets(
     autocast.
     """
     paths = [*spec.image_features, *spec.text_features, *([TEACHER_ATTENTION] if spec.attention else [])]
-    with (
-        record(teacher, paths) as seen,
-        torch.autocast(frames.device.type, dtype, enabled=dtype != torch.float32),
-    ):
+    half = torch.autocast(frames.device.type, dtype, enabled=dtype != torch.float32)
+    with record(teacher, paths) as seen, half:
         output = teacher(frames, tokens)
     count = total_frames(frames)
     targets = {"logits": output.logits} if spec.logits else {}
@@ -101,9 +97,7 @@ def as_feature_grid(activation: Tensor, count: int) -> Tensor:
     if side**2 + 1 == tokens.shape[1]:
         tokens = tokens[:, 1:]
     elif side**2 != tokens.shape[1]:
-        raise ValueError(
-            f"{tokens.shape[1]} tokens a frame are no square grid, with or without a class token"
-        )
+        raise ValueError(f"{tokens.shape[1]} tokens a frame are no square grid, even without a class token")
     return tokens.unflatten(1, (side, side))
 
 

@@ -48,15 +48,14 @@ class Outputs:
 class LossTerm:
     """One term of the loss: its name in `loss_weights`, its function, and what it needs.
 
-    compute: from `Outputs` to a scalar. pairs: the layers whose features it compares. logits, attention: whether it
-    needs these targets.
+    compute: from `Outputs` to a scalar. pairs: the layers whose features it compares. needs: what else it compares,
+    "logits" or "attention".
     """
 
     name: str
     compute: Callable[[Outputs], Tensor]
     pairs: tuple[FeaturePair, ...] = ()
-    logits: bool = False
-    attention: bool = False
+    needs: tuple[str, ...] = ()
 
     @property
     def image_only(self) -> bool:

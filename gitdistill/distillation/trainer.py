@@ -212,8 +212,8 @@ class DistillationTrainer(CaptionTrainer):
         known = [
             LossTerm("cross_entropy", partial(captions, pseudo=False)),
             LossTerm("sequence", partial(captions, pseudo=True)),
-            LossTerm("kl", partial(terms.kl_loss, temperature=temperature), logits=True),
-            LossTerm("attention", terms.attention_loss, attention=True),
+            LossTerm("kl", partial(terms.kl_loss, temperature=temperature), needs=("logits",)),
+            LossTerm("attention", terms.attention_loss, needs=("attention",)),
         ]
         pairs = layer_pairs(self._teacher[0], self.model, feature_pairs)
         for name in dict.fromkeys(pair.term for pair in pairs):
@@ -226,21 +226,14 @@ class DistillationTrainer(CaptionTrainer):
         """All that the active terms need of the teacher."""
         if self.loss_weights["sequence"] and not captions:
             raise ValueError("sequence trains on the teacher's captions: teacher_captions must be at least 1")
-        image, text = (
-            tuple(dict.fromkeys(pair.teacher for pair in self.pairs if pair.of_image is of_image))
-            for of_image in (True, False)
-        )
-        logits, attention = (
-            any(getattr(term, need) for term in self.terms) for need in ("logits", "attention")
-        )
-        return TargetSpec(logits, image, text, attention, captions)
+        image = dict.fromkeys(pair.teacher for pair in self.pairs if pair.of_image)
+        text = dict.fromkeys(pair.teacher for pair in self.pairs if not pair.of_image)
+        needs = {need for term in self.terms for need in term.needs}
+        return TargetSpec("logits" in needs, tuple(image), tuple(text), "attention" in needs, captions)
 
     @torch.no_grad()
     def _build_projectors(self) -> None:
-        """Make a linear layer from the student's width to the teacher's for each projected pair.
-
-        Both widths are read off one black frame.
-        """
+        """A linear layer from the student's width to the teacher's for each projected pair; one black frame shows them."""
         teacher, side = self._teacher[0], self._teacher[0].config.vision_config.image_size
         frames = torch.zeros(1, 1, 3, side, side, dtype=torch.uint8)
         tokens = torch.tensor([[teacher.bos_token_id]])
