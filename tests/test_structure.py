@@ -119,7 +119,7 @@ def chosen(places, without=()):
 
 BUDGETS = {
     "core": (chosen(CORE), 3900),
-    "first reading": (chosen(FIRST, without=NOT_FIRST), 1900),
+    "first reading": (chosen(FIRST, without=NOT_FIRST), 1910),
     "package": (SOURCES, 10400),
     "tests": (read(ROOT / "tests"), 10350),
 }

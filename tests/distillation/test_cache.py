@@ -324,8 +324,8 @@ def test_a_trainer_refuses_what_does_not_fit(exact, tmp_path):
         run(teacher=tiny.teacher(seed=3))
     with pytest.raises(ValueError, match="seed is 0 in the cache and 1 now"):
         run(data=world(seed=1))
-    with pytest.raises(ValueError, match="lacks image_features/model.layers.1: build another"):
-        run(feature_pairs={"memory_norm": "model.layers.1"})
+    with pytest.raises(ValueError, match="lacks image_features/model.image_encoder.layers.0: build another"):
+        run(feature_pairs={"memory_norm": "model.image_encoder.layers.0"})
     with pytest.raises(ValueError, match="lacks captions of this batch: set fresh_captions=False"):
         run(data=world(fresh_captions=True))
     with pytest.raises(ValueError, match="^a stream of clips has no end: give train_clips a number$"):

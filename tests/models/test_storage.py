@@ -31,11 +31,6 @@ def test_what_is_missing_or_refused_is_not_called_damaged(tmp_path, monkeypatch)
         torch.save({"state": Malicious()}, "last.ckpt")
 
 
-def test_a_file_that_is_trusted_is_read_with_its_objects(tmp_path):
-    torch.save({"module": torch.nn.Linear(2, 2)}, tmp_path / "trusted.pt")
-    assert storage.load_torch(tmp_path / "trusted.pt", weights_only=False)["module"].in_features == 2
-
-
 @pytest.mark.parametrize("name", ["a.safetensors", "a.pt"])
 @pytest.mark.parametrize("content", [b"", b"no", b"PK\x03\x04 and no more"])
 def test_files_that_are_no_weights(tmp_path, name, content):
