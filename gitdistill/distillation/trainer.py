@@ -233,7 +233,7 @@ class DistillationTrainer(CaptionTrainer):
 
     @torch.no_grad()
     def _build_projectors(self) -> None:
-        """A linear layer from the student's width to the teacher's for each projected pair, as one black frame shows."""
+        """A linear layer from the student's width to the teacher's for each projected pair, as one frame shows."""
         teacher, side = self._teacher[0], self._teacher[0].config.vision_config.image_size
         frames = torch.zeros(1, 1, 3, side, side, dtype=torch.uint8)
         tokens = torch.tensor([[teacher.bos_token_id]])

@@ -132,7 +132,7 @@ def test_a_cache_holds_what_the_teacher_makes_of_each_crop(folder, tmp_path):
         torch.testing.assert_close(kept.log_p, top_k(logits, 8).log_p, atol=2e-2, rtol=2e-2)
     for options, message in (
         ({"views": 3}, "views is 2 .* in the cache and 3"),
-        ({"image_size": 48}, "image_size is 48 here"),
+        ({"image_size": 48}, "image_size is 32 in the cache and 48"),
     ):
         with pytest.raises(ValueError, match=message):
             cache.check(teacher, small(folder, **{"views": 2} | options))
