@@ -45,8 +45,10 @@ run: $(STAMP)
 notebooks: $(STAMP)
 	@$(BIN)/python tools/run_notebooks.py
 
+# The unit tests in two processes of one thread each, then the notebooks, which use every core.
 test: $(STAMP)
-	@$(BIN)/python -m pytest
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests --numprocesses 2 --dist loadfile
+	@$(BIN)/python -m pytest notebooks
 
 # NOTEBOOKS=02 runs only those whose name contains it.
 test-browser: $(STAMP)

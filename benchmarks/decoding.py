@@ -37,7 +37,7 @@ from gitdistill.decoding import beam
 from gitdistill.models import checkpoints
 from gitdistill.models.git import GenerativeImageTextModel
 from gitdistill.models.storage import write_whole
-from gitdistill.world.scenes import GlyphClips
+from gitdistill.world.scenes import Clips
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -201,10 +201,10 @@ def precision(clips=200) -> list[dict]:
     same_K, seconds_K: share of captions that stay word for word, and time a clip, with K beams.
     """
     device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    frames = torch.stack([clip.frames for clip in GlyphClips("test", clips)]).to(device)
+    frames = torch.stack([clip.frames for clip in Clips("test", clips)]).to(device)
     rows, reference = [], {}
     for dtype in (torch.float32, torch.bfloat16, torch.float16)[: 2 if device == "cpu" else 3]:
-        teacher = GenerativeImageTextTeacher.from_pretrained("glyphs", device=device, dtype=dtype)
+        teacher = GenerativeImageTextTeacher.from_pretrained("toybox", device=device, dtype=dtype)
         row = {"dtype": str(dtype).removeprefix("torch."), "device": device}
         for beams in BEAMS:
             start = time.perf_counter()

@@ -26,7 +26,7 @@ from gitdistill.distillation.optim import MuonAdamW
 from gitdistill.distillation.targets import TargetSpec
 from gitdistill.distillation.trainer import CaptionTrainer
 from gitdistill.models.storage import write_whole
-from gitdistill.world import GlyphData
+from gitdistill.world import ToyboxData
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -53,7 +53,7 @@ def step(module, optimizer, batch: dict) -> None:
     optimizer.step()
 
 
-def measure(teacher, student, data: GlyphData, folder: Path, batches: int, frozen: bool) -> list[dict]:
+def measure(teacher, student, data: ToyboxData, folder: Path, batches: int, frozen: bool) -> list[dict]:
     """A row for each combination of losses: the median seconds of a step, and their ratio to cross-entropy alone."""
     cache = TeacherCache.build(folder, teacher, data, all_targets(teacher, student), say=lambda _: None)
     modules = {}
@@ -79,7 +79,7 @@ def measure(teacher, student, data: GlyphData, folder: Path, batches: int, froze
     return [{"losses": name, "seconds": value, "times": value / alone} for name, value in seconds.items()]
 
 
-def run(teacher, student, data: GlyphData, batches: int) -> dict:
+def run(teacher, student, data: ToyboxData, batches: int) -> dict:
     """What goes into the JSON file."""
     with tempfile.TemporaryDirectory() as folder:
         rows = {
@@ -106,11 +106,11 @@ def main() -> int:
     parser.add_argument("--batches", type=int, default=20, help="steps of each, of which the median counts")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks")
     options = parser.parse_args()
-    teacher = GenerativeImageTextTeacher.from_pretrained("glyphs")
+    teacher = GenerativeImageTextTeacher.from_pretrained("toybox")
     torch.manual_seed(0)
-    student = StudentCandidateV1.like(teacher, backbone="glyphs").train()
+    student = StudentCandidateV1.like(teacher, backbone="toybox").train()
     pool = 32 * (1 + options.batches)
-    data = GlyphData(train_clips=pool, fresh_captions=False, batch_size=32, captions_per_clip=2)
+    data = ToyboxData(train_clips=pool, fresh_captions=False, batch_size=32, captions_per_clip=2)
     result = run(teacher, student, data, options.batches)
     text = json.dumps(result, indent=1) + "\n"
     write_whole(options.out, {"step.json": lambda path: path.write_text(text)})

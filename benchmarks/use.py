@@ -92,7 +92,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--student", help="a student's folder; without one the teacher alone")
-    parser.add_argument("--teacher", default="glyphs", help='a checkpoint, by default "glyphs"')
+    parser.add_argument("--teacher", default="toybox", help='a checkpoint, by default "toybox"')
     parser.add_argument("--batch", type=int, default=8, help="pictures at once")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of torch")
     options = parser.parse_args()

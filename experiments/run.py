@@ -1,18 +1,23 @@
 """What distillation gains: runs all variants of an experiment with several seeds, into a table and a picture.
 
     python experiments/run.py losses               every loss alone beside the captions, left out, and added
-    python experiments/run.py labels               100, 1,000 and all captioned clips, with and without uncaptioned ones
+    python experiments/run.py labels               100 to 5,000 captioned clips, with and without a teacher
     python experiments/run.py sizes                width and depth of the student against its time
     python experiments/run.py temperature          temperature and weights
     python experiments/run.py losses --draw        no runs: prints the table and draws the picture of those that exist
 
 A run is a row of data/experiments/<experiment>.csv, written when it is done. Runs that are in the table are skipped, so
-an interrupted experiment continues. All variants learn from the same pool of clips, with a frozen backbone
-(`seen.py`), the same `TeacherCache`, the same number of steps and, for each seed, the same initial weights and order.
+an interrupted experiment continues; two processes can share one if they take other seeds. All variants learn from the
+same pool of clips, with a frozen backbone (`gitdistill.world.features`), the same `TeacherCache` and, for each seed,
+the same initial weights and order. Each run is scored with the parameters that were best in validation; one that
+trains for longer than the others ends after as many steps without a gain as the others have.
 """
 
 import argparse
+import copy
+import json
 import logging
+import math
 import statistics
 import sys
 import time
@@ -25,13 +30,14 @@ from pathlib import Path
 import pytorch_lightning as pl
 import torch
 from report import draw, read_rows, table, write_rows
-from seen import SeenBackbone, SeenClips, SeenData
 
 from gitdistill import DistillationTrainer, GenerativeImageTextTeacher, StudentCandidateV1, TinyVIT
 from gitdistill.distillation.cache import TeacherCache
 from gitdistill.distillation.targets import TargetSpec, layer_pairs
 from gitdistill.distillation.trainer import CaptionTrainer
-from gitdistill.world import GlyphData
+from gitdistill.models.storage import write_whole
+from gitdistill.world import ToyboxData
+from gitdistill.world.features import CachedBackbone, FeatureData
 
 ROOT = Path(__file__).resolve().parents[1]
 WEIGHTS = {
@@ -54,7 +60,8 @@ class Variant:
 
     name: its name in table and picture. against: name of the variant it is compared with.
     weights: loss -> weight, all others 0. student, options: of `StudentCandidateV1`, of `DistillationTrainer`.
-    labelled: number of captioned clips; None: all. only: train on captioned clips alone. share: fraction of the steps.
+    labelled: number of captioned clips; None: all. only: train on captioned clips alone. share: of the usual steps.
+    author: name of the variant whose student, of the same seed, captions the clips that nobody captioned.
     """
 
     name: str
@@ -65,6 +72,7 @@ class Variant:
     labelled: int | None = None
     only: bool = False
     share: float = 1.0
+    author: str | None = None
 
 
 def weigh(*names: str) -> dict[str, float]:
@@ -87,34 +95,35 @@ def losses(_) -> Iterator[Variant]:
 
 
 def labels(pool: int) -> Iterator[Variant]:
-    """Few captions: targets of the teacher for captioned and uncaptioned clips, as captions and as distributions."""
-    own = {"teacher_captions": 1}
-    for count in (*(n for n in (100, 1000) if n < pool), pool):
-        few = {"labelled": count}
-        alone = f"{count:,} captioned: captions alone"
-        yield Variant(alone, alone, weigh("cross_entropy"), **few, only=True)
-        short = f"{count:,} captioned: captions alone, a third of the steps"
-        yield Variant(short, alone, weigh("cross_entropy"), **few, only=True, share=1 / 3)
-        yield Variant(f"{count:,} captioned: recipe on these clips", alone, weigh(*RECIPE), **few, only=True)
-        if count == pool:
-            continue  # no clip is without
-        for name, weights, options in (
-            ("pseudo-captions of all clips", weigh("cross_entropy", "sequence"), {}),
-            ("KL, also on pseudo-captions of all clips", weigh("cross_entropy", "kl"), own),
-            ("recipe, also on pseudo-captions of all clips", weigh(*RECIPE), own),
-        ):
-            yield Variant(f"{count:,} captioned: {name}", alone, weights, options=options, **few)
+    """Few captions, with and without a teacher. Alone, a student trains three times as long, and against overfitting.
+
+    With 300 captions, two controls: the teacher's distributions on these clips alone, and self-training: a student
+    whose teacher is the one that 300 captions made."""
+    alone = {"options": {"label_smoothing": 0.1, "weight_decay": 0.1}, "student": {"dropout": 0.1}}
+    for count in (*(n for n in (100, 300, 1000) if n < pool), pool):
+        few, name = {"labelled": count}, f"{count:,} captioned: "
+        captions = weigh("cross_entropy")
+        yield Variant(
+            name + "captions alone", name + "captions alone", captions, **alone, **few, only=True, share=3.0
+        )
+        if count == 300:
+            yield Variant(
+                name + "teacher, these clips", name + "captions alone", weigh(*RECIPE), **few, only=True
+            )
+            own = {"author": name + "captions alone"}
+            yield Variant(name + "self-training", name + "captions alone", captions, **few, **own)
+        options = {"teacher_captions": 1}
+        yield Variant(name + "teacher", name + "captions alone", weigh(*RECIPE), options=options, **few)
 
 
 def sizes(_) -> Iterator[Variant]:
     """Width and layers of decoder and mixer, one at a time."""
-    base = {"embed_dim": 128, "layers": 2, "mixer_layers": 1}
+    base = {"embed_dim": 64, "layers": 2, "mixer_layers": 1}
     change = [
         {},
-        {"embed_dim": 64},
+        {"embed_dim": 32},
         {"embed_dim": 96},
-        {"embed_dim": 192},
-        {"embed_dim": 256},
+        {"embed_dim": 128},
         {"layers": 1},
         {"layers": 4},
     ]
@@ -143,11 +152,11 @@ EXPERIMENTS = {function.__name__: function for function in (losses, labels, size
 
 @dataclass
 class Bench:
-    """What all runs share: networks, clips and training settings. folder: for maps and targets, computed once."""
+    """What all runs share: networks, clips and training settings. folder: for maps, targets and captions."""
 
     folder: Path
-    clips: int = 3000
-    steps: int = 450
+    clips: int = 5000
+    steps: int = 1000
     scored: int = 500
     batch: int = 32
     captions: int = 2
@@ -156,24 +165,18 @@ class Bench:
     backbone: TinyVIT | None = None
     max_length: int = 24
     image: dict = field(default_factory=dict)
-    student: dict = field(default_factory=dict)
+    student: dict = field(default_factory=lambda: {"embed_dim": 64})
 
     def __post_init__(self):
-        self.teacher = self.teacher or GenerativeImageTextTeacher.from_pretrained("glyphs")
-        self.backbone = SeenBackbone.copy_of(self.backbone or TinyVIT.from_pretrained("glyphs"))
+        self.teacher = self.teacher or GenerativeImageTextTeacher.from_pretrained("toybox")
+        self.backbone = CachedBackbone.copy_of(self.backbone or TinyVIT.from_pretrained("toybox"))
         self.known = {name: value.clone() for name, value in self.backbone.state_dict().items()}
 
     @property
     def sizes(self) -> dict:
-        """Of the splits, for `GlyphData`."""
-        scored = {"test_clips": self.scored, "unseen_clips": self.scored, "val_clips": 1}
-        return {"train_clips": self.clips, "batch_size": self.batch, **scored, **self.image}
-
-    @cached_property
-    def maps(self) -> dict[str, SeenClips]:
-        plain = GlyphData(**self.sizes)
-        sets = (plain.train_set, plain.test_set, plain.unseen_set)
-        return {clips.split: SeenClips(clips, self.backbone, self.folder) for clips in sets}
+        """Of the splits, for `ToyboxData`."""
+        scored = dict.fromkeys(("test_clips", "unseen_clips", "lookalike_clips"), self.scored)
+        return {"train_clips": self.clips, "batch_size": self.batch, **scored, "val_clips": 200, **self.image}
 
     @cached_property
     def cache(self) -> TeacherCache:
@@ -186,7 +189,7 @@ class Bench:
             attention=True,
             pseudo_captions=1,
         )
-        data = GlyphData(**self.sizes, fresh_captions=False, max_tokens=self.max_length)
+        data = ToyboxData(**self.sizes, fresh_captions=False, max_tokens=self.max_length)
         return TeacherCache.build(self.folder / "teacher", self.teacher, data, spec)
 
     def new_student(self, options: dict) -> StudentCandidateV1:
@@ -195,45 +198,83 @@ class Bench:
         options = {"num_frames": self.image.get("num_frames", 4), **self.student, **options}
         return StudentCandidateV1.like(self.teacher, backbone=self.backbone, **options)
 
-    def data(self, variant: Variant, seed: int) -> SeenData:
+    def data(self, variant: Variant, seed: int) -> FeatureData:
+        own = {"captions_per_clip": self.captions, "max_tokens": self.max_length}
+        own["labelled"] = None if variant.author else variant.labelled
         only = variant.labelled if variant.only else None
-        own = {
-            "labelled": variant.labelled,
-            "captions_per_clip": self.captions,
-            "max_tokens": self.max_length,
-        }
-        return SeenData(self.maps, only, seed, **self.sizes, **own)
+        data = FeatureData(self.folder, self.backbone, only, seed, **self.sizes, **own)
+        if variant.author:
+            captions = json.loads(self.captions_file(variant.author, seed).read_text(encoding="utf-8"))
+            clips = range(variant.labelled, self.clips)
+            data.train_maps.captions = {clip: [captions[clip]] * self.captions for clip in clips}
+        return data
+
+    def captions_file(self, author: str, seed: int) -> Path:
+        """What the student of a run says of each clip of the pool."""
+        return self.folder / f"captions_{author.partition(' ')[0]}_{self.steps}_{seed}.json"
+
+    def write_captions(self, student: StudentCandidateV1, variant: Variant, seed: int) -> None:
+        maps = self.data(variant, seed).train_maps
+        captions = []
+        for start in range(0, len(maps), 64):
+            frames = torch.stack([maps.clip(n).frames for n in range(start, min(start + 64, len(maps)))])
+            captions += student.eval().caption(frames, self.teacher.tokenizer, max_length=self.max_length)
+        path = self.captions_file(variant.name, seed)
+        write_whole(path.parent, {path.name: lambda target: target.write_text(json.dumps(captions), "utf-8")})
 
     def settings(self) -> dict:
         """Columns that are the same in all rows of a table."""
         return {"clips": self.clips, "steps": self.steps, "scored": self.scored}
 
 
+class Best(pl.Callback):
+    """Keeps the parameters that were best in validation, and puts them back at the end.
+
+    Ends the run after `patience` steps without a gain. facts: of each validation, step -> facts that are right."""
+
+    score, step, state = -math.inf, 0, None
+
+    def __init__(self, patience: int):
+        self.patience, self.facts = patience, {}
+
+    def on_validation_end(self, trainer, module) -> None:
+        score = float(trainer.callback_metrics["val_cider"])
+        self.facts[trainer.global_step] = float(trainer.callback_metrics["val/facts_precision"])
+        if score > self.score:
+            self.score, self.step = score, trainer.global_step
+            self.state = copy.deepcopy(module.model.state_dict())
+        trainer.should_stop = trainer.global_step - self.step >= self.patience
+
+    def on_train_end(self, trainer, module) -> None:
+        if self.state is not None:
+            module.model.load_state_dict(self.state)
+
+
 def train(bench: Bench, variant: Variant, seed: int, timed: bool = False) -> dict:
-    """One run: the row of the table, scores on test clips and on clips with unseen pairs; `timed`: see `latency`."""
+    """One run: the row of the table, scores on all test splits; `timed`: see `latency`."""
     pl.seed_everything(seed, verbose=False)
     student = bench.new_student(variant.student)
     steps = max(1, round(variant.share * bench.steps))
-    weights = dict.fromkeys((*WEIGHTS, "visual"), 0.0) | variant.weights
-    module = DistillationTrainer(
-        bench.teacher,
-        student,
-        **weights,
-        **variant.options,
-        cache=bench.cache,
-        lr=bench.lr,
-        freeze=steps,
-        max_length=bench.max_length,
-    )
+    settings = {"lr": bench.lr, "freeze": steps, "max_length": bench.max_length, **variant.options}
+    if set(variant.weights) == {"cross_entropy"}:
+        module = CaptionTrainer(student, bench.teacher.tokenizer, **settings)
+    else:
+        weights = dict.fromkeys((*WEIGHTS, "visual"), 0.0) | variant.weights
+        module = DistillationTrainer(bench.teacher, student, **weights, **settings, cache=bench.cache)
     data = bench.data(variant, seed)
-    trainer = quiet(max_steps=steps, gradient_clip_val=1.0, limit_val_batches=0)
+    often = {"val_check_interval": max(1, min(250, steps)), "check_val_every_n_epoch": None}
+    best = Best(patience=bench.steps)
+    trainer = quiet(max_steps=steps, gradient_clip_val=1.0, num_sanity_val_steps=0, callbacks=[best], **often)
     start = time.perf_counter()
     trainer.fit(module, data)
     seconds = time.perf_counter() - start
+    if any(other.author == variant.name for other in labels(bench.clips)):
+        bench.write_captions(student, variant, seed)
     row = {"name": variant.name, "against": variant.against, "seed": seed, **bench.settings()}
     row |= {"parameters": count(student), "seconds": seconds}
     if timed:
         row |= latency(bench, student)
+    row |= {f"val/facts_precision@{step}": value for step, value in best.facts.items()}
     return row | scores(trainer, module, data)
 
 
@@ -242,7 +283,7 @@ def score_teacher(bench: Bench) -> dict:
     module = CaptionTrainer(bench.teacher.model, bench.teacher.tokenizer, max_length=bench.max_length)
     row = {"name": "teacher", "against": "", "seed": 0, **bench.settings()}
     row |= {"parameters": count(bench.teacher.model), "seconds": 0.0}
-    return row | scores(quiet(), module, GlyphData(**bench.sizes))
+    return row | scores(quiet(), module, ToyboxData(**bench.sizes))
 
 
 def quiet(**options) -> pl.Trainer:
@@ -254,7 +295,7 @@ def quiet(**options) -> pl.Trainer:
 
 
 def scores(trainer: pl.Trainer, module: pl.LightningModule, data: pl.LightningDataModule) -> dict[str, float]:
-    """Everything that `trainer.test` logs of both splits, the progress bar's copies left out."""
+    """Everything that `trainer.test` logs of all splits, the progress bar's copies left out."""
     found = trainer.test(module, data, verbose=False)
     return {name: value for part in found for name, value in part.items() if "/" in name}
 
@@ -268,7 +309,7 @@ def latency(bench: Bench, student: StudentCandidateV1, clips: int = 16) -> dict[
 
     The two take turns, so that other work on the machine slows down both.
     """
-    test = GlyphData(**bench.sizes).test_set
+    test = ToyboxData(**bench.sizes).test_set
     frames = torch.stack([test.clip(n % len(test), masks=False).frames for n in range(clips)])
     spent = {"ms": [], "teacher_ms": [], "batch_ms": [], "teacher_batch_ms": []}
     student.eval()
@@ -310,7 +351,7 @@ def run(bench: Bench, experiment: str, seeds: list[int], folder: Path, only="", 
         write_rows(path, rows)
     for number, (variant, seed) in enumerate(todo, 1):
         row = train(bench, variant, seed, timed=experiment == "sizes")
-        rows.append(row)
+        rows = [*read_rows(path), row]  # another process may have added to it
         rows.sort(
             key=lambda row: (order.index(row["name"]) if row["name"] in order else len(order), row["seed"])
         )

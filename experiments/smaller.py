@@ -38,7 +38,7 @@ from gitdistill.use.export import as_stored
 from gitdistill.use.onnx import ENCODER, STEP, OnnxStudent
 from gitdistill.use.onnx_export import export_student
 from gitdistill.world.facts import facts_scores
-from gitdistill.world.scenes import GlyphClips
+from gitdistill.world.scenes import Clips
 
 ROOT = Path(__file__).resolve().parents[1]
 PRUNED = (0.1, 0.3, 0.5)
@@ -173,7 +173,7 @@ def main() -> int:
     )
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    pool = GlyphClips("test", options.clips)
+    pool = Clips("test", options.clips)
     clips = [pool.clip(number, masks=False) for number in range(len(pool))]
     rows = run(load_student(options.student), clips, options.repeats)
     write_rows((options.out or ROOT / "data" / "experiments") / "smaller.csv", rows)

@@ -6,7 +6,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 
 from gitdistill.distillation.resume import ExactResume, WholeCheckpoints
 from gitdistill.distillation.trainer import CaptionTrainer
-from gitdistill.world import glyph_tokenizer
+from gitdistill.world import toybox_tokenizer
 
 QUIET = {"accelerator": "cpu", "enable_progress_bar": False, "enable_model_summary": False, "logger": False}
 
@@ -31,7 +31,7 @@ def fit(folder, data, kill=None, resume=False, steps=9, freeze=0, **options):
     """(weights, clips of each step) of a fit whose student has dropout; 5 clips or so an epoch."""
     pl.seed_everything(3, verbose=False)
     student = tiny.student(dropout=0.2).eval()  # as one that was loaded comes
-    module = CaptionTrainer(student, glyph_tokenizer(), warmup=2, freeze=freeze)
+    module = CaptionTrainer(student, toybox_tokenizer(), warmup=2, freeze=freeze)
     watch, keep = Watch(kill), ModelCheckpoint(folder, every_n_train_steps=1, save_last=True, save_top_k=0)
     trainer = pl.Trainer(
         max_steps=steps, callbacks=[keep, watch, ExactResume()], plugins=[WholeCheckpoints()],

@@ -7,7 +7,7 @@ import pytest
 import tiny
 
 from gitdistill.use.captioner import Captioner
-from gitdistill.world.module import glyph_tokenizer
+from gitdistill.world.module import toybox_tokenizer
 
 PATH = Path(__file__).parents[1] / "benchmarks" / "use.py"
 spec = importlib.util.spec_from_file_location("use", PATH)
@@ -16,7 +16,7 @@ spec.loader.exec_module(use)
 
 
 def test_every_task_is_measured(tmp_path):
-    captioners = {"student": Captioner(tiny.student().eval(), glyph_tokenizer(), decoding={"max_length": 5})}
+    captioners = {"student": Captioner(tiny.student().eval(), toybox_tokenizer(), decoding={"max_length": 5})}
     pictures, video = use.make_pictures(tmp_path, 5), use.make_video(tmp_path / "clip.mp4", 4)
     lines = list(use.report(captioners, pictures, video, 4, 2))
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]

@@ -11,7 +11,7 @@ import torch
 from tiny_git import git_config
 from torch.utils.flop_counter import FlopCounterMode
 
-from gitdistill.world import GlyphData
+from gitdistill.world import ToyboxData
 
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT / "tools")]
@@ -88,7 +88,7 @@ def test_files_and_table(result, tmp_path):
 
 def test_a_step_of_every_combination_of_losses_is_timed():
     sizes = {"train_clips": 6, "batch_size": 2, "num_frames": tiny.FRAMES, "image_size": tiny.SIDE}
-    data = GlyphData(**sizes, fresh_captions=False, captions_per_clip=2)
+    data = ToyboxData(**sizes, fresh_captions=False, captions_per_clip=2)
     result = step.run(tiny.teacher(), tiny.student(), data, batches=2)
     for rows in result["backbone"].values():
         assert [row["losses"] for row in rows] == list(step.CASES)

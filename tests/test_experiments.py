@@ -9,11 +9,11 @@ import report
 import run
 import tiny
 import torch
-from seen import SeenBackbone, SeenClips, SeenData
 from tiny_git import git_config
 
 from gitdistill import DistillationTrainer
-from gitdistill.world import GlyphData
+from gitdistill.world import ToyboxData
+from gitdistill.world.features import CachedBackbone, FeatureClips, FeatureData
 
 
 @pytest.fixture(scope="module")
@@ -30,22 +30,23 @@ def variants(bench):
 
 
 def test_a_kept_map_is_what_the_backbone_sees(bench):
-    kept, plain = bench.maps["test"], GlyphData(**bench.sizes).test_set
+    kept = FeatureData(bench.folder, bench.backbone, **bench.sizes).test_maps
+    plain = ToyboxData(**bench.sizes).test_set
     clip, same = kept.clip(3), plain.clip(3)
     with torch.no_grad():
         expected = bench.backbone.eval()(same.frames[None])[-1][0]
-    torch.testing.assert_close(clip.frames, expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(clip.frames, expected.half(), atol=2e-3, rtol=2e-3)
     assert clip.captions == same.captions and clip.scene == same.scene
     clip.captions.clear()
     assert kept.clip(3).captions == same.captions
 
 
 def test_maps_are_made_once_and_only_for_one_backbone(bench, tmp_path):
-    clips, lines = GlyphData(**bench.sizes).test_set, []
+    clips, lines = ToyboxData(**bench.sizes).test_set, []
     for _ in range(2):
-        SeenClips(clips, bench.backbone, tmp_path, lines.append)
+        FeatureClips(clips, bench.backbone, tmp_path, lines.append)
     assert len(lines) == 1 and len(list(tmp_path.iterdir())) == 1
-    SeenClips(clips, SeenBackbone.copy_of(tiny.backbone(1)), tmp_path, lines.append)
+    FeatureClips(clips, CachedBackbone.copy_of(tiny.backbone(1)), tmp_path, lines.append)
     assert len(lines) == 2 and len(list(tmp_path.iterdir())) == 2
 
 
@@ -53,7 +54,7 @@ def test_a_step_on_maps_is_a_step_on_pixels(bench, variants):
     """Same batch, same losses, same gradients of all that is not frozen."""
     variant = variants["losses"][-1]
     maps = next(iter(bench.data(variant, 5).train_dataloader()))
-    pixels = GlyphData(**bench.sizes, captions_per_clip=2, seed=0, fresh_captions=False, max_tokens=24)
+    pixels = ToyboxData(**bench.sizes, captions_per_clip=2, seed=0, fresh_captions=False, max_tokens=24)
     pixels = torch.stack([pixels.pool.clip(n).frames for n in maps["clip"].tolist()])
     weights = dict.fromkeys(run.WEIGHTS, 1.0)
     student = bench.new_student({})
@@ -67,7 +68,8 @@ def test_a_step_on_maps_is_a_step_on_pixels(bench, variants):
         sum(terms.values()).backward()
         found.append((terms, [p.grad for p in student.parameters() if p.grad is not None]))
     assert set(found[0][0]) == set(run.WEIGHTS) and len(found[0][1]) > 20
-    torch.testing.assert_close(found[0], found[1], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(found[0][0], found[1][0], atol=2e-3, rtol=2e-3)  # maps are float16
+    torch.testing.assert_close(found[0][1], found[1][1], atol=0.05, rtol=0.05)
 
 
 def numbers(data) -> list[int]:
@@ -76,17 +78,19 @@ def numbers(data) -> list[int]:
 
 
 def test_few_labels(bench):
-    few = SeenData(bench.maps, **bench.sizes, labelled=5)
+    few = FeatureData(bench.folder, bench.backbone, **bench.sizes, labelled=5)
     assert sorted(numbers(few)) == list(range(12))
     for batch in few.train_dataloader():
         captioned = (batch["tokens"][:, 1:] != 0).any(1)
         assert captioned.tolist() == (batch["clip"] < 5).tolist()
-    only = SeenData(bench.maps, only=5, **bench.sizes, labelled=5)
+    only = FeatureData(bench.folder, bench.backbone, only=5, **bench.sizes, labelled=5)
     assert sorted(numbers(only)) == list(range(5))
 
 
 def test_a_seed_changes_the_order_and_not_the_pool(bench):
-    same, again, other = (SeenData(bench.maps, order=seed, **bench.sizes) for seed in (0, 0, 1))
+    same, again, other = (
+        FeatureData(bench.folder, bench.backbone, order=seed, **bench.sizes) for seed in (0, 0, 1)
+    )
     assert numbers(same) == numbers(again) != numbers(other)
     assert same.fingerprint() == other.fingerprint()
 
@@ -94,12 +98,12 @@ def test_a_seed_changes_the_order_and_not_the_pool(bench):
 def test_variants_differ_and_are_compared_with_one_of_them(variants):
     for experiment, found in variants.items():
         names = [variant.name for variant in found]
-        assert len(set(names)) == len(names) > (2 if experiment == "labels" else 5)
+        assert len(set(names)) == len(names) > (1 if experiment == "labels" else 5)
         assert {variant.against for variant in found} <= set(names), experiment
         settings = [dataclasses.replace(v, name="", against="") for v in found]
         assert all(a != b for i, a in enumerate(settings) for b in settings[:i]), experiment
-    groups = [variant.name.partition(" ")[0] for variant in run.labels(3000)]
-    assert groups == ["100"] * 6 + ["1,000"] * 6 + ["3,000"] * 3
+    groups = [variant.name.partition(" ")[0] for variant in run.labels(5000)]
+    assert groups == ["100"] * 2 + ["300"] * 4 + ["1,000"] * 2 + ["5,000"] * 2
 
 
 def test_the_recipe_leaves_the_backbone_alone_and_repeats(bench, variants):

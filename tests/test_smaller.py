@@ -14,15 +14,15 @@ import smaller
 from report import write_rows
 
 from gitdistill.use.captioner import Student
-from gitdistill.world.module import glyph_tokenizer
-from gitdistill.world.scenes import GlyphClips
+from gitdistill.world.module import toybox_tokenizer
+from gitdistill.world.scenes import Clips
 
 
 def test_smaller_students(tmp_path):
     """Each variant is what it says, is measured, and the table has its row."""
     pytest.importorskip("onnxscript"), pytest.importorskip("onnxruntime")
-    student = Student(tiny.student().eval(), glyph_tokenizer(), decoding={"max_length": 8})
-    pool = GlyphClips("test", 5, num_frames=tiny.FRAMES, image_size=tiny.SIDE)
+    student = Student(tiny.student().eval(), toybox_tokenizer(), decoding={"max_length": 8})
+    pool = Clips("test", 5, frames=tiny.FRAMES, image_size=tiny.SIDE)
     clips = [pool.clip(number, masks=False) for number in range(5)]
     rows = smaller.run(student, clips, repeats=2)
     size = {row["variant"]: row["mb"] for row in rows}

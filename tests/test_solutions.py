@@ -105,9 +105,9 @@ def needed(before, source):
 def folder(tmp_path_factory):
     """Where notebook 04 finds the two students that it asks for, untrained ones: no exercise needs better."""
     root = tmp_path_factory.mktemp("project")
-    teacher = GenerativeImageTextTeacher.from_pretrained("glyphs")
+    teacher = GenerativeImageTextTeacher.from_pretrained("toybox")
     for name in ("student", "baseline"):
-        StudentCandidateV1.like(teacher, backbone="glyphs").save_pretrained(root / "runs" / name)
+        StudentCandidateV1.like(teacher, backbone="toybox").save_pretrained(root / "runs" / name)
     (root / "data").symlink_to(FOLDER.parent / "data")
     (root / "notebooks").mkdir()
     return root / "notebooks"

@@ -6,8 +6,8 @@ from gitdistill.models.backbone import TinyVIT
 from gitdistill.models.git import GenerativeImageTextModel
 from gitdistill.models.student import StudentCandidateV1
 from gitdistill.models.teacher import GenerativeImageTextTeacher
-from gitdistill.world.module import glyph_tokenizer
-from gitdistill.world.pretrain import glyph_git_config
+from gitdistill.world.module import toybox_tokenizer
+from gitdistill.world.pretrain import toybox_git_config
 
 SIDE, FRAMES = 32, 2
 BACKBONE = {
@@ -31,11 +31,11 @@ def shake(network: torch.nn.Module) -> torch.nn.Module:
 def git(seed: int = 0) -> GenerativeImageTextModel:
     """GIT with 32-pixel frames, 2 x 2 patches, two frames and two layers of width 32 on either side."""
     torch.manual_seed(seed)
-    return shake(GenerativeImageTextModel(glyph_git_config(FRAMES, SIDE, 16, 32, 2, 2))).eval()
+    return shake(GenerativeImageTextModel(toybox_git_config(FRAMES, SIDE, 16, 32, 2, 2))).eval()
 
 
 def teacher(seed: int = 0) -> GenerativeImageTextTeacher:
-    return GenerativeImageTextTeacher(git(seed), glyph_tokenizer())
+    return GenerativeImageTextTeacher(git(seed), toybox_tokenizer())
 
 
 def backbone(seed: int = 0, **changes) -> TinyVIT:
@@ -46,4 +46,4 @@ def backbone(seed: int = 0, **changes) -> TinyVIT:
 
 def student(seed: int = 0, **options) -> StudentCandidateV1:
     options = {"embed_dim": 32, "layers": 2, "heads": 2, "num_frames": FRAMES} | options
-    return StudentCandidateV1(len(glyph_tokenizer()), backbone(seed), **options)
+    return StudentCandidateV1(len(toybox_tokenizer()), backbone(seed), **options)

@@ -3,7 +3,7 @@
 A batch is a dict: "frames" uint8 [B, F, 3, H, W]; "tokens" long [B*K, T], rows grouped by clip; "clip" long [B] and
 "caption" long [B*K], the numbers of clips and captions, -1 for a caption that is none of its clip's own, or that the
 clip lacks (its row is a start token and padding); "references": B lists of all captions of the clips. Clips of the
-embedded world come with "scenes" (a list of B) and, when asked for, "masks" bool [B, 2, F, H, W]."""
+embedded world come with "scenes" (a list of B) and, when asked for, "masks" bool [B, O, F, H, W]."""
 
 import hashlib
 import math
@@ -16,7 +16,6 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 from torch.utils.data.distributed import DistributedSampler
@@ -32,7 +31,7 @@ SHUFFLE, CHOICE = 7_919, 104_729  # keep the random numbers of orders and of cap
 class Sample(NamedTuple):
     """One clip of a batch. frames: uint8 [F, 3, H, W]. captions: K texts, None where the clip lacks one. numbers: K, of
     the captions among `references`, the clip's own; -1 for others. clip: its number. scene, masks (bool [O, F, H, W],
-    O things): of the embedded world. broken: (path, reason) of each file that could not be read."""
+    O toys): of the embedded world. broken: (path, reason) of each file that could not be read."""
 
     frames: Tensor
     captions: list
@@ -91,7 +90,7 @@ def collate(tokenizer, max_tokens: int, truncate: bool, samples: list[Sample]) -
     if scenes[0] is not None:
         batch["scenes"] = list(scenes)
     if masks[0] is not None:
-        batch["masks"] = torch.stack([pad(m, (0, 0) * 3 + (0, 2 - len(m))) for m in masks])
+        batch["masks"] = pad_sequence(list(masks), batch_first=True)
     return batch
 
 
@@ -175,7 +174,7 @@ class ClipData(pl.LightningDataModule):
     """Captioned clips for Lightning, in batches as this module's docstring says.
 
     Args:
-        tokenizer: the teacher's, or where the teacher is loaded from ("glyphs", a folder, a hub id).
+        tokenizer: the teacher's, or where the teacher is loaded from ("toybox", a folder, a hub id).
         batch_size: of each process, where there are several.
         captions_per_clip: K in training, drawn anew for each epoch.
         seed: of the order, the captions and whatever else is random in training.
@@ -186,7 +185,7 @@ class ClipData(pl.LightningDataModule):
 
     def __init__(
         self,
-        tokenizer="glyphs",
+        tokenizer="toybox",
         batch_size: int = 16,
         captions_per_clip: int = 1,
         seed: int = 0,

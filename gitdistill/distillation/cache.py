@@ -95,7 +95,7 @@ class TeacherCache:
         """A cache, or that of a folder, which is filled if it is not finished; ValueError unless it fits."""
         if data is not None and not hasattr(data, "pool_dataloader"):
             kind = type(data).__name__
-            raise ValueError(f"a cache needs clips with numbers: use GlyphData or FileData, not {kind}")
+            raise ValueError(f"a cache needs clips with numbers: use ToyboxData or FileData, not {kind}")
         if not isinstance(cache, cls) and data is not None and not is_finished(Path(cache)):
             cache = cls.build(cache, teacher, data, spec, teacher_dtype=teacher_dtype)
         elif not isinstance(cache, cls):

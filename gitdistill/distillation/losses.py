@@ -105,10 +105,8 @@ def _top_k_pair(student_logits: Tensor, teacher: TopK) -> tuple[Tensor, Tensor]:
     if teacher.restricted:
         log_q = F.pad(log_q, (0, 1), value=LOG_ZERO)
     top_q = log_q.gather(-1, teacher.words)
-    if (
-        not teacher.restricted and teacher.words.shape[-1] == log_q.shape[-1]
-    ):  # nothing is left for the bucket
-        return log_p, top_q
+    if teacher.words.shape[-1] == log_q.shape[-1] and not teacher.restricted:
+        return log_p, top_q  # nothing is left for the bucket
     rest = log_q.scatter(-1, teacher.words, float("-inf")).logsumexp(-1, keepdim=True)
     log_p = torch.cat([log_p, _to_float(teacher.log_rest.detach())[..., None]], dim=-1)
     return log_p, torch.cat([top_q, rest], dim=-1)

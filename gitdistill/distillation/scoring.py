@@ -21,9 +21,7 @@ class Predictions:
     def add(self, split: str, model, batch: dict, tokenizer, max_length: int) -> None:
         """Decode a batch greedily, and score its reference captions; the clips are encoded once for both."""
         frames = batch["frames"]
-        tokens = batch["tokens"].unflatten(0, (len(frames), -1))[
-            :, 0
-        ]  # each clip's first caption gives the loss
+        tokens = batch["tokens"].unflatten(0, (len(frames), -1))[:, 0]  # the first caption gives the loss
         cache = model.prefill(frames)
         logits, _ = model.decode_step(tokens, cache)
         found = greedy(_Prefilled(model, cache), frames, max_length=max_length).tokens[:, 0]

@@ -184,13 +184,12 @@ def layer_pairs(teacher, student: nn.Module, features: dict[str, str] | str | No
     if last in features.values():
         raise ValueError(f"{last} of the teacher does not run on image tokens: compare with {above}")
     pairs = [FeaturePair("features", ours, theirs, True) for ours, theirs in features.items()]
-    pairs += [
-        FeaturePair("visual", "backbone", "model.image_encoder", True),
-        FeaturePair("hidden", "norm", last, False),
+    pairs.append(FeaturePair("visual", "backbone", "model.image_encoder", True))
+    pairs.append(FeaturePair("hidden", "norm", last, False))
+    for part in ("query", "key", "value"):
+        paths = f"{decoder}.self_attention.{part}", f"{last}.attention.{part}"
+        pairs.append(FeaturePair("relations", *paths, False))
+    return [
+        *pairs,
+        FeaturePair("relations", f"{decoder}.cross_attention.value", f"{last}.attention.value", True),
     ]
-    pairs += [
-        FeaturePair("relations", f"{decoder}.self_attention.{part}", f"{last}.attention.{part}", False)
-        for part in ("query", "key", "value")
-    ]
-    value = f"{decoder}.cross_attention.value", f"{last}.attention.value"
-    return [*pairs, FeaturePair("relations", *value, True)]

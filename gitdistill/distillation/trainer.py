@@ -16,9 +16,10 @@ import torch
 from pytorch_lightning.strategies import DDPStrategy
 from torch import Tensor, nn
 
+from gitdistill.decoding.loop import evaluation
 from gitdistill.distillation import losses, terms
 from gitdistill.distillation.cache import TeacherCache
-from gitdistill.distillation.checks import LossWatch, check_gradients, frozen, restored
+from gitdistill.distillation.checks import LossWatch, check_gradients, frozen
 from gitdistill.distillation.optim import optimizer_and_schedule
 from gitdistill.distillation.pseudo_captions import CaptionFilter, join_captions, pseudo_captions
 from gitdistill.distillation.scoring import Predictions
@@ -231,15 +232,13 @@ class DistillationTrainer(CaptionTrainer):
         needs = {need for term in self.terms for need in term.needs}
         return TargetSpec("logits" in needs, tuple(image), tuple(text), "attention" in needs, captions)
 
-    @torch.no_grad()
     def _build_projectors(self) -> None:
         """A linear layer from the student's width to the teacher's for each projected pair, as one frame shows."""
         teacher, side = self._teacher[0], self._teacher[0].config.vision_config.image_size
         frames = torch.zeros(1, 1, 3, side, side, dtype=torch.uint8)
         tokens = torch.tensor([[teacher.bos_token_id]])
         here, there = device_of(self.model), device_of(teacher)
-        with restored(self.model):
-            self.model.eval()
+        with evaluation(self.model):
             _, features, _ = student_outputs(self.model, frames.to(here), tokens.to(here), self.pairs)
         targets = teacher_targets(teacher, frames.to(there), tokens.to(there), self.spec)
         for pair in self.pairs:

@@ -25,11 +25,11 @@ def pointing_hit(attention: Tensor, cells: Tensor) -> float:
 def referents(words: list[str], scene) -> list[tuple[str, int] | None]:
     """For each word what it names: (kind of word, index of the thing); None if nothing, or several things.
 
-    scene: has `things`, each with `names`: kind of word ("object", "colour") -> words that name the thing.
+    scene: has `toys`, each with `names`: kind of word ("object", "colour") -> words that name the thing.
     """
     found = []
     for word in words:
-        things = enumerate(scene.things)
+        things = enumerate(scene.toys)
         named = [(kind, k) for k, thing in things for kind, names in thing.names.items() if word in names]
         found.append(named[0] if len(named) == 1 else None)
     return found
@@ -38,7 +38,7 @@ def referents(words: list[str], scene) -> list[tuple[str, int] | None]:
 def pointing_game(model, clips, tokenizer, maps=None) -> list[dict]:
     """Play the pointing game with each word of each clip's first caption that names one thing.
 
-    clips: with `frames`, `masks`, `captions` and `scene`, as `GlyphClips` gives them.
+    clips: with `frames`, `masks`, `captions` and `scene`, as `Clips` gives them.
     maps: function of (model, frames, tokens) that gives the maps [T-1, F, h, w] to judge; by default attention,
         averaged over layers and heads.
 

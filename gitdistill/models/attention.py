@@ -15,8 +15,9 @@ KeysValues = tuple[Tensor, Tensor]
 
 
 def has_listeners(module: nn.Module) -> bool:
-    """True if a forward hook is registered on the module. Reads private attributes: torch has no public query."""
-    return bool(module._forward_hooks or module._forward_pre_hooks)
+    """True if a hook is registered on the module. Reads private attributes: torch has no public query."""
+    forward, backward = ("_forward_hooks", "_forward_pre_hooks"), ("_backward_hooks", "_backward_pre_hooks")
+    return any(getattr(module, hooks) for hooks in forward + backward)
 
 
 class Attention(nn.Module):

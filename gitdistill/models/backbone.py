@@ -64,7 +64,7 @@ class TinyVIT(nn.Module):
             self.net = timm.create_model(name, pretrained=pretrained, features_only=True, **timm_args)
             self._adapt(image_size)
         except OSError as error:
-            advice = "connect once, give a local file with weights=, or use the backbone 'glyphs'"
+            advice = "connect once, give a local file with weights=, or use the backbone 'toybox'"
             raise FileNotFoundError(f"timm's weights of {name} cannot be fetched: {advice}") from error
         except Exception as error:  # an unknown model, or arguments or a size that it does not accept
             near = difflib.get_close_matches(name.split(".")[0], timm.list_models())
@@ -99,9 +99,9 @@ class TinyVIT(nn.Module):
         return {key: value for key, value in renamed.items() if key in own or key not in whole}
 
     @classmethod
-    def from_pretrained(cls, source="glyphs") -> "TinyVIT":
-        """Load `"glyphs"` (this repository's), a folder by `save_pretrained`, or the weights of a timm name."""
-        folder = checkpoints.embedded("backbone") if source == "glyphs" else Path(source)
+    def from_pretrained(cls, source="toybox") -> "TinyVIT":
+        """Load `"toybox"` (this repository's), a folder by `save_pretrained`, or the weights of a timm name."""
+        folder = checkpoints.embedded("backbone") if source == "toybox" else Path(source)
         if not folder.is_dir():
             return cls(str(source), pretrained=True)
         backbone = cls(**storage.read_config(folder))

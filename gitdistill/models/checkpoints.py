@@ -86,13 +86,13 @@ def embedded(name: str) -> Path:
 
 
 def resolve(source, weights: bool = True) -> Path:
-    """The local folder that `source` means: a folder, `"glyphs"` (the embedded teacher), or a hub id.
+    """The local folder that `source` means: a folder, `"toybox"` (the embedded teacher), or a hub id.
 
     A hub id is downloaded once: safetensors if the hub has them, or without `weights` only the small files. Raises
     FileNotFoundError saying what to do when there is nothing to read.
     """
     folder = Path(source).expanduser()
-    if source == "glyphs":
+    if source == "toybox":
         return embedded("teacher")
     if folder.is_dir():
         return folder
@@ -117,7 +117,7 @@ def download(name: str, patterns: list[str]) -> Path:
         return Path(snapshot_download(name, allow_patterns=patterns))
     except Exception as error:  # httpx, the hub's client and the system each have their own
         problem = f"{name} is no folder and could not be downloaded ({storage.first_line(error)})"
-        advice = 'give a checkpoint\'s folder or "glyphs" (embedded), or load it once with network'
+        advice = 'give a checkpoint\'s folder or "toybox" (embedded), or load it once with network'
         raise FileNotFoundError(f"{problem}: {advice}") from None
 
 

@@ -133,7 +133,7 @@ class GenerativeImageTextModel(nn.Module):
 
     @classmethod
     def from_pretrained(cls, source, dtype: torch.dtype = torch.float32) -> "GenerativeImageTextModel":
-        """Load a hub id, a folder in transformers' or Microsoft's layout, or `"glyphs"`, in eval mode, as `dtype`.
+        """Load a hub id, a folder in transformers' or Microsoft's layout, or `"toybox"`, in eval mode, as `dtype`.
 
         Raises FileNotFoundError when there is no checkpoint, ValueError naming keys that do not fit.
         """
@@ -167,9 +167,7 @@ class GenerativeImageTextModel(nn.Module):
         for layer in self.layers:
             # contiguous, or every decoding step would copy them when there are several clips
             shared.append(tuple(part.contiguous() for part in layer.attention.keys_values(x)))
-            if (
-                layer is not self.layers[-1]
-            ):  # text reads the last layer's keys and values, never its output for the image
+            if layer is not self.layers[-1]:  # no text reads the last layer's output for the image
                 x = layer(x, shared[-1])
         return KVCache(shared, [])
 

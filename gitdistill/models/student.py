@@ -17,9 +17,8 @@ from gitdistill.models.attention import Attention, EncoderLayer, FeedForward, Ke
 from gitdistill.models.backbone import TinyVIT
 from gitdistill.models.tokenizer import generate_captions, vocabulary
 
-MASKED_LOGIT = (
-    -1e4
-)  # of words outside `vocab_subset`; finite in float16 too, so that sums of it are never NaN
+# The logit of words outside `vocab_subset`: finite in float16, too, so that sums of it are never NaN.
+MASKED_LOGIT = -1e4
 # Arguments in config.json, and a buffer, as version 0.1 called them.
 FORMER_NAMES = {"width": "embed_dim", "expand": "mlp_ratio", "frames": "num_frames", "keep": "vocab_subset"}
 FORMER_NAMES["kept"] = "vocab_subset"
@@ -42,10 +41,6 @@ class PositionalEncoding(nn.Module):
         if end > len(self.table):
             raise ValueError(f"a sequence of {end} is longer than the {len(self.table)} positions encoded")
         return self.dropout(x + self.table[start:end].to(x.dtype))
-
-
-class MixerLayer(EncoderLayer):
-    """An encoder layer over the tokens of all frames of a clip."""
 
 
 class StudentLayer(nn.Module):
@@ -83,7 +78,7 @@ class StudentCandidateV1(nn.Module):
     """Captions clips of up to `num_frames` frames; an image is a clip of one. See `like` for a teacher's vocabulary.
 
     Args:
-        backbone: a `TinyVIT`, or a source for `TinyVIT.from_pretrained`: "glyphs", a folder, or a timm name.
+        backbone: a `TinyVIT`, or a source for `TinyVIT.from_pretrained`: "toybox", a folder, or a timm name.
         mixer_layers: encoder layers over the tokens of all frames; with 0, motion is hardly learned.
         mlp_ratio: hidden channels of feed-forward blocks, relative to `embed_dim`.
         tie: share one matrix between word embedding and output head.
@@ -100,7 +95,7 @@ class StudentCandidateV1(nn.Module):
     def __init__(
         self,
         vocab_size: int,
-        backbone: str | TinyVIT = "glyphs",
+        backbone: str | TinyVIT = "toybox",
         embed_dim: int = 128,
         layers: int = 2,
         heads: int = 4,
@@ -142,7 +137,7 @@ class StudentCandidateV1(nn.Module):
         # Initialised at half the token scale; smaller positions learn too slowly.
         self.spatial = nn.Parameter(0.5 * torch.randn(math.prod(self.grid), dim))
         self.temporal = nn.Parameter(0.5 * torch.randn(self.num_frames, dim))
-        self.mixer = nn.ModuleList(MixerLayer(*sizes) for _ in range(mixer_layers))
+        self.mixer = nn.ModuleList(EncoderLayer(*sizes) for _ in range(mixer_layers))
         self.memory_norm = nn.LayerNorm(dim)
 
     def _register_subset(self, vocab_subset: list[int] | None) -> int:

@@ -10,7 +10,7 @@ ENGLISH = "bert-base-uncased"  # the vocabulary of every published GIT
 
 
 def load_tokenizer(source) -> PreTrainedTokenizerBase:
-    """The tokenizer in a folder, of a hub id, or of the embedded teacher (`"glyphs"`).
+    """The tokenizer in a folder, of a hub id, or of the embedded teacher (`"toybox"`).
 
     Where there is none, that of every published GIT, from the hub; FileNotFoundError if the hub cannot be reached.
     """

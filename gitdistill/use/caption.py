@@ -46,7 +46,7 @@ def parser() -> argparse.ArgumentParser:
     add("paths", nargs="+", metavar="PATH", help="a file, a folder, or - for a list on stdin")
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--student", help="a student's folder, or a repository of the hub")
-    which.add_argument("--teacher", help='a GIT checkpoint: a folder, a hub id, or "glyphs"')
+    which.add_argument("--teacher", help='a GIT checkpoint: a folder, a hub id, or "toybox"')
     add("--batch", type=PositiveInt, default=8, help="files at once (default: 8)")
     add("--beams", type=PositiveInt, help="beam search with so many beams")
     add("--max-length", type=PositiveInt, help="most tokens of a caption, the start token included")

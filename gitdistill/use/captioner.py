@@ -24,7 +24,7 @@ from gitdistill.models.student import StudentCandidateV1
 from gitdistill.models.teacher import GenerativeImageTextTeacher
 from gitdistill.models.tokenizer import check_same_vocabulary, load_tokenizer, to_text
 from gitdistill.use.onnx import ENCODER, OnnxStudent
-from gitdistill.world.module import glyph_tokenizer
+from gitdistill.world.module import toybox_tokenizer
 
 RULE = ("frames", "sampling", "step")  # names of a FrameRule's settings in the folder's JSON
 
@@ -176,8 +176,8 @@ def read_student(folder: Path) -> Student:
     model = OnnxStudent(folder) if as_onnx else StudentCandidateV1.from_pretrained(folder)
     path = folder / Student.FILE
     has_tokenizer = any((folder / name).is_file() for name in ("tokenizer.json", "vocab.txt"))
-    embedded = not has_tokenizer and model.vocab_size == len(glyph_tokenizer())
-    tokenizer = glyph_tokenizer() if embedded else load_tokenizer(folder)
+    embedded = not has_tokenizer and model.vocab_size == len(toybox_tokenizer())
+    tokenizer = toybox_tokenizer() if embedded else load_tokenizer(folder)
     if not path.is_file():
         return Student(model, tokenizer)
     try:

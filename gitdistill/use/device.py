@@ -6,7 +6,7 @@ import torch
 
 from gitdistill.decoding import greedy
 from gitdistill.models import GenerativeImageTextModel, StudentCandidateV1, TinyVIT
-from gitdistill.world.pretrain import glyph_git_config
+from gitdistill.world.pretrain import toybox_git_config
 
 VARIABLE = "GITDISTILL_DEVICE"
 
@@ -60,7 +60,7 @@ def samples():
     """(name, model, raw frames, tokens) of a small random GIT and student; the same ones each time."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        git = GenerativeImageTextModel(glyph_git_config(2, 32, 16, 32, 2, 2))
+        git = GenerativeImageTextModel(toybox_git_config(2, 32, 16, 32, 2, 2))
         sizes = {"embed_dims": [8, 16], "depths": [1, 1], "num_heads": [1, 2], "window_sizes": [4, 4]}
         backbone = TinyVIT(image_size=32, out_indices=[0, 1], **sizes)
         student = StudentCandidateV1(git.vocab_size, backbone, embed_dim=32, num_frames=2)

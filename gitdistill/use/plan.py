@@ -73,7 +73,9 @@ def estimate(arguments: list[str]) -> dict[str, tuple[float, float]]:
 def networks(teacher: str, student: dict) -> tuple[GenerativeImageTextModel, StudentCandidateV1]:
     """Both on the meta device. student: options of `StudentCandidateV1`."""
     source = student["backbone"]
-    folder = checkpoints.embedded("backbone") if source == "glyphs" else Path(source)
+    if isinstance(source, dict):  # a configuration names the function that makes it
+        source = source.get("init_args", {}).get("source", "toybox")
+    folder = checkpoints.embedded("backbone") if source == "toybox" else Path(source)
     with torch.device("meta"):
         backbone = TinyVIT(**storage.read_config(folder)) if folder.is_dir() else TinyVIT(source)
         student = StudentCandidateV1(**student | {"backbone": backbone})
@@ -82,11 +84,11 @@ def networks(teacher: str, student: dict) -> tuple[GenerativeImageTextModel, Stu
 
 def teacher_config(source: str) -> GitConfig:
     """A teacher's configuration; of a published GIT by its name, without network."""
-    if source == "glyphs" or Path(source).is_dir():
+    if source == "toybox" or Path(source).is_dir():
         return checkpoints.load(source)[0]
     name = source.rpartition("/")[2]
     if not name.startswith(("git-base", "git-large")):
-        raise ValueError(f"teacher {source!r} is no folder, no published GIT (microsoft/git-…), not glyphs")
+        raise ValueError(f"teacher {source!r} is no folder, no published GIT (microsoft/git-…), not toybox")
     vision = {"image_size": (420 if "large" in name else 480) if "vqa" in name else 224}
     if "large" in name:
         vision |= {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24}

@@ -1,14 +1,27 @@
-"""The embedded world: `grammar` writes captions, `facts` checks them, `scenes` and `drawing` make clips, `module` feeds
-them to Lightning, `pretrain` trains the networks in data/."""
+"""The embedded world, a box of toys: `lexicon` and `grammar` are its words, `facts` checks captions, `scenes`,
+`drawing` and `sprites` make clips, `module` feeds them to Lightning, `pretrain` trains the networks in data/."""
 
-from gitdistill.world.scenes import Clip, GlyphClips, Scene, Thing
+from gitdistill.world.drawing import draw, draw_masks
+from gitdistill.world.facts import facts_scores
+from gitdistill.world.layout import Toy
+from gitdistill.world.scenes import Clip, Clips, Scene
 
-__all__ = ["Clip", "GlyphClips", "GlyphData", "Scene", "Thing", "glyph_tokenizer"]
+__all__ = [
+    "Clip",
+    "Clips",
+    "Scene",
+    "Toy",
+    "ToyboxData",
+    "draw",
+    "draw_masks",
+    "facts_scores",
+    "toybox_tokenizer",
+]
 
 
 def __getattr__(name: str):
     """Import Lightning and transformers only for what needs them."""
-    if name not in ("GlyphData", "glyph_tokenizer"):
+    if name not in ("ToyboxData", "toybox_tokenizer"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from gitdistill.world import module
 

@@ -1,160 +1,174 @@
-"""Pixels and masks of the embedded world's scenes.
+"""Draws scenes of the toybox: frames, and the mask of each toy, exact where one hides another.
 
-The symbols are glyphs of DejaVu Sans, the font matplotlib ships: unhinted outlines, polygons filled once at eight
-times the resolution, everything after that in 8- and 16-bit integers, so that the same scene gives the same bytes on
-any machine. A scene has `things`, `paths`, `turns` and `background`, as `gitdistill.world.scenes.Scene` says."""
+Positions are in world units: a picture is `WORLD` wide and high, whatever its size in pixels. All arithmetic is in
+integers, so the same scene gives the same bytes on any machine."""
 
-import math
-import threading
-from functools import cache, lru_cache
-from pathlib import Path
+from functools import cache
 
 import numpy as np
 
-from gitdistill.world.grammar import COLOURS, SYMBOLS
+from gitdistill.world import sprites
 
-WORLD = 96  # world units along a side of the picture
-SIZES = {"small": 22, "medium": 31, "large": 42}  # longest side of the ink
-GROWTH = (20, 44)  # ink of a growing thing in the first and the last frame
-OVERSAMPLING = 8
+WORLD = 128
+SIZES = {"small": 34, "medium": 46, "large": 62}  # the longer side of a toy
+GROWTH = (28, 62)  # of a toy that grows, at the start and at the end
+SPIN, SWAY = 135, 20  # degrees: a spin's whole turn, and how far a wobble leans to each side
+JUMP = 26  # how high a toy jumps
+GROUNDS = ("meadow", "evening", "snow", "beach", "sea", "paper", "grid", "pastel", "sunny")
 
-
-class Generators(threading.local):
-    """One generator for scenes and captions and one for noise in every thread: to seed one is ten times as fast as
-    to build one."""
-
-    def __init__(self):
-        self.scenes, self.noise = np.random.RandomState(0), np.random.RandomState(0)
-
-
-generators = Generators()
-
-
-@cache
-def outline(symbol):
-    """The glyph's closed contours, [points, 2] each: y down, centred, longest side of the ink = 1."""
-    import matplotlib
-    from matplotlib.font_manager import FontProperties
-    from matplotlib.textpath import TextPath
-
-    font = FontProperties(fname=Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"))
-    path = TextPath((0, 0), SYMBOLS[symbol].char, size=100, prop=font)
-    contours, segments = [], zip(path.codes, path.vertices)
-    for code, point in segments:
-        if code == path.MOVETO:
-            contours.append([point])
-        elif code == path.LINETO:
-            contours[-1].append(point)
-        elif code == path.CURVE3:  # TrueType has quadratic curves only
-            start, (_, end) = contours[-1][-1], next(segments)
-            for t in (k / 8 for k in range(1, 9)):
-                contours[-1].append((1 - t) ** 2 * start + 2 * t * (1 - t) * point + t * t * end)
-    contours = [np.array(contour) * (1, -1) for contour in contours if len(contour) > 2]
-    low = np.min([contour.min(0) for contour in contours], 0)
-    high = np.max([contour.max(0) for contour in contours], 0)
-    return [(contour - (low + high) / 2) / (high - low).max() for contour in contours]
+# Colours from the top to the horizon, of the hills behind, and from the horizon to the lower edge.
+_LANDSCAPES = {
+    "meadow": ((120, 190, 250), (205, 232, 252), (150, 200, 120), (140, 196, 100), (108, 166, 78)),
+    "evening": ((255, 190, 150), (255, 226, 196), (176, 196, 128), (160, 190, 104), (120, 160, 84)),
+    "snow": ((160, 214, 240), (214, 238, 248), (226, 240, 248), (238, 244, 250), (212, 224, 240)),
+    "beach": ((110, 180, 250), (170, 216, 250), (120, 196, 214), (240, 214, 150), (222, 190, 124)),
+    "sea": ((140, 206, 248), (196, 230, 250), (96, 178, 220), (84, 166, 214), (48, 124, 186)),
+}
+_PLAINS = {
+    "paper": ((244, 243, 238), (236, 235, 228)),
+    "grid": ((252, 240, 240), (246, 230, 232)),
+    "pastel": ((250, 212, 226), (212, 220, 250)),
+    "sunny": ((255, 242, 196), (208, 240, 214)),
+}
 
 
-@cache
-def sprite(symbol, size, eighths=0):
-    """(alpha uint8 [h, w] of its ink, x, y): `symbol` with `size` pixels along its longest side, turned clockwise by
-    `eighths` of a circle; (x, y) is the corner's offset from the centre. Filled by the rule of TrueType (the contours'
-    winding numbers add up, zero is outside), so that holes stay holes."""
-    from PIL import Image, ImageDraw
-
-    half = int(size * 0.75) + 1
-    side = 2 * half * OVERSAMPLING
-    angle = eighths % 8 * math.pi / 4
-    turn = np.array([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])
-    winding = np.zeros((side, side), np.int8)
-    for contour in outline(symbol):
-        points = np.floor(contour @ turn * (size * OVERSAMPLING) + side / 2 + 0.5).astype(int)
-        filled = Image.new("L", (side, side))
-        ImageDraw.Draw(filled).polygon([(int(x), int(y)) for x, y in points], fill=1)
-        x, y = contour.T
-        clockwise = np.sum(x * np.roll(y, -1) - y * np.roll(x, -1)) > 0
-        winding += np.asarray(filled, np.int8) * np.int8(1 if clockwise else -1)
-    alpha = np.asarray(Image.fromarray((winding != 0).astype(np.uint8) * 255).reduce(OVERSAMPLING))
-    rows, columns = np.flatnonzero(alpha.any(1)), np.flatnonzero(alpha.any(0))
-    top, left = int(rows[0]), int(columns[0])
-    return alpha[top : int(rows[-1]) + 1, left : int(columns[-1]) + 1].copy(), left - half, top - half
+def draw(scene, num_frames: int = 4, image_size: int = WORLD, only: int | None = None) -> np.ndarray:
+    """The frames of a scene, uint8 [F, 3, H, W]; with `only`, just that one of them, [1, 3, H, W]."""
+    ground = draw_ground(*scene.ground, image_size)
+    chosen = range(num_frames) if only is None else [only]
+    canvas = np.empty((len(chosen), *ground.shape), np.uint16)
+    canvas[:] = ground
+    for frame, number in zip(canvas, chosen, strict=True):
+        for k in range(len(scene.toys)):
+            sprite, x, y = placed(scene, k, number, num_frames, image_size)
+            here, part = overlap(sprite.opacity.shape, x, y, image_size)
+            below = frame[(slice(None), *here)]
+            below *= 255 - sprite.opacity[part]
+            below += sprite.colour[(slice(None), *part)]
+            below += 128
+            below += below >> 8
+            below >>= 8
+    return canvas.astype(np.uint8)
 
 
-@lru_cache(maxsize=8192)
-def coloured(symbol, size, eighths, colour):
-    """A sprite to paste: (colour times alpha uint8 [3, h, w], 256 minus alpha uint16 [h, w], x, y)."""
-    alpha, x, y = sprite(symbol, size, eighths)
-    alpha = alpha.astype(np.uint16)
-    alpha += alpha >> 7  # 0..256, so that a shift divides
-    paint = np.array(COLOURS[colour], np.uint16)[:, None, None] * alpha >> 8
-    return paint.astype(np.uint8), 256 - alpha, x, y
-
-
-@cache
-def extent(symbol, size, motion):
-    """(left, top, right, bottom) of a thing's ink around its centre in world units, at any size and angle."""
-    if motion == "spin":
-        sprites = [sprite(symbol, SIZES[size], eighths) for eighths in range(8)]
-    else:
-        sprites = [sprite(symbol, GROWTH[1] if motion in ("grow", "shrink") else SIZES[size])]
-    boxes = np.array([(x, y, x + alpha.shape[1], y + alpha.shape[0]) for alpha, x, y in sprites])
-    return (*boxes[:, :2].min(0).tolist(), *boxes[:, 2:].max(0).tolist())
-
-
-def background(kind, first, second, seed, size):
-    """uint8, [3, size, size] or something that broadcasts to it."""
-    start = np.array(first, np.int16)[:, None, None]
-    if kind == "plain":
-        return start.astype(np.uint8)
-    if kind == "noise":
-        generators.noise.seed(seed)
-        grey = generators.noise.randint(0, 32, (size, size), np.uint8)
-        return grey + start.astype(np.uint8)
-    ramp = np.arange(size, dtype=np.int16)
-    ramp = ramp[None, None, :] if seed % 2 else ramp[None, :, None]
-    step = np.array(second, np.int16)[:, None, None] - start
-    return (start + step * ramp // size).astype(np.uint8)
-
-
-def placements(scene, num_frames, image_size):
-    """Yields (frame, thing, size, eighths, x, y) for each thing and frame, in pixels."""
-    last = max(num_frames - 1, 1)
-    for o, (thing, (x0, y0, x1, y1), turn) in enumerate(zip(scene.things, scene.paths, scene.turns)):
-        for f in range(num_frames):
-            size = SIZES[thing.size]
-            if thing.motion in ("grow", "shrink"):
-                t = f if thing.motion == "grow" else last - f
-                size = GROWTH[0] * (GROWTH[1] / GROWTH[0]) ** (t / last)
-            x = x0 * last + (x1 - x0) * f
-            y = y0 * last + (y1 - y0) * f
-            x, y = ((2 * at * image_size + WORLD * last) // (2 * WORLD * last) for at in (x, y))
-            yield f, o, int(size * image_size / WORLD + 0.5), turn * f % 8, x, y
-
-
-def window(x, y, height, width, image_size):
-    """The slices of the picture and of a sprite where they overlap."""
-    top, left = max(y, 0), max(x, 0)
-    bottom, right = min(y + height, image_size), min(x + width, image_size)
-    return (slice(top, bottom), slice(left, right)), (slice(top - y, bottom - y), slice(left - x, right - x))
-
-
-def draw(scene, num_frames=4, image_size=WORLD):
-    """Draws a scene: uint8 array [F, 3, H, W]."""
-    pictures = np.empty((num_frames, 3, image_size, image_size), np.uint8)
-    pictures[:] = background(*scene.background, image_size)
-    for f, o, size, eighths, x, y in placements(scene, num_frames, image_size):
-        paint, rest, left, top = coloured(scene.things[o].symbol, size, eighths, scene.things[o].colour)
-        there, here = window(left + x, top + y, *rest.shape, image_size)
-        region = pictures[(f, slice(None), *there)]
-        region[...] = (region * rest[here] >> 8) + paint[(slice(None), *here)]
-    return pictures
-
-
-def draw_masks(scene, num_frames=4, image_size=WORLD):
-    """The things' masks, where they cover at least half of a pixel: bool array [O, F, H, W]."""
-    masks = np.zeros((len(scene.things), num_frames, image_size, image_size), bool)
-    for f, o, size, eighths, x, y in placements(scene, num_frames, image_size):
-        alpha, left, top = sprite(scene.things[o].symbol, size, eighths)
-        there, here = window(left + x, top + y, *alpha.shape, image_size)
-        masks[(o, f, *there)] = alpha[here] >= 128
+def draw_masks(scene, num_frames: int = 4, image_size: int = WORLD, only: int | None = None) -> np.ndarray:
+    """What is seen of each toy, bool [O, F, H, W]: a toy in front hides those behind it."""
+    chosen = range(num_frames) if only is None else [only]
+    masks = np.zeros((len(scene.toys), len(chosen), image_size, image_size), bool)
+    for f, number in enumerate(chosen):
+        for k in range(len(scene.toys)):
+            sprite, x, y = placed(scene, k, number, num_frames, image_size)
+            here, part = overlap(sprite.mask.shape, x, y, image_size)
+            shown = sprite.mask[part]
+            masks[k, f][here] = shown
+            for hidden in masks[:k, f]:
+                hidden[here] &= ~shown
     return masks
+
+
+def placed(scene, k: int, frame: int, num_frames: int, image_size: int) -> tuple:
+    """(sprite, x, y): toy k as it looks in a frame, and where its sprite's upper left corner lies, in pixels."""
+    toy, path = scene.toys[k], scene.paths[k]
+    last = max(1, num_frames - 1)
+    height, angle, low = 0, 0, False
+    size = SIZES[toy.size]
+    if toy.motion in ("grow", "shrink"):
+        first, end = GROWTH if toy.motion == "grow" else GROWTH[::-1]
+        size = (first * (last - frame) + end * frame) // last
+    elif toy.motion == "jump":
+        height = 4 * JUMP * frame * (last - frame) // (last * last)
+    elif toy.motion == "spin":
+        angle = (SPIN * frame // last) // 5 * 5 * (1 if scene.turns[k] else -1)
+    elif toy.motion == "wobble":
+        angle, low = SWAY if (frame + scene.turns[k]) % 2 else -SWAY, True
+    flipped = -angle if toy.mirrored else angle
+    sprite = sprites.sprite(toy.name, toy.colour, max(1, size * image_size // WORLD), flipped, low)
+    sprite = sprites.mirrored(sprite) if toy.mirrored else sprite
+    x, y = ((path[i] * (last - frame) + path[i + 2] * frame) * image_size for i in (0, 1))
+    y -= height * last * image_size
+    return sprite, x // (last * WORLD) + sprite.x, y // (last * WORLD) + sprite.y
+
+
+def overlap(shape: tuple[int, int], x: int, y: int, size: int) -> tuple:
+    """The part of the picture that a sprite covers, and the part of the sprite that lies in the picture."""
+    height, width = shape
+    top, left, low, right = max(0, y), max(0, x), min(size, y + height), min(size, x + width)
+    low, right = max(top, low), max(left, right)
+    here = slice(top, low), slice(left, right)
+    return here, (slice(top - y, low - y), slice(left - x, right - x))
+
+
+def draw_ground(kind: str, seed: int, image_size: int = WORLD) -> np.ndarray:
+    """What the toys stand before, uint16 [3, H, W]: one of `GROUNDS`, varied by the seed."""
+    picture = landscape(kind, seed) if kind in _LANDSCAPES else plain(kind, seed)
+    picture += grain(seed)
+    np.clip(picture, 0, 255, out=picture)
+    if image_size != WORLD:
+        rows = sprites.resample(picture.transpose(1, 2, 0).astype(np.int64), (image_size, image_size))
+        picture = np.clip(rows, 0, 255).transpose(2, 0, 1)
+    return picture.astype(np.uint16)
+
+
+def landscape(kind: str, seed: int) -> np.ndarray:
+    """Sky, hills and ground: int16 [3, H, W]."""
+    top, horizon, behind, near, low = _LANDSCAPES[kind]
+    line = 56 + seed % 24
+    picture = np.empty((3, WORLD, WORLD), np.int16)
+    picture[:, :line] = ramp(top, horizon, line)[:, :, None]
+    picture[:, line:] = ramp(near, low, WORLD - line)[:, :, None]
+    rows = np.arange(WORLD)[:, None]
+    flat = kind in ("beach", "sea")
+    far = line - 6 - (0 if flat else bumps(seed // 24 % 97, 83, 10) + bumps(seed // 7 % 61, 41, 4))
+    close = line + (np.zeros(WORLD, int) if flat else -bumps(seed // 5 % 71, 113, 7))
+    hill = (rows >= far) & (rows < close)
+    picture[:, hill] = np.array(behind, np.int16)[:, None]
+    front = (rows >= close) & (rows < line)
+    picture[:, front] = np.array(near, np.int16)[:, None]
+    return picture
+
+
+def plain(kind: str, seed: int) -> np.ndarray:
+    """Paper, or a soft gradient with bubbles: int16 [3, H, W]."""
+    first, second = _PLAINS[kind]
+    if seed % 2:
+        first, second = second, first
+    picture = np.repeat(ramp(first, second, WORLD)[:, :, None], WORLD, 2)
+    lines, steps = np.arange(WORLD), 12 + seed % 5
+    if kind == "paper":
+        picture[:, (lines + seed) % steps == 0] -= np.array([28, 20, 8], np.int16)[:, None, None]
+    elif kind == "grid":
+        picture[:, (lines + seed) % steps == 0] -= np.array([24, 14, 4], np.int16)[:, None, None]
+        picture[:, :, (lines + seed // 5) % steps == 0] -= np.array([24, 14, 4], np.int16)[:, None, None]
+    else:
+        for k in range(3):
+            x, y, radius = (seed >> 3 * k) % WORLD, (seed >> (2 * k + 5)) % WORLD, 6 + (seed >> k) % 10
+            disc = (lines[None] - x) ** 2 + (lines[:, None] - y) ** 2 < radius * radius
+            picture += 12 * disc.astype(np.int16)
+    return picture
+
+
+def ramp(first: tuple, second: tuple, steps: int) -> np.ndarray:
+    """Colours from one to the other, int16 [3, steps]."""
+    at = np.arange(steps)
+    pairs = zip(first, second, strict=True)
+    return np.array([a + (b - a) * at // max(1, steps - 1) for a, b in pairs], dtype=np.int16)
+
+
+def bumps(offset: int, period: int, height: int) -> np.ndarray:
+    """A smooth wavy line, int [W], 0 to `height`."""
+    at = (np.arange(WORLD) + offset) % period
+    return 4 * height * at * (period - at) // (period * period)
+
+
+@cache
+def speckles() -> np.ndarray:
+    """Fine noise, int16 [2W, 2W], -3 to 3."""
+    noise = np.random.RandomState(5).randint(-9, 10, (2 * WORLD, 2 * WORLD))
+    smooth = noise + np.roll(noise, 1, 0) + np.roll(noise, 1, 1) + np.roll(noise, 1, (0, 1))
+    return (smooth // 10).astype(np.int16)
+
+
+def grain(seed: int) -> np.ndarray:
+    """The part of the noise that a seed means."""
+    x, y = seed % WORLD, seed // WORLD % WORLD
+    return speckles()[y : y + WORLD, x : x + WORLD]

@@ -1,131 +1,176 @@
-"""What captions of the embedded world state: read by `parse`, checked against a scene by `count_facts`, scored by
-`facts_scores`.
-
-A scene is what `gitdistill.world.grammar` says of one."""
+"""What captions of the toybox state: read by `parse`, checked against a scene by `count_facts`, scored by
+`facts_scores`."""
 
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
 from itertools import product
 
 import numpy as np
 
-from gitdistill.world.grammar import KINDS, OPPOSITE, PHRASES, has_size, relation_from
+from gitdistill.world.grammar import has_size, relation_from
+from gitdistill.world.lexicon import KINDS, OBJECTS, OPPOSITE, PHRASES
 
 LONGEST = max(map(len, PHRASES))
-# The kinds that `facts_recall` counts; a caption may well leave out sizes and relations.
+# The kinds that `facts_recall` counts; a caption may well leave out the others.
 RECALLED = ("object", "colour", "motion")
+CANDIDATES = 5  # mentions that are tried for each toy
 
 
 @dataclass
 class Mention:
     """One noun of a caption with what is said about it: table keys, each at most once, in the text's order."""
 
-    symbol: str = ""
+    object: list = field(default_factory=list)
+    hypernym: list = field(default_factory=list)
     colour: list = field(default_factory=list)
     size: list = field(default_factory=list)
     motion: list = field(default_factory=list)
 
 
-def _meanings(caption: str):
-    """Yields (kind, key) of the longest known phrase at each place; unknown words are skipped."""
+@dataclass
+class Statements:
+    """What a caption states. relations: the keys (i, relation, j), mention i is `relation` of mention j. counts: the
+    number of the first of two mentions that "two cats" stands for. loose: statements of no noun, by kind."""
+
+    mentions: list = field(default_factory=list)
+    relations: dict = field(default_factory=dict)
+    counts: list = field(default_factory=list)
+    loose: dict = field(default_factory=lambda: dict.fromkeys(KINDS, 0))
+
+
+def meanings(caption: str):
+    """Yields the `Meaning` of the longest known phrase at each place; unknown words are skipped."""
     words = caption.lower().split()
-    while words:
-        length = min(LONGEST, len(words))
-        while length and tuple(words[:length]) not in PHRASES:
-            length -= 1
-        if length:
-            yield PHRASES[tuple(words[:length])]
-        words = words[max(1, length) :]
+    at = 0
+    while at < len(words):
+        for length in range(min(LONGEST, len(words) - at), 0, -1):
+            if meaning := PHRASES.get(tuple(words[at : at + length])):
+                yield meaning
+                break
+        at += length
 
 
-def parse(caption: str) -> tuple[list[Mention], list[tuple], dict[str, int]]:
-    """Reads a caption: (mentions, relations, loose).
+def parse(caption: str) -> Statements:
+    """Reads a caption, in time that grows with its length.
 
-    Colours and sizes belong to the next noun, motions to the last one. `relations` lists (i, relation, j): mention i
-    is `relation` of mention j. `loose` counts, by kind, statements that belong to no noun ("red", "moves left"
-    alone, "above" without a second noun)."""
-    mentions, relations, loose = [], [], dict.fromkeys(KINDS, 0)
-    pending, waiting = Mention(), None  # waiting: a relation that still lacks its second noun
-    for kind, key in _meanings(caption):
-        last = len(mentions) - 1
-        if kind == "object":
-            pending.symbol = key
-            mentions.append(pending)
-            pending = Mention()
+    Colours and sizes belong to the next noun; a motion of one ("jumps") to the last noun, a motion of several ("jump")
+    to all nouns since the last motion; "two" makes two mentions of the plural that follows."""
+    said, pending, two = Statements(), Mention(), False
+    waiting, fresh = None, 0  # a relation that still lacks its second noun; the first noun without a motion
+    for kind, key, plural in meanings(caption):
+        last = len(said.mentions) - 1
+        if kind in ("object", "hypernym"):
+            getattr(pending, kind).append(key)
+            said.mentions.append(pending)
+            if two:
+                said.mentions.append(deepcopy(pending))
+                said.counts.append(last + 1)
+            pending, two = Mention(), False
             if waiting:
-                _relate(relations, *waiting, last + 1)
+                relate(said, *waiting, last + 1)
                 waiting = None
+        elif kind == "count":
+            said.loose["count"] += two
+            two = True
         elif kind in ("colour", "size"):
-            _add(getattr(pending, kind), key)
-        elif kind == "motion" and mentions:
-            _add(mentions[-1].motion, key)
+            add(getattr(pending, kind), key)
+        elif kind == "motion" and said.mentions:
+            for mention in said.mentions[min(fresh, last) if plural else last :]:
+                add(mention.motion, key)
+            fresh = last + 1
         elif kind == "with" and last > 0:
-            _relate(relations, last, key, last - 1)
-        elif kind == "relation" and mentions:
-            loose["relation"] += waiting is not None
+            relate(said, last, key, last - 1)
+        elif kind == "relation" and said.mentions:
+            said.loose["relation"] += waiting is not None
             waiting = last, key
         else:
-            loose["motion" if kind == "motion" else "relation"] += 1
-    loose["relation"] += waiting is not None
-    loose["colour"] += len(pending.colour)
-    loose["size"] += len(pending.size)
-    return mentions, relations, loose
+            said.loose["motion" if kind == "motion" else "relation"] += 1
+    said.loose["relation"] += waiting is not None
+    said.loose["count"] += two
+    said.loose["colour"] += len(pending.colour)
+    said.loose["size"] += len(pending.size)
+    return said
 
 
-def _add(found: list, key) -> None:
+def add(found: list, key) -> None:
     if key not in found:
         found.append(key)
 
 
-def _relate(relations: list, i: int, relation: str, j: int) -> None:
+def relate(said: Statements, i: int, relation: str, j: int) -> None:
     """Adds "mention i is `relation` of mention j", the earlier mention in front, unless it has been said."""
-    _add(relations, (i, relation, j) if i < j else (j, OPPOSITE[relation], i))
+    said.relations[(i, relation, j) if i < j else (j, OPPOSITE[relation], i)] = True
 
 
 def count_facts(caption: str, scene) -> dict[str, tuple[int, int, int]]:
     """Counts what a caption states about a scene: kind -> (correct, stated, true), for the kinds of `KINDS`.
 
-    * The caption's mentions are matched with the scene's things one to one, such that most statements are right;
-      every statement of a mention too many, and of no mention at all, is wrong.
+    * The caption's mentions are matched with the scene's toys one to one, such that most statements are right; every
+      statement of a mention too many, and of no mention at all, is wrong. Of a caption with very many mentions only the
+      `CANDIDATES` that fit a toy best are tried for it.
     * stated: how often something of this kind is said; correct: how much of it is right (precision: correct / stated).
-    * true: what could be said (recall: correct / true). Each thing has an object, a colour and (unless the scene is a
-      single image) a motion; a size counts where a caption may have it, a relation where it is clear.
-    * Two things related to each other without a word of motion ("a cat above a cup") are said to stay still: the
-      canonical caption of an arrangement states its motions that way, and it is wrong about things that move.
-    * A relation is right if it holds between the two things its nouns are matched with."""
-    mentions, relations, stated = parse(caption)
-    if scene.moving and not (stated["motion"] or any(mention.motion for mention in mentions)):
-        for i, _, j in relations:
-            mentions[i].motion, mentions[j].motion = ["still"], ["still"]
-    stated["object"] += len(mentions)
-    stated["relation"] += len(relations)
-    for kind in ("colour", "size", "motion"):
-        stated[kind] += sum(len(getattr(mention, kind)) for mention in mentions)
-    matchings = _matchings(mentions, relations, scene)
-    correct = max(matchings, key=lambda right: (sum(right.values()), right["object"]))
-    true = dict.fromkeys(KINDS, len(scene.things)) | {"relation": int(scene.relation is not None)}
-    true["size"] = sum(map(has_size, scene.things))
-    true["motion"] *= scene.moving
-    return {kind: (correct[kind], stated[kind], true[kind]) for kind in KINDS}
+    * true: what could be said (recall: correct / true). Each toy has an object, a motion (unless the scene is a single
+      image), a colour if it comes in several, a size where a caption may have it; hypernyms need not be said.
+    * A relation is right if it holds between the two toys its nouns are matched with; "two cats" is right if two toys
+      are cats, and no third."""
+    said = parse(caption)
+    stated = dict(said.loose)
+    for kind in ("object", "hypernym", "colour", "size", "motion"):
+        stated[kind] += sum(len(getattr(mention, kind)) for mention in said.mentions)
+    stated["relation"] += len(said.relations)
+    stated["count"] += len(said.counts)
+    right = max(matchings(said, scene), key=lambda right: (sum(right.values()), right["object"]))
+    true = dict.fromkeys(KINDS, 0) | {"object": len(scene.toys)}
+    true["colour"] = sum(toy.colour is not None for toy in scene.toys)
+    true["size"] = sum(map(has_size, scene.toys))
+    true["motion"] = len(scene.toys) * scene.moving
+    true["relation"] = len(scene.relations)
+    true["count"] = int(len(scene.toys) > len({toy.name for toy in scene.toys}))
+    return {kind: (right[kind], stated[kind], true[kind]) for kind in KINDS}
 
 
-def _matchings(mentions: list[Mention], relations: list[tuple], scene):
-    """The number of right statements by kind, for each one-to-one matching of mentions with the scene's things."""
-    candidates = [None, *range(len(mentions))]
-    for match in product(candidates, repeat=len(scene.things)):  # the mention of each thing
-        matched = {i: thing for i, thing in zip(match, scene.things) if i is not None}
-        if len(matched) + match.count(None) < len(match):
+def rightness(mention: Mention, toy, moving: bool) -> dict[str, int]:
+    """The number of right statements of a mention about a toy, by kind."""
+    return {
+        "object": int(toy.name in mention.object),
+        "hypernym": int(OBJECTS[toy.name].hypernym in mention.hypernym),
+        "colour": int(toy.colour in mention.colour),
+        "size": int(toy.size in mention.size and has_size(toy)),
+        "motion": int(moving and toy.motion in mention.motion),
+    }
+
+
+def matchings(said: Statements, scene):
+    """The number of right statements by kind, for each one-to-one matching of mentions with the scene's toys."""
+    linked = {i for first, _, second in said.relations for i in (first, second)} | set(said.counts)
+    tables, candidates = [], []
+    for toy in scene.toys:
+        table = {i: rightness(mention, toy, scene.moving) for i, mention in enumerate(said.mentions)}
+        best = sorted(table, key=lambda i: (-sum(table[i].values()), i not in linked))[:CANDIDATES]
+        tables.append(table)
+        candidates.append([None, *best])
+    for match in product(*candidates):  # the mention of each toy
+        matched = [i for i in match if i is not None]
+        if len(set(matched)) < len(matched):
             continue
         right = dict.fromkeys(KINDS, 0)
-        for mention, thing in ((mentions[i], thing) for i, thing in matched.items()):
-            right["object"] += mention.symbol == thing.symbol
-            right["colour"] += thing.colour in mention.colour
-            right["size"] += thing.size in mention.size and has_size(thing)
-            right["motion"] += scene.moving and thing.motion in mention.motion
-        for i, relation, j in relations:
+        for table, i in zip(tables, match, strict=True):
+            for kind, value in (table[i] if i is not None else {}).items():
+                right[kind] += value
+        for i, relation, j in said.relations:
             if i in match and j in match:
-                right["relation"] += relation == relation_from(scene, match.index(i))
+                right["relation"] += relation == relation_from(scene, match.index(i), match.index(j))
+        right["count"] = sum(exactly_two(said.mentions[i], scene) for i in said.counts if i in match)
         yield right
+
+
+def exactly_two(mention: Mention, scene) -> bool:
+    """Whether two toys, and no third, are what a mention names."""
+    named = [
+        toy.name in mention.object or OBJECTS[toy.name].hypernym in mention.hypernym for toy in scene.toys
+    ]
+    return sum(named) == 2
 
 
 def facts_scores(captions: Sequence[str], scenes: Sequence) -> dict[str, float]:
@@ -139,19 +184,19 @@ def facts_scores(captions: Sequence[str], scenes: Sequence) -> dict[str, float]:
         raise ValueError("no captions to score")
     if len(captions) != len(scenes):
         raise ValueError(f"{len(captions)} captions but {len(scenes)} scenes: one for each caption is needed")
-    counted = [count_facts(caption, scene) for caption, scene in zip(captions, scenes)]
+    counted = [count_facts(caption, scene) for caption, scene in zip(captions, scenes, strict=True)]
     counts = np.array([[found[kind] for kind in KINDS] for found in counted])  # [B, kinds, 3]
     scores = {}
-    for kind, (correct, stated, true) in zip(KINDS, counts.sum(0)):
-        scores |= {f"{kind}_precision": _share(correct, stated), f"{kind}_recall": _share(correct, true)}
+    for kind, (correct, stated, true) in zip(KINDS, counts.sum(0), strict=True):
+        scores |= {f"{kind}_precision": share(correct, stated), f"{kind}_recall": share(correct, true)}
     correct, stated, _ = counts.sum((0, 1))
-    scores["facts_precision"] = _share(correct, stated)
+    scores["facts_precision"] = share(correct, stated)
     correct, _, true = counts[:, [KINDS.index(kind) for kind in RECALLED]].sum((0, 1))
-    scores["facts_recall"] = _share(correct, true)
+    scores["facts_recall"] = share(correct, true)
     correct, stated, _ = counts.sum(1).T
     scores["all_right"] = float(np.mean((stated > 0) & (correct == stated)))
     return scores
 
 
-def _share(part: int, whole: int) -> float:
+def share(part: int, whole: int) -> float:
     return float(part / whole) if whole else float("nan")

@@ -1,140 +1,12 @@
-"""The words of the embedded world: a lexicon and a small grammar that writes captions.
+"""The grammar of the toybox: captions as people might write them, from a scene.
 
-Everything that can be said about a clip is listed here once: symbols and their names, colours, sizes, motions
-and relations. `describe` writes a caption as a person might, `canonical` the caption that leaves nothing out;
-`gitdistill.world.facts` reads captions and checks them.
+`describe` varies synonyms, hypernyms, order and detail, and says only what is true; `canonical` leaves nothing out.
+Random numbers come from `rng.random_sample()` alone, so that a `numpy.random.RandomState` gives the same captions
+on any machine."""
 
-A scene is anything with the `things`, `relation`, `order` and `moving` of `gitdistill.world.scenes.Scene`. Random
-numbers come from `rng.random_sample()` alone, so that a `numpy.random.RandomState` gives the same captions on any
-machine."""
+from gitdistill.world.lexicon import HYPERNYMS, MOTIONS, OBJECTS, OPPOSITE, RELATIONS, SIZES, WITH
 
-from dataclasses import dataclass
-
-KINDS = ("object", "colour", "size", "motion", "relation")
-
-
-@dataclass(frozen=True)
-class Symbol:
-    """One drawable thing: its character in DejaVu Sans, its names (the usual one first), whether its name is a
-    plural counted in pairs, and whether a turn by 45 degrees visibly changes its picture (only then may it spin)."""
-
-    char: str
-    names: tuple
-    pair: bool = False
-    spins: bool = True
-
-
-@dataclass(frozen=True)
-class Motion:
-    """One way to move: finite verb phrases ("a cat ...") and participles ("there is a cat ..."), plainest first."""
-
-    verbs: tuple
-    participles: tuple
-
-
-SYMBOLS = {
-    "star": Symbol("\u2605", ("star",), spins=False),
-    "heart": Symbol("\u2665", ("heart",), spins=False),
-    "moon": Symbol("\u263e", ("moon", "crescent")),
-    "cloud": Symbol("\u2601", ("cloud",)),
-    "umbrella": Symbol("\u2602", ("umbrella", "parasol")),
-    "sun": Symbol("\u2600", ("sun",), spins=False),
-    "phone": Symbol("\u260e", ("phone", "telephone"), spins=False),
-    "cup": Symbol("\u2615", ("cup", "mug")),
-    "clover": Symbol("\u2618", ("clover", "shamrock"), spins=False),
-    "skull": Symbol("\u2620", ("skull",)),
-    "wheel": Symbol("\u2638", ("wheel",), spins=False),
-    "face": Symbol("\u263b", ("face", "smiley"), spins=False),
-    "crown": Symbol("\u265b", ("crown",)),
-    "castle": Symbol("\u265c", ("castle", "tower")),
-    "horse": Symbol("\u265e", ("horse", "knight"), spins=False),
-    "note": Symbol("\u266b", ("note",)),
-    "die": Symbol("\u2684", ("die", "dice")),
-    "flag": Symbol("\u2691", ("flag",), spins=False),
-    "anchor": Symbol("\u2693", ("anchor",)),
-    "swords": Symbol("\u2694", ("swords",), pair=True),
-    "gear": Symbol("\u2699", ("gear", "cog"), spins=False),
-    "scissors": Symbol("\u2702", ("scissors",), pair=True),
-    "plane": Symbol("\u2708", ("plane", "airplane")),
-    "envelope": Symbol("\u2709", ("envelope", "letter")),
-    "pencil": Symbol("\u270e", ("pencil",)),
-    "flower": Symbol("\u273f", ("flower", "blossom"), spins=False),
-    "snowflake": Symbol("\u2744", ("snowflake",), spins=False),
-    "arrow": Symbol("\u2794", ("arrow",)),
-    "cat": Symbol("\U0001f431", ("cat", "kitten")),
-    "monkey": Symbol("\U0001f435", ("monkey", "ape"), spins=False),
-    "house": Symbol("\u2302", ("house",)),
-    "hand": Symbol("\u261b", ("hand",)),
-}
-
-# Colour-blind-safe hues after Okabe and Ito (https://jfly.uni-koeln.de/color/), brightened for dark backgrounds.
-COLOURS = {
-    "white": (245, 245, 245),
-    "yellow": (245, 230, 50),
-    "orange": (240, 145, 0),
-    "red": (220, 50, 20),
-    "pink": (240, 130, 205),
-    "green": (0, 170, 100),
-    "blue": (35, 100, 240),
-    "cyan": (85, 210, 245),
-}
-
-# A size without words is in no caption.
-SIZES = {"small": ("small", "little", "tiny"), "medium": (), "large": ("big", "large")}
-
-MOTIONS = {
-    "still": Motion(("stays still", "rests", "does not move"), ("staying still", "resting", "not moving")),
-    "left": Motion(
-        ("moves left", "slides left", "drifts to the left"),
-        ("moving left", "sliding left", "drifting to the left"),
-    ),
-    "right": Motion(
-        ("moves right", "slides right", "drifts to the right"),
-        ("moving right", "sliding right", "drifting to the right"),
-    ),
-    "up": Motion(("moves up", "rises", "drifts upward"), ("moving up", "rising", "drifting upward")),
-    "down": Motion(
-        ("moves down", "sinks", "drifts downward"), ("moving down", "sinking", "drifting downward")
-    ),
-    "grow": Motion(("grows", "gets bigger"), ("growing", "getting bigger")),
-    "shrink": Motion(("shrinks", "gets smaller"), ("shrinking", "getting smaller")),
-    "spin": Motion(("spins", "turns around"), ("spinning", "turning around")),
-}
-
-RELATIONS = {
-    "left": ("to the left of", "left of"),
-    "right": ("to the right of", "right of"),
-    "above": ("above", "over"),
-    "below": ("below", "under"),
-}
-OPPOSITE = {"left": "right", "right": "left", "above": "below", "below": "above"}
-# "a flower with a cat on its left": the phrase after the second noun says where that second thing is.
-WITH = {"left": "on its left", "right": "on its right", "above": "above it", "below": "below it"}
-TRANSLATIONS = ("left", "right", "up", "down")
-
-# Words of the sentence frames below that stand in no table.
-FRAME_WORDS = ("a", "an", "and", "as", "is", "of", "pair", "picture", "there", "while", "with")
-
-
-def _phrases():
-    table = {colour: ("colour", colour) for colour in COLOURS}
-    for key, symbol in SYMBOLS.items():
-        table |= dict.fromkeys(symbol.names, ("object", key))
-    for key, row in SIZES.items():
-        table |= dict.fromkeys(row, ("size", key))
-    for key, motion in MOTIONS.items():
-        table |= dict.fromkeys(motion.verbs + motion.participles, ("motion", key))
-    for key, row in RELATIONS.items():
-        table |= dict.fromkeys(row, ("relation", key)) | {WITH[key]: ("with", key)}
-    return {tuple(phrase.split()): meaning for phrase, meaning in table.items()}
-
-
-PHRASES = _phrases()  # all that mean something, split into words -> (kind, table key)
-
-
-def words():
-    """All words a caption can contain, sorted."""
-    return sorted({*FRAME_WORDS, *(word for phrase in PHRASES for word in phrase)})
+TRANSLATIONS = ("left", "right", "up", "down")  # "moves left to the left of" is no English
 
 
 def pick(rng, row):
@@ -142,128 +14,196 @@ def pick(rng, row):
     return row[int(rng.random_sample() * len(row))]
 
 
-def usual(rng, row, share=0.7):
+def usual(rng, row, share: float = 0.7):
     """The first entry of `row` with probability `share`, else any of the others."""
     if len(row) == 1 or rng.random_sample() < share:
         return row[0]
     return pick(rng, row[1:])
 
 
-def noun_phrase(symbol, colour="", size="", name=""):
-    """An indefinite noun phrase: "a small red cat", "an orange wheel", "a pair of blue scissors"."""
-    entry = SYMBOLS[symbol]
-    text = " ".join(word for word in (size, colour, name or entry.names[0]) if word)
-    if entry.pair:
-        return "a pair of " + text
+def article(text: str) -> str:
+    """ "a cat", "an owl"."""
     return ("an " if text[0] in "aeiou" else "a ") + text
 
 
-def canonical(scene):
-    """The caption that states every object, its colour, its motion, and how an arrangement (two things at rest) is
-    laid out; in plain words, without sizes."""
-    things = [scene.things[i] for i in scene.order]
-    nouns = [noun_phrase(thing.symbol, thing.colour) for thing in things]
-    verbs = [MOTIONS[thing.motion].verbs[0] for thing in things]
-    if len(things) == 1:
+def has_size(toy) -> bool:
+    """Whether a caption may state the toy's size: small or large, neither growing nor shrinking."""
+    return bool(SIZES[toy.size]) and toy.motion not in ("grow", "shrink")
+
+
+def relation_from(scene, i: int, j: int) -> str | None:
+    """Where toy i is, seen from toy j, if that is clear."""
+    for first, relation, second in scene.relations:
+        if (first, second) == (i, j):
+            return relation
+        if (first, second) == (j, i):
+            return OPPOSITE[relation]
+    return None
+
+
+def twins(scene) -> bool:
+    """Whether the scene shows two of a kind, and nothing else."""
+    return len(scene.toys) == 2 and scene.toys[0].name == scene.toys[1].name
+
+
+def canonical(scene) -> str:
+    """The plain caption that names every toy with its colour, its motion, and where two toys at rest are; without
+    sizes."""
+    order = [k for k in range(len(scene.toys)) if scene.toys[k].motion != "still"]
+    order += [k for k in range(len(scene.toys)) if k not in order]
+    toys = [scene.toys[k] for k in order]
+    nouns = [article(" ".join(filter(None, (toy.colour, toy.name)))) for toy in toys]
+    verbs = [MOTIONS[toy.motion][0].singular for toy in toys]
+    if len(toys) == 1:
         return f"{nouns[0]} {verbs[0]}" if scene.moving else nouns[0]
-    relation = relation_from(scene, scene.order[0])
-    if relation and is_arrangement(scene):
-        return f"{nouns[0]} {RELATIONS[relation][0]} {nouns[1]}"
-    if not scene.moving:
-        return f"{nouns[0]} and {nouns[1]}"
-    return f"{nouns[0]} {verbs[0]} and {nouns[1]} {verbs[1]}"
+    if twins(scene) and toys[0].colour == toys[1].colour and verbs[0] == verbs[1]:
+        noun = " ".join(filter(None, ("two", toys[0].colour, OBJECTS[toys[0].name].plural)))
+        return f"{noun} {MOTIONS[toys[0].motion][0].plural}" if toys[0].motion != "still" else noun
+    relation = relation_from(scene, *order[:2]) if toys[0].motion not in TRANSLATIONS else None
+    if toys[1].motion != "still":
+        return f"{nouns[0]} {verbs[0]} and {nouns[1]} {verbs[1]}"
+    moves = [verbs[0]] if toys[0].motion != "still" else []
+    where = f"{RELATIONS[relation][0]} {nouns[1]}" if relation else ("with " if moves else "and ") + nouns[1]
+    return " ".join([nouns[0], *moves, where, *(["and", nouns[2]] if len(nouns) == 3 else [])])
 
 
-def is_arrangement(scene):
-    """True when nothing moves, so that a caption can only say where things are."""
-    return all(thing.motion == "still" for thing in scene.things)
-
-
-def has_size(thing):
-    """True when a caption may state the thing's size: small or large, neither growing nor shrinking."""
-    return bool(SIZES[thing.size]) and thing.motion not in ("grow", "shrink")
-
-
-def relation_from(scene, first):
-    """The relation of thing `first` (0 or 1) to the other one, or None."""
-    if scene.relation is None or first == 0:
-        return scene.relation
-    return OPPOSITE[scene.relation]
-
-
-def describe(scene, rng):
-    """A caption as a person might write it: synonyms, another order, a detail left out now and then.
-
-    `rng` is a `numpy.random.RandomState`. What is said is always true; the plainest wording is the likeliest."""
-    order = scene.order
-    if len(order) == 2 and rng.random_sample() >= 0.75:
+def describe(scene, rng) -> str:
+    """A caption as a person might write it; what it says is always true, the plainest wording is the likeliest."""
+    toys = scene.toys
+    if len(toys) == 1:
+        return one(toys[0], scene.moving, rng)
+    if twins(scene) and rng.random_sample() < 0.8:
+        return two_of_a_kind(scene, rng)
+    order = list(range(len(toys)))
+    if rng.random_sample() < 0.5:
         order = order[::-1]
-    things = [scene.things[i] for i in order]
-    nouns = [_noun(thing, rng) for thing in things]
-    if len(things) == 1:
-        return _describe_one(things[0], nouns[0], scene.moving, rng)
-    relation = relation_from(scene, order[0])
-    if is_arrangement(scene):
-        return _describe_arrangement(nouns, relation, scene.moving, rng)
-    return _describe_two(things, nouns, relation, rng)
+    if rng.random_sample() < 0.8:  # what moves comes first
+        order.sort(key=lambda k: toys[k].motion == "still")
+    return two(scene, order, rng) if len(toys) == 2 else three(scene, order, rng)
 
 
-def _noun(thing, rng):
-    name = usual(rng, SYMBOLS[thing.symbol].names, 0.75)
-    colour = thing.colour if rng.random_sample() >= 0.10 else ""
-    size = ""
-    if has_size(thing) and rng.random_sample() < 0.35:
-        size = pick(rng, SIZES[thing.size])
-    return noun_phrase(thing.symbol, colour, size, name)
+def noun(toy, rng, start: str = "a") -> str:
+    """ "a small cat", "an orange gift", "another kitty"."""
+    names = OBJECTS[toy.name].names
+    name = usual(rng, names, 0.75)
+    if rng.random_sample() < 0.08:
+        name = OBJECTS[toy.name].hypernym
+    text = " ".join(filter(None, (*details(toy, rng), name)))
+    return article(text) if start == "a" else f"{start} {text}"
 
 
-def _motion(thing, rng, form="verbs"):
-    return usual(rng, getattr(MOTIONS[thing.motion], form))
+def details(toy, rng) -> tuple[str, str]:
+    """Size and colour of a toy, or "" where they are left out."""
+    colour = toy.colour if toy.colour and rng.random_sample() < 0.85 else ""
+    said = has_size(toy) and rng.random_sample() < 0.35
+    return pick(rng, SIZES[toy.size]) if said else "", colour
 
 
-def _describe_one(thing, noun, moving, rng):
-    choice = rng.random_sample()
+def verb(toy, rng, form: str = "singular") -> str:
+    return getattr(usual(rng, MOTIONS[toy.motion]), form)
+
+
+def one(toy, moving: bool, rng) -> str:
+    name, choice = noun(toy, rng), rng.random_sample()
     if not moving:
-        return noun if choice < 0.6 else f"there is {noun}" if choice < 0.8 else f"a picture of {noun}"
-    if choice < 0.12:
-        return noun if choice < 0.08 else f"there is {noun}"
-    if choice < 0.68:
-        return f"{noun} {_motion(thing, rng)}"
-    motion = _motion(thing, rng, "participles")
+        return name if choice < 0.6 else f"there is {name}" if choice < 0.8 else f"a picture of {name}"
+    if choice < 0.10:
+        return name if choice < 0.06 else f"there is {name}"
+    if choice < 0.70:
+        return f"{name} {verb(toy, rng)}"
+    motion = verb(toy, rng, "participle")
     if choice < 0.80:
-        return f"there is {noun} {motion}"
-    return f"{noun} {motion}" if choice < 0.90 else f"{noun} is {motion}"
+        return f"there is {name} {motion}"
+    return f"{name} {motion}" if choice < 0.90 else f"{name} is {motion}"
 
 
-def _describe_arrangement(nouns, relation, moving, rng):
-    first, second = nouns
+def two_of_a_kind(scene, rng) -> str:
+    first, second = scene.toys
+    same = first.motion == second.motion
+    alike = first._replace(
+        colour=first.colour if first.colour == second.colour else None,
+        size=first.size if has_size(second) and first.size == second.size else "medium",
+    )
+    kind = OBJECTS[first.name]
+    plural = HYPERNYMS[kind.hypernym] if rng.random_sample() < 0.08 else kind.plural
+    both = " ".join(filter(None, ("two", *details(alike, rng), plural)))
+    choice = rng.random_sample()
+    if not scene.moving or (same and first.motion == "still"):
+        return both if choice < 0.7 else f"there are {both}"
+    if not same:
+        if choice < 0.1:
+            return both
+        return f"{noun(first, rng)} {verb(first, rng)} and {another(second, rng)} {verb(second, rng)}"
+    if choice < 0.7:
+        return f"{both} {verb(first, rng, 'plural')}"
+    motion = verb(first, rng, "participle")
+    return f"{both} are {motion}" if choice < 0.85 else f"there are {both} {motion}"
+
+
+def another(toy, rng) -> str:
+    return " ".join(filter(None, ("another", *details(toy, rng), toy.name)))
+
+
+def two(scene, order: list[int], rng) -> str:
+    toys = [scene.toys[k] for k in order]
+    first, second = (noun(toy, rng) for toy in toys)
+    relation = relation_from(scene, *order)
+    choice = rng.random_sample()
+    if all(toy.motion == "still" for toy in toys):
+        return arrangement(first, second, relation, scene.moving, rng)
+    if choice < 0.04:
+        return f"{first} and {second}" if choice < 0.02 else f"there is {first} and {second}"
+    if toys[1].motion == "still":
+        if relation and choice < 0.40 and toys[0].motion not in TRANSLATIONS:
+            return f"{first} {verb(toys[0], rng)} {usual(rng, RELATIONS[relation])} {second}"
+        if choice < 0.65:
+            return f"{first} {verb(toys[0], rng)} with {second}"
+    if toys[0].motion == toys[1].motion and choice < 0.5:
+        return f"{first} and {second} {verb(toys[0], rng, 'plural')}"
+    motions = [verb(toy, rng, "participle" if choice > 0.9 else "singular") for toy in toys]
+    if choice > 0.9:
+        start = "there is " if choice > 0.95 else ""
+        return f"{start}{first} {motions[0]} and {second} {motions[1]}"
+    link = "and" if choice < 0.76 else "while" if choice < 0.83 else "as"
+    return f"{first} {motions[0]} {link} {second} {motions[1]}"
+
+
+def arrangement(first: str, second: str, relation: str | None, moving: bool, rng) -> str:
+    """Two toys at rest: where one is, seen from the other."""
     choice = rng.random_sample()
     if relation is None or choice < 0.06:
         return f"{first} and {second}" if choice < 0.7 else f"there is {first} and {second}"
     phrase = usual(rng, RELATIONS[relation])
     if choice < 0.66:
         return f"{first} {phrase} {second}"
-    if choice < 0.76:
+    if choice < 0.78:
         return f"{first} is {phrase} {second}"
-    if choice < 0.86:
+    if choice < 0.90:
         return f"there is {first} {phrase} {second}"
-    if choice < 0.93 or not moving:
-        return f"{second} with {first} {WITH[relation]}"
-    return f"{first} {usual(rng, MOTIONS['still'].verbs)} {phrase} {second}"
+    return f"{second} with {first} {WITH[relation]}"
 
 
-def _describe_two(things, nouns, relation, rng):
-    first, second = nouns
+def three(scene, order: list[int], rng) -> str:
+    toys = [scene.toys[k] for k in order]
+    nouns = [noun(toy, rng) for toy in toys]
     choice = rng.random_sample()
-    if choice < 0.04:
-        return f"{first} and {second}" if choice < 0.02 else f"there is {first} and {second}"
-    if choice < 0.16:  # the motion of one is left out
-        if relation and things[0].motion not in TRANSLATIONS:
-            return f"{first} {_motion(things[0], rng)} {RELATIONS[relation][0]} {second}"
-        return f"there is {first} and {second} {_motion(things[1], rng)}"
-    one, other = (_motion(thing, rng, "verbs" if choice < 0.88 else "participles") for thing in things)
-    if choice < 0.88:
-        link = "and" if choice < 0.76 else "while" if choice < 0.84 else "as"
-        return f"{first} {one} {link} {second} {other}"
-    start = "there is " if choice < 0.94 else ""
-    return f"{start}{first} {one} and {second} {other}"
+    if toys[0].motion != "still":
+        relation = relation_from(scene, *order[:2])
+        if relation and choice < 0.35 and toys[0].motion not in TRANSLATIONS:
+            return f"{nouns[0]} {verb(toys[0], rng)} {RELATIONS[relation][0]} {nouns[1]} and {nouns[2]}"
+        return f"{nouns[0]} {verb(toys[0], rng)} with {nouns[1]} and {nouns[2]}"
+    resting = [k for k in order if scene.toys[k].motion == "still"]
+    clear = [(i, j) for i in resting for j in resting if i != j and relation_from(scene, i, j)]
+    if clear and choice < 0.75:
+        i, j = pick(rng, clear)
+        names, last = dict(zip(order, nouns, strict=True)), ({0, 1, 2} - {i, j}).pop()
+        where = f"{names[i]} is {RELATIONS[relation_from(scene, i, j)][0]} {names[j]}"
+        mover = scene.toys[last]
+        if mover.motion != "still":
+            return f"{where} while {names[last]} {verb(mover, rng)}"
+        return f"there is {names[last]} and {where}" if choice < 0.3 else f"{where} with {names[last]}"
+    if len(resting) < 3:
+        mover = next(k for k in range(3) if toys[k].motion != "still")
+        others = [nouns[k] for k in range(3) if k != mover]
+        return f"{others[0]} and {others[1]} with {nouns[mover]} {verb(toys[mover], rng, 'participle')}"
+    return f"{nouns[0]} with {nouns[1]} and {nouns[2]}"

@@ -1,4 +1,4 @@
-"""The embedded world for Lightning: a tokenizer made of the grammar's words, and a LightningDataModule of batches."""
+"""The embedded world for Lightning: a tokenizer made of the toybox's words, and a LightningDataModule of batches."""
 
 from dataclasses import dataclass
 
@@ -7,27 +7,28 @@ from torch.utils.data import Dataset
 from transformers import BertTokenizerFast
 
 from gitdistill.data.base import CHOICE, ClipData, EpochSampler, Pooled, Sample, Samples, choose
+from gitdistill.world.drawing import WORLD
 from gitdistill.world.facts import facts_scores
-from gitdistill.world.grammar import words
-from gitdistill.world.scenes import WORLD, Clip, GlyphClips, Scene
+from gitdistill.world.lexicon import words
+from gitdistill.world.scenes import Clip, Clips, Scene
 
-STREAM_EPOCH = 20_000  # clips that count as one epoch when the stream never repeats
+STREAM_EPOCH = 100_000  # clips that count as one epoch when the stream never repeats
 REFERENCES = 5  # captions that belong to a clip
 ENDLESS = 2**31  # clips of a stream
 
 
-def glyph_tokenizer(max_length: int = 32) -> BertTokenizerFast:
+def toybox_tokenizer(max_length: int = 32) -> BertTokenizerFast:
     """A tokenizer of GIT's class whose vocabulary is the five special tokens, [PAD] = 0 to [MASK] = 4, and the
-    grammar's words, sorted. `max_length` is what it reports as `model_max_length`."""
+    toybox's words, sorted. `max_length` is what it reports as `model_max_length`."""
     entries = "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words()
     vocab = {word: number for number, word in enumerate(entries)}
     return BertTokenizerFast(vocab=vocab, do_lower_case=True, model_max_length=max_length)
 
 
 @dataclass
-class GlyphPool:
+class ToyboxPool:
     """Samples of clips by number: those of `clips`, then those of `single_clips`, which show one thing. captions (K),
-    fresh, labelled, seed, singles: of training, see `GlyphData`."""
+    fresh, labelled, seed, singles: of training, see `ToyboxData`."""
 
     clips: Dataset
     single_clips: Dataset | None = None
@@ -74,30 +75,30 @@ class GlyphPool:
         return Sample(clip.frames, captions, numbers, clip.captions, number, clip.scene, clip.masks)
 
 
-class GlyphData(Pooled, ClipData):
+class ToyboxData(Pooled, ClipData):
     """Batches of the embedded world, as `gitdistill.data.base` describes them.
 
     In training a clip has K captions, other ones in each epoch; otherwise K = 1, the first of its own five.
 
     Args:
         train_clips: size of the training pool; None: a stream that never repeats, `STREAM_EPOCH` clips an epoch.
-        val_clips, test_clips, unseen_clips: sizes of the other splits; `test_dataloader` returns [test, unseen].
+        val_clips, test_clips, unseen_clips, lookalike_clips: sizes of the other splits.
         fresh_captions: write new captions in every epoch; False: draw them from the clip's own five, so that a
             cache can hold what a teacher makes of them.
         labelled: only the first so many clips of the pool come with captions; the others have rows of [CLS] and
             padding, and no references.
-        num_frames, image_size: see `GlyphClips`.
+        num_frames, image_size: see `Clips`.
         singles: the first so many clips of training show one thing only. They make an easy start; they are drawn
             beside the pool, and come with captions.
         masks: also return masks.
-        tokenizer: any tokenizer that knows the grammar's words; default `glyph_tokenizer()`.
+        tokenizer: any tokenizer that knows the toybox's words; default `toybox_tokenizer()`.
         options: as for `ClipData`. `seed` moves the training clips, their captions and their order; the other
             splits are the same clips for every seed, so that scores compare.
 
     Raises ValueError for a caption longer than `max_tokens` or a word outside the tokenizer's vocabulary."""
 
     truncate = False
-    test_names = ("test", "unseen")
+    test_names = ("test", "unseen", "lookalike")
 
     def __init__(
         self,
@@ -105,6 +106,7 @@ class GlyphData(Pooled, ClipData):
         val_clips: int = 200,
         test_clips: int = 500,
         unseen_clips: int = 500,
+        lookalike_clips: int = 500,
         batch_size: int = 32,
         fresh_captions: bool = True,
         labelled: int | None = None,
@@ -115,17 +117,18 @@ class GlyphData(Pooled, ClipData):
         tokenizer=None,
         **options,
     ):
-        super().__init__(tokenizer or glyph_tokenizer(), batch_size, **options)
+        super().__init__(tokenizer or toybox_tokenizer(), batch_size, **options)
         self._check(train_clips, fresh_captions, labelled)
         self.train_clips, self.singles = train_clips, singles
-        picture = {"num_frames": num_frames, "image_size": image_size}
-        self.train_set = GlyphClips("train", train_clips or ENDLESS, self.seed, **picture)
-        self.single_set = GlyphClips("train", ENDLESS, self.seed, objects=1, **picture)
-        self.val_set = GlyphClips("val", val_clips, **picture)
-        self.test_set = GlyphClips("test", test_clips, **picture)
-        self.unseen_set = GlyphClips("unseen", unseen_clips, **picture)
+        picture = {"frames": num_frames, "image_size": image_size}
+        self.train_set = Clips("train", train_clips or ENDLESS, self.seed, **picture)
+        self.single_set = Clips("train", ENDLESS, self.seed, objects=1, **picture)
+        self.val_set = Clips("val", val_clips, **picture)
+        self.test_set = Clips("test", test_clips, **picture)
+        self.unseen_set = Clips("unseen", unseen_clips, **picture)
+        self.lookalike_set = Clips("lookalike", lookalike_clips, **picture)
         training = self.captions_per_clip, fresh_captions, labelled, self.seed, singles
-        self.pool = GlyphPool(self.train_set, self.single_set, masks, *training)
+        self.pool = ToyboxPool(self.train_set, self.single_set, masks, *training)
 
     def _check(self, train_clips: int | None, fresh_captions: bool, labelled: int | None) -> None:
         if train_clips is not None and train_clips < 1:
@@ -149,7 +152,7 @@ class GlyphData(Pooled, ClipData):
 
     @property
     def pool_settings(self) -> dict:
-        picture = {name: getattr(self.train_set, name) for name in ("num_frames", "image_size")}
+        picture = {name: getattr(self.train_set, name) for name in ("frames", "image_size")}
         return {"seed": self.seed, "train_clips": self.train_clips, "singles": self.singles, **picture}
 
     def train_dataloader(self):
@@ -163,12 +166,12 @@ class GlyphData(Pooled, ClipData):
         return self.fixed_loader(self.val_set)
 
     def test_dataloader(self):
-        """[test, unseen]: batches of the test split and of the one with unseen pairs of colour and symbol."""
-        return [self.fixed_loader(self.test_set), self.fixed_loader(self.unseen_set)]
+        """[test, unseen, lookalike]: batches of these splits."""
+        return [self.fixed_loader(clips) for clips in (self.test_set, self.unseen_set, self.lookalike_set)]
 
     def fixed_loader(self, clips: Dataset):
         """Batches of clips in order, each with its first caption for the loss."""
-        return self.loader(Samples(GlyphPool(clips, masks=self.pool.masks).first, range(len(clips))))
+        return self.loader(Samples(ToyboxPool(clips, masks=self.pool.masks).first, range(len(clips))))
 
     def caption_scores(self, captions: list[str], scenes: list[Scene]) -> dict[str, float]:
         """How much of what captions state of their scenes is true; see `gitdistill.world.facts.facts_scores`."""

@@ -1,9 +1,9 @@
-"""What the embedded world's networks learn before they caption: which thing, of which colour, is where.
+"""What the embedded networks can see before they learn to caption: which toy, of which colour, is where.
 
 Real GIT starts from CLIP and a real TinyViT from ImageNet. Neither fits in a repository, so the embedded teacher's
-image encoder and the embedded backbone are trained here on the world's own ground truth: for each cell of their grid,
-the symbol and colour that lie there and the box around it. `TeacherTrainer` then learns captions and, in its decoder's
-image features, motions and relations. The heads that predict all this are thrown away; the networks ship."""
+image encoder and the embedded backbone are trained here on single frames of the toybox with their ground truth: for
+each cell of their grid, the object and the colour that lie there and the box around it. No motion, no relation and no
+caption is among it: these the teacher learns from captions alone. The heads that predict all this are thrown away."""
 
 from functools import partial
 
@@ -15,29 +15,27 @@ from torch.utils.data import DataLoader
 from transformers import GitConfig
 
 from gitdistill.data.base import Samples
-from gitdistill.distillation import losses
 from gitdistill.distillation.optim import optimizer_and_schedule
-from gitdistill.distillation.targets import image_layer
-from gitdistill.distillation.trainer import CaptionTrainer
-from gitdistill.hooks import record
 from gitdistill.models.backbone import TinyVIT
 from gitdistill.models.git import GenerativeImageTextModel
 from gitdistill.models.preprocessing import area_means
-from gitdistill.world.grammar import COLOURS, MOTIONS, RELATIONS, SYMBOLS, relation_from
-from gitdistill.world.module import glyph_tokenizer
-from gitdistill.world.scenes import WORLD, GlyphClips
+from gitdistill.world.drawing import WORLD
+from gitdistill.world.lexicon import COLOURS, OBJECTS
+from gitdistill.world.module import toybox_tokenizer
+from gitdistill.world.scenes import Clip, Clips
 
-CLASSES = {"symbol": [*SYMBOLS], "colour": [*COLOURS], "motion": [*MOTIONS], "relation": [*RELATIONS]}
-# The backbone of the embedded student: TinyViT with about 0.3 M parameters for 96-pixel frames. Its last stage is a
-# 6 x 6 grid that attends globally, because one window covers it.
+CLASSES = {"object": [*OBJECTS], "colour": [None, *COLOURS]}  # None: the toy's own colours
+CELL = 16  # pixels along a side of a cell: the teacher's patches, and the backbone's last stage
+# The backbone of the embedded student: TinyViT with about 0.3 M parameters for 128-pixel frames. Its last stage is an
+# 8 x 8 grid that attends globally, because one window covers it.
 EMBEDDED = {
     "name": "tiny_vit_5m_224",
-    "image_size": 96,
+    "image_size": WORLD,
     "embed_dims": [16, 48, 96],
     "depths": [1, 1, 2],
     "mbconv_expand_ratio": 2.0,
     "num_heads": [1, 2, 4],
-    "window_sizes": [6, 6, 6],
+    "window_sizes": [8, 8, 8],
     "out_indices": [0, 1, 2],
 }
 
@@ -45,9 +43,9 @@ EMBEDDED = {
 class CellHeads(nn.Module):
     """One linear layer that reads what lies in each cell, kind by kind (class 0: nothing), and the box around it."""
 
-    def __init__(self, width: int, kinds: tuple[str, ...]):
+    def __init__(self, width: int):
         super().__init__()
-        self.sizes = {kind: 1 + len(CLASSES[kind]) for kind in kinds}
+        self.sizes = {kind: 1 + len(names) for kind, names in CLASSES.items()}
         self.linear = nn.Linear(width, sum(self.sizes.values()) + 4)
 
     def forward(self, cells: Tensor, truth: dict[str, Tensor]) -> tuple[dict, dict]:
@@ -55,7 +53,7 @@ class CellHeads(nn.Module):
         cell, an empty cell counting a tenth; the box's error, in tenths of an image width (smooth L1), is over cells
         that show something."""
         *kinds, box = self.linear(cells).float().split([*self.sizes.values(), 4], dim=-1)
-        shown = truth["symbol"] > 0
+        shown = truth["object"] > 0
         terms, accuracy = {}, {}
         weight = torch.where(shown, 1.0, 0.1).flatten()  # most cells are empty, and soon recognised
         for kind, logits in zip(self.sizes, kinds, strict=True):
@@ -66,27 +64,21 @@ class CellHeads(nn.Module):
         return terms, accuracy
 
 
-def cell_truth(masks: Tensor, scenes: list, grid: tuple[int, int], least: float = 0.04) -> dict[str, Tensor]:
-    """What lies in each cell of each frame's grid.
+def cell_truth(clip: Clip, least: float = 0.04) -> dict[str, Tensor]:
+    """What lies in each cell of each frame, a grid of `CELL` pixels.
 
-    masks: bool [B, O, F, H, W], O objects at most. A cell belongs to the object that covers most of it, if it
-    covers `least` of its area. Returns long [B, F, h, w] for "symbol", "colour", "motion" and "relation" (where the
-    object is, seen from the other one; 0: nothing, or nothing clear) and "box" [B, F, h, w, 4]: the object's box as
-    x and y of its centre, width and height, in image widths. Its place in the picture, not in the cell: GIT's
-    decoder adds no positions, so no caption can state a place that the image encoder's features do not hold."""
-    cover, owner = area_means(masks.float(), grid).max(dim=1)  # (B, F, h, w)
-    clip = torch.arange(len(masks))[:, None, None, None]
+    A cell belongs to the toy that covers most of it, if it covers `least` of its area. Returns long [F, h, w] for
+    "object" and "colour" (0: nothing) and "box" [F, h, w, 4]: the toy's visible box as x and y of its centre, width and
+    height, in image widths. Its place in the picture, not in the cell: GIT's decoder adds no positions, so no caption
+    can state a place that the image encoder's features do not hold."""
+    grid = tuple(side // CELL for side in clip.masks.shape[-2:])
+    cover, owner = area_means(clip.masks.float(), grid).max(dim=0)  # (F, h, w)
     truth = {}
     for kind, names in CLASSES.items():
-        index = torch.zeros(masks.shape[:2], dtype=torch.long)
-        for b, scene in enumerate(scenes):
-            for o, thing in enumerate(scene.things):
-                name = relation_from(scene, o) if kind == "relation" else getattr(thing, kind)
-                index[b, o] = 1 + names.index(name) if name else 0
-        truth[kind] = index.to(masks.device)[clip, owner] * (cover > least)
-    truth["box"] = mask_boxes(masks)[
-        clip, owner, torch.arange(masks.shape[2])[:, None, None]
-    ]  # (B, F, h, w, 4)
+        named = [getattr(toy, "name" if kind == "object" else kind) for toy in clip.scene.toys]
+        index = torch.tensor([1 + names.index(name) for name in named])
+        truth[kind] = index[owner] * (cover > least)
+    truth["box"] = mask_boxes(clip.masks)[owner, torch.arange(len(owner))[:, None, None]]
     return truth
 
 
@@ -104,15 +96,23 @@ def mask_boxes(masks: Tensor) -> Tensor:
     return torch.stack([x, y, width, height], dim=-1) * masks.any(-1).any(-1)[..., None]
 
 
-class GlyphFrames(pl.LightningDataModule):
-    """Single frames of the embedded world with their masks: batches of "frames" uint8 [B, 1, 3, H, W], "masks" bool
-    [B, 2, 1, H, W] and "scenes". Training frames never repeat; `epoch` frames lie between two validations."""
+class ToyboxFrames(pl.LightningDataModule):
+    """Single frames of the toybox with their ground truth: batches of "frames" uint8 [B, 1, 3, H, W] and of what
+    `cell_truth` gives, [B, 1, h, w]. Training frames never repeat; `epoch` frames lie between two validations."""
 
     image_size = WORLD
 
-    def __init__(self, batch_size: int = 64, epoch: int = 16_000, val_frames: int = 1000, seed: int = 0):
+    def __init__(
+        self,
+        batch_size: int = 64,
+        epoch: int = 32_000,
+        val_frames: int = 1000,
+        seed: int = 0,
+        workers: int = 0,
+    ):
         super().__init__()
-        self.batch_size, self.epoch, self.val_frames, self.seed = batch_size, epoch, val_frames, seed
+        self.batch_size, self.epoch, self.val_frames = batch_size, epoch, val_frames
+        self.seed, self.workers = seed, workers
 
     def train_dataloader(self):
         start = self.trainer.current_epoch * self.epoch
@@ -126,20 +126,15 @@ class GlyphFrames(pl.LightningDataModule):
 
     def loader(self, split: str, numbers: range, seed: int = 0) -> DataLoader:
         """One frame of each clip; the clip's number decides which."""
-        clips = GlyphClips(split, numbers.stop, seed, image_size=self.image_size)
-        frames = Samples(partial(one_frame, clips), numbers)
-        return DataLoader(frames, self.batch_size, drop_last=split == "train", collate_fn=collate_frames)
+        frames = Samples(
+            partial(one_frame, Clips(split, numbers.stop, seed, image_size=self.image_size)), numbers
+        )
+        return DataLoader(frames, self.batch_size, drop_last=split == "train", num_workers=self.workers)
 
 
-def one_frame(clips: GlyphClips, number: int) -> tuple:
-    clip, frame = clips.clip(number, captions=0), number % clips.num_frames
-    masks = F.pad(clip.masks, (0, 0) * 3 + (0, 2 - len(clip.masks)))
-    return clip.frames[frame, None], masks[:, frame, None], clip.scene
-
-
-def collate_frames(samples: list) -> dict:
-    frames, masks, scenes = zip(*samples)
-    return {"frames": torch.stack(frames), "masks": torch.stack(masks), "scenes": list(scenes)}
+def one_frame(clips: Clips, number: int) -> dict[str, Tensor]:
+    clip = clips.clip(number, captions=0, only=number % clips.frames)
+    return {"frames": clip.frames, **cell_truth(clip)}
 
 
 class CellTrainer(pl.LightningModule):
@@ -156,7 +151,7 @@ class CellTrainer(pl.LightningModule):
             width = encoder.config.vision_config.hidden_size
             encoder.requires_grad_(False)
             encoder.image_encoder.requires_grad_(True)
-        self.heads = CellHeads(width, ("symbol", "colour"))
+        self.heads = CellHeads(width)
 
     def configure_optimizers(self):
         return optimizer_and_schedule(self, self.trainer, self.lr, self.weight_decay, self.warmup, muon=True)
@@ -168,7 +163,7 @@ class CellTrainer(pl.LightningModule):
             cells = self.encoder(frames)[-1].permute(0, 1, 3, 4, 2)
         else:
             cells = as_grid(self.encoder.encode(frames), frames.shape[1])
-        return self.heads(cells, cell_truth(batch["masks"], batch["scenes"], cells.shape[2:4]))
+        return self.heads(cells, batch)
 
     def training_step(self, batch: dict, _) -> Tensor:
         return sum(self.score("train", batch).values())
@@ -196,47 +191,11 @@ def as_grid(tokens: Tensor, num_frames: int) -> Tensor:
     return tokens.unflatten(2, (side, side))
 
 
-class TeacherTrainer(CaptionTrainer):
-    """Trains the embedded teacher: captions, and in every cell what lies there and how it moves.
-
-    Args:
-        model: a `GenerativeImageTextModel`, its image encoder trained by `CellTrainer`.
-        cell_weight: weight of the cells' terms, at the image encoder's end (symbol, colour, box) and in the
-            decoder's image features before its last layer (symbol, colour, motion, relation, box).
-        options: as for `CaptionTrainer`."""
-
-    def __init__(self, model: GenerativeImageTextModel, cell_weight: float = 1.0, **options):
-        super().__init__(model, glyph_tokenizer(), **options)
-        self.cell_weight = cell_weight
-        config = model.config
-        self.seen = CellHeads(config.vision_config.hidden_size, ("symbol", "colour"))
-        self.understood = CellHeads(config.hidden_size, tuple(CLASSES))
-        self.layer = image_layer(model)
-        for embedding in model.temporal:
-            if not embedding.any():  # zeros cannot tell one frame from the next: motion is learned much later
-                nn.init.normal_(embedding, std=0.5)
-
-    def loss_terms(self, batch: dict) -> dict[str, Tensor]:
-        frames, tokens = batch["frames"], batch["tokens"]
-        with record(self.model, self.layer, detach=False) as activations:
-            output = self.model(frames, tokens)
-        caption = losses.cross_entropy(output.logits, tokens, self.model.pad_token_id, self.label_smoothing)
-        terms = {"cross_entropy": caption}
-        features = {"seen": output.visual_features, "understood": activations[self.layer][0]}
-        for name, image_features in features.items():
-            cells = as_grid(image_features, frames.shape[1])
-            truth = cell_truth(batch["masks"], batch["scenes"], cells.shape[2:4])
-            parts, accuracy = getattr(self, name)(cells, truth)
-            terms |= {f"{name}/{kind}": self.cell_weight * value for kind, value in parts.items()}
-            self.log_dict({f"train/{name}/{kind}_accuracy": value for kind, value in accuracy.items()})
-        return terms
-
-
-def glyph_git_config(
+def toybox_git_config(
     num_frames=4, image_size=WORLD, patch=16, width=192, vision_layers=4, layers=4
 ) -> GitConfig:
-    """The embedded teacher's configuration: GIT in small, with the world's own vocabulary."""
-    tokenizer = glyph_tokenizer()
+    """The embedded teacher's configuration: GIT in small, with the toybox's own vocabulary."""
+    tokenizer = toybox_tokenizer()
     size = {"hidden_size": width, "intermediate_size": 4 * width, "num_attention_heads": width // 32}
     picture = {"num_hidden_layers": vision_layers, "image_size": image_size, "patch_size": patch}
     return GitConfig(
@@ -256,10 +215,16 @@ def glyph_git_config(
 
 
 def embedded_git(folder: str | None = None) -> GenerativeImageTextModel:
-    """The embedded teacher's network: new, or as saved in `folder`."""
+    """The embedded teacher's network: new, or as saved in `folder`.
+
+    A new one's temporal embeddings are drawn, not zeros as in GIT: zeros cannot tell one frame from the next, and
+    motion is learned much later."""
     if folder:
         return GenerativeImageTextModel.from_pretrained(folder)
-    return GenerativeImageTextModel(glyph_git_config())
+    model = GenerativeImageTextModel(toybox_git_config())
+    for embedding in model.temporal:
+        nn.init.normal_(embedding, std=0.5)
+    return model
 
 
 def embedded_backbone() -> TinyVIT:

@@ -12,7 +12,7 @@ from gitdistill.data.base import encode
 from gitdistill.data.items import read_items
 from gitdistill.data.shards import pack
 from gitdistill.distillation.trainer import CaptionTrainer
-from gitdistill.world import GlyphData, glyph_tokenizer
+from gitdistill.world import ToyboxData, toybox_tokenizer
 
 SMALL = {"num_frames": 2, "image_size": tiny.SIDE, "batch_size": 2}
 
@@ -21,8 +21,8 @@ SMALL = {"num_frames": 2, "image_size": tiny.SIDE, "batch_size": 2}
 def make(request, tmp_path):
     """A function that makes a DataModule of 7 clips."""
     if request.param == "world":
-        return lambda **options: GlyphData(7, 4, **SMALL, **options)
-    captioned(tmp_path, [["a red star", "a wheel"]] * 7)
+        return lambda **options: ToyboxData(7, 4, **SMALL, **options)
+    captioned(tmp_path, [["a red star", "a bell"]] * 7)
     if request.param == "files":
         return lambda **options: FileData(str(tmp_path), **SMALL, **options)
     pack(read_items(tmp_path)[0], tmp_path / "shards", 2, say=lambda _: None)
@@ -35,7 +35,7 @@ def test_a_trainer_that_overfits_sees_the_same_batches_in_each_epoch(make, worke
         def on_train_batch_start(self, trainer, module, batch, index):
             self.clips.append((batch["clip"].tolist(), batch["tokens"].tolist()))
 
-    watch, module = Tokens(), CaptionTrainer(tiny.student(), glyph_tokenizer())
+    watch, module = Tokens(), CaptionTrainer(tiny.student(), toybox_tokenizer())
     trainer = pl.Trainer(max_epochs=3, overfit_batches=2, limit_val_batches=0, callbacks=[watch],
                          enable_checkpointing=False, **QUIET)  # fmt: skip
     trainer.fit(module, make(workers=workers))
@@ -46,7 +46,7 @@ def test_a_trainer_that_overfits_sees_the_same_batches_in_each_epoch(make, worke
 @pytest.mark.parametrize("limit", ["limit_train_batches", "overfit_batches"])
 def test_an_epoch_that_was_cut_short_is_not_continued_in_the_next_one(tmp_path, limit):
     def data():
-        return GlyphData(5, 4, **SMALL)
+        return ToyboxData(5, 4, **SMALL)
 
     short = {"steps": 5, limit: 2}  # of three
     _, clips = fit(tmp_path / "whole", data(), **short)
@@ -56,7 +56,7 @@ def test_an_epoch_that_was_cut_short_is_not_continued_in_the_next_one(tmp_path, 
 
 
 def test_captions_as_tokens():
-    tokenizer = glyph_tokenizer()
+    tokenizer = toybox_tokenizer()
     rows = encode(["a cat", None, "a red cat grows"], tokenizer, 32)
     assert rows.dtype == torch.long and rows.shape == (3, 6)
     assert tokenizer.batch_decode(rows, skip_special_tokens=True) == ["a cat", "", "a red cat grows"]
@@ -67,9 +67,9 @@ def test_captions_as_tokens():
 
 
 def test_another_tokenizer_than_the_networks_is_refused(make):
-    other = glyph_tokenizer()
-    other.add_tokens("zebra")
+    other = toybox_tokenizer()
+    other.add_tokens("unicorn")
     with pytest.raises(ValueError, match="give the data the teacher"):
         pl.Trainer(max_steps=1, **QUIET).fit(
-            CaptionTrainer(tiny.student(), glyph_tokenizer()), make(tokenizer=other)
+            CaptionTrainer(tiny.student(), toybox_tokenizer()), make(tokenizer=other)
         )

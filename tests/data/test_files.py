@@ -14,14 +14,14 @@ from gitdistill.data.video import BrokenFile
 from gitdistill.distillation.cache import TargetSpec, TeacherCache
 from gitdistill.distillation.losses import top_k
 from gitdistill.models.preprocessing import CLIP_MEAN, CLIP_STD, to_pixels
-from gitdistill.world import glyph_tokenizer
+from gitdistill.world import toybox_tokenizer
 
-TEXTS = ["a red star", "a blue star moves", "a green wheel", "a red wheel grows", "a star"]
+TEXTS = ["a red star", "a blue star moves", "a green bell", "a red bell grows", "a star"]
 
 
 def small(train, **options):
     options = {"num_frames": 1, "image_size": tiny.SIDE, "batch_size": 2} | options
-    return FileData(train, tokenizer=glyph_tokenizer(), **options)
+    return FileData(train, tokenizer=toybox_tokenizer(), **options)
 
 
 @pytest.fixture

@@ -53,10 +53,10 @@ def test_karpathys_split(tmp_path):
 def test_coco(tmp_path):
     pictures(tmp_path / "val2014", ["b.jpg", "a.jpg"])
     images = [{"id": 7, "file_name": "b.jpg"}, {"id": 3, "file_name": "a.jpg"}]
-    captions = [(3, "a star"), (7, "a red star"), (3, " a wheel\n")]
+    captions = [(3, "a star"), (7, "a red star"), (3, " a bell\n")]
     rows = [{"image_id": image, "id": i, "caption": text} for i, (image, text) in enumerate(captions)]
     source = write(tmp_path / "captions.json", {"info": {}, "images": images, "annotations": rows})
-    found = [("b.jpg", ("a red star",)), ("a.jpg", ("a star", "a wheel"))]
+    found = [("b.jpg", ("a red star",)), ("a.jpg", ("a star", "a bell"))]
     assert names(read_items(source)[0]) == found
     (tmp_path / "val2014" / "b.jpg").unlink()
     items, missing = read_items(source)
@@ -90,9 +90,9 @@ def test_folders(tmp_path):
     pictures(tmp_path, ["b.png", "a.jpg", "deep/c.jpg"])
     (tmp_path / "notes.txt").write_text("no picture")
     assert names(read_items(tmp_path)[0]) == [("a.jpg", ()), ("b.png", ()), ("c.jpg", ())]
-    rows = 'file_name,text,split\nb.png,a star,train\nc.jpg,"one, two",val\nb.png,a wheel,train\n'
+    rows = 'file_name,text,split\nb.png,a star,train\nc.jpg,"one, two",val\nb.png,a bell,train\n'
     (tmp_path / "captions.csv").write_text(rows)
-    assert names(read_items(tmp_path, split="train")[0]) == [("b.png", ("a star", "a wheel"))]
+    assert names(read_items(tmp_path, split="train")[0]) == [("b.png", ("a star", "a bell"))]
     assert names(read_items(tmp_path, split="val")[0]) == [("c.jpg", ("one, two",))]
 
 
@@ -115,10 +115,10 @@ def test_tables_as_spreadsheets_write_them(tmp_path):
     path = tmp_path / "captions.csv"
     path.write_bytes(
         b'\xef\xbb\xbfFile ,Caption,Split\r\ndeep\\a.jpg,"a ""red"", big\r\nstar",Train\r\n'
-        b"B.JPG,,train\r\nc.PNG,a wheel,TRAIN\r\n"
+        b"B.JPG,,train\r\nc.PNG,a bell,TRAIN\r\n"
     )
     items, missing = read_items(tmp_path, split="train")
-    assert names(items) == [("a.jpg", ('a "red", big\r\nstar',)), ("B.JPG", ()), ("c.PNG", ("a wheel",))]
+    assert names(items) == [("a.jpg", ('a "red", big\r\nstar',)), ("B.JPG", ()), ("c.PNG", ("a bell",))]
     assert not missing
     path.write_bytes("file,caption\na.jpg,caf\xe9\n".encode("latin-1"))
     with pytest.raises(ValueError, match=r"captions.csv is not in UTF-8 \(line 2\)"):

@@ -21,15 +21,15 @@ from gitdistill.data import FileData, ShardData
 from gitdistill.data.items import Item, read_items
 from gitdistill.data.shards import pack, read_index, read_shard
 from gitdistill.distillation.trainer import DistillationTrainer
-from gitdistill.world import glyph_tokenizer
+from gitdistill.world import toybox_tokenizer
 
-SMALL = {"num_frames": 2, "image_size": tiny.SIDE, "batch_size": 3, "tokenizer": glyph_tokenizer()}
+SMALL = {"num_frames": 2, "image_size": tiny.SIDE, "batch_size": 3, "tokenizer": toybox_tokenizer()}
 
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
     """Nine pictures with two captions each, a video, and a broken picture."""
-    folder, captions = tmp_path_factory.mktemp("source"), ["a red star", "a blue wheel"]
+    folder, captions = tmp_path_factory.mktemp("source"), ["a red star", "a blue bell"]
     captioned(folder, [captions] * 9)
     video(folder / "9.mp4", shades(9))
     (folder / "a.jpg").write_bytes(b"hello")
@@ -65,7 +65,7 @@ def test_what_was_packed_is_read(source, shards):
     assert len(found[1]) == 10 and found[1].items() <= found[0].items()
     (row,) = webdataset.WebDataset(str(shards / "shard-000003.tar"), shardshuffle=False)
     assert row["__key__"] == "000000009" and row["mp4"]
-    assert json.loads(row["json"])["captions"] == ["a red star", "a blue wheel"]
+    assert json.loads(row["json"])["captions"] == ["a red star", "a blue bell"]
 
 
 def test_training_streams_in_another_order_each_epoch(shards):
@@ -207,7 +207,7 @@ def test_mistakes_in_one_line(shards, tmp_path):
     with pytest.raises(ValueError, match="workers was 0 and is 2"):
         data(workers=2).train_dataloader().load_state_dict(loader.state_dict())
     module = DistillationTrainer(tiny.teacher(), tiny.student(), cache=tmp_path / "cache")
-    with pytest.raises(ValueError, match="use GlyphData or FileData, not ShardData"):
+    with pytest.raises(ValueError, match="use ToyboxData or FileData, not ShardData"):
         pl.Trainer(**QUIET, max_steps=1).fit(module, data())
 
 

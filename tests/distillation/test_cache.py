@@ -20,8 +20,8 @@ from gitdistill.distillation import losses
 from gitdistill.distillation.cache import TeacherCache, is_finished
 from gitdistill.distillation.pseudo_captions import CaptionFilter, pseudo_captions
 from gitdistill.distillation.targets import TargetSpec, teacher_targets
-from gitdistill.world.module import GlyphData, glyph_tokenizer
-from gitdistill.world.pretrain import glyph_git_config
+from gitdistill.world.module import ToyboxData, toybox_tokenizer
+from gitdistill.world.pretrain import toybox_git_config
 
 TERMS = ("cross_entropy", "kl", "features", "hidden", "visual", "attention", "relations", "sequence")
 EXACT = {"k": 10_000, "dtype": "float32", "feature_dtype": "float32"}
@@ -38,7 +38,7 @@ forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 
 
 def world(**options):
-    return GlyphData(**{**SMALL, "max_tokens": 20, **options})
+    return ToyboxData(**{**SMALL, "max_tokens": 20, **options})
 
 
 def build(folder, spec=EVERYTHING, teacher=None, data=None, **options):
@@ -129,7 +129,7 @@ def test_a_missing_caption_has_its_own_clips_start_token(exact):
 def test_the_usual_cache_is_close_and_small(tmp_path, batch):
     cache = build(tmp_path, data=world(max_tokens=None))
     text = build(tmp_path / "text", TargetSpec(pseudo_captions=1), data=world(max_tokens=None))
-    assert text.nbytes <= 1000 * 13 * 6  # five captions of each clip's own and one of the teacher's
+    assert text.nbytes <= 1200 * 13 * 6  # five captions of each clip's own and one of the teacher's
     found = read(cache, batch)
     expected = teacher_targets(tiny.teacher(), batch["frames"], batch["tokens"], EVERYTHING)
     real = batch["tokens"] != 0
@@ -145,8 +145,8 @@ def test_the_usual_cache_is_close_and_small(tmp_path, batch):
 
 def test_int8_is_precise_for_attention_over_many_image_tokens(tmp_path):
     """Each of 1,536 shares is about 0.0007; the rows must not be rounded to a handful of levels."""
-    git = GenerativeImageTextModel(glyph_git_config(6, tiny.SIDE, 2, 32, 2, 2)).eval()
-    teacher = GenerativeImageTextTeacher(git, glyph_tokenizer())
+    git = GenerativeImageTextModel(toybox_git_config(6, tiny.SIDE, 2, 32, 2, 2)).eval()
+    teacher = GenerativeImageTextTeacher(git, toybox_tokenizer())
     spec, data = TargetSpec(logits=False, attention=True), world(num_frames=6, train_clips=2, singles=0)
     cache, batch = build(tmp_path, spec, teacher, data), next(iter(data.train_dataloader()))
     real = batch["tokens"] != 0
@@ -164,7 +164,7 @@ def test_the_mass_kept_is_measured(tmp_path):
     for batch in data.pool_dataloader():
         p = teacher(batch["frames"], batch["tokens"]).logits.softmax(-1)[:, :-1]
         kept.append(p.topk(3).values.sum(-1)[batch["tokens"][:, 1:] != 0])
-    assert cache.mass_kept == pytest.approx(torch.cat(kept).mean().item(), rel=1e-4)
+    assert cache.mass_kept == pytest.approx(torch.cat(kept).mean().item(), rel=1e-3)
 
 
 def test_pseudo_captions_are_kept(exact, batch):
@@ -358,7 +358,7 @@ def test_the_command_line_takes_a_folder_and_a_filter(tmp_path, monkeypatch):
     config = {
         "trainer": {"max_steps": 2, "logger": False, "accelerator": "cpu"},
         "model": {"class_path": "gitdistill.DistillationTrainer", "init_args": model},
-        "data": {"class_path": "gitdistill.world.GlyphData", "init_args": {**SMALL, "labelled": 2}},
+        "data": {"class_path": "gitdistill.world.ToyboxData", "init_args": {**SMALL, "labelled": 2}},
     }
     (tmp_path / "config.yaml").write_text(json.dumps(config))  # JSON is YAML
     monkeypatch.setattr("sys.argv", ["gitdistill", "fit", "--config", "config.yaml"])

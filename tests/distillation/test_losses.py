@@ -349,9 +349,7 @@ def test_attention_of_zero_is_no_nan():
 def test_attention_moves_to_another_grid():
     weights = attention_weights(0, 2, 3, 2 * 16)
     found = losses.align_attention(weights, num_frames=2, image_tokens=4)
-    blocks = weights.view(2, 3, 2, 2, 2, 2, 2).sum(
-        (4, 6)
-    )  # (R, T, F, row, column): sums over blocks of 2 x 2
+    blocks = weights.view(2, 3, 2, 2, 2, 2, 2).sum((4, 6))  # blocks of 2 x 2: (R, T, F, row, column)
     torch.testing.assert_close(found, blocks.flatten(2))
     assert losses.align_attention(weights, num_frames=2, image_tokens=16) is weights
     grown = losses.align_attention(found, num_frames=2, image_tokens=16)

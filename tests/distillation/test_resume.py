@@ -27,7 +27,7 @@ from gitdistill.data import FileData
 from gitdistill.data.base import ClipLoader
 from gitdistill.distillation.resume import WholeCheckpoints, read_checkpoint
 from gitdistill.distillation.trainer import CaptionTrainer, DistillationTrainer
-from gitdistill.world.module import GlyphData, glyph_tokenizer
+from gitdistill.world.module import ToyboxData, toybox_tokenizer
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 SMALL = {
@@ -41,7 +41,7 @@ SMALL = {
 
 
 def data(train_clips, **options):
-    return GlyphData(train_clips=train_clips, **SMALL, **options)
+    return ToyboxData(train_clips=train_clips, **SMALL, **options)
 
 
 @pytest.mark.filterwarnings("error:You're resuming")
@@ -99,9 +99,9 @@ def test_an_epoch_is_not_continued_with_other_batches():
 
 def scores(devices, batch_size=2):
     """Test scores of a random student; 5 and 3 clips do not come out even on two processes."""
-    module = CaptionTrainer(tiny.student().eval(), glyph_tokenizer(), max_length=8)
+    module = CaptionTrainer(tiny.student().eval(), toybox_tokenizer(), max_length=8)
     trainer = pl.Trainer(devices=devices, strategy="ddp_fork" if devices > 1 else "auto", **QUIET)
-    clips = GlyphData(train_clips=5, **SMALL | {"batch_size": batch_size})
+    clips = ToyboxData(train_clips=5, **SMALL | {"batch_size": batch_size})
     found = {}
     for part in trainer.test(module, clips, verbose=False):
         found |= part
@@ -228,7 +228,7 @@ def test_nobody_waits_for_what_gets_no_gradient(monkeypatch, strategy, waits):
     monkeypatch.setattr(
         "pytorch_lightning.strategies.ddp.DistributedDataParallel", lambda **options: told.update(options)
     )
-    module = CaptionTrainer(tiny.student(), glyph_tokenizer())
+    module = CaptionTrainer(tiny.student(), toybox_tokenizer())
     module.trainer = pl.Trainer(devices=2, strategy=strategy, **QUIET)
     module.setup("fit")
     strategy = module.trainer.strategy
@@ -267,7 +267,7 @@ def test_two_processes_distil(tmp_path, kept):
         devices=2, strategy="ddp_fork", max_epochs=3, callbacks=[watch, Report(tmp_path, watch)],
         enable_checkpointing=False, limit_val_batches=1, num_sanity_val_steps=0, **QUIET,
     )  # fmt: skip
-    trainer.fit(module, GlyphData(train_clips=7, fresh_captions=False, **SMALL))
+    trainer.fit(module, ToyboxData(train_clips=7, fresh_captions=False, **SMALL))
     for rank in (0, 1):
         found = torch.load(tmp_path / f"rank-{rank}")
         assert found == {"steps": 6, "same": True, "frozen": True, "moved": True}, rank
@@ -318,7 +318,7 @@ def config(folder, kind, steps=12, **trainer):
         | trainer,
         "model": model | {"init_args": model["init_args"] | {"warmup": 2, "max_length": 8}},
         "data": {
-            "class_path": "gitdistill.world.GlyphData",
+            "class_path": "gitdistill.world.ToyboxData",
             "init_args": {"train_clips": 7, "fresh_captions": False, **SMALL},
         },
     }

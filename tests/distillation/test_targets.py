@@ -15,7 +15,7 @@ from gitdistill.distillation.targets import (
 from gitdistill.hooks import record
 from gitdistill.models.git import GenerativeImageTextModel
 from gitdistill.models.teacher import GenerativeImageTextTeacher
-from gitdistill.world.pretrain import glyph_git_config
+from gitdistill.world.pretrain import toybox_git_config
 
 FRAMES = torch.randint(0, 256, (3, tiny.FRAMES, 3, tiny.SIDE, tiny.SIDE), dtype=torch.uint8)
 
@@ -69,7 +69,7 @@ def test_layers_without_image_features_are_refused():
     teacher, student = tiny.teacher(), tiny.student()
     with pytest.raises(ValueError, match="model.layers.1 of the teacher does not run on image tokens"):
         layer_pairs(teacher, student, {"memory_norm": "model.layers.1"})
-    one = GenerativeImageTextModel(glyph_git_config(tiny.FRAMES, tiny.SIDE, 16, 32, 2, 1))
+    one = GenerativeImageTextModel(toybox_git_config(tiny.FRAMES, tiny.SIDE, 16, 32, 2, 1))
     spec = TargetSpec(False, (f"model.{image_layer(one)}",))
     targets = teacher_targets(
         GenerativeImageTextTeacher(one, teacher.tokenizer), FRAMES, torch.full((3, 4), 2), spec

@@ -18,7 +18,7 @@ from gitdistill.distillation.trainer import CaptionTrainer, DistillationTrainer
 from gitdistill.models.student import StudentCandidateV1
 from gitdistill.use.captioner import Student
 from gitdistill.use.export import as_stored, export_run
-from gitdistill.world.module import GlyphData, glyph_tokenizer
+from gitdistill.world.module import ToyboxData, toybox_tokenizer
 
 TERMS = ("cross_entropy", "kl", "features", "hidden", "visual", "attention", "relations", "sequence")
 ALL = dict.fromkeys(TERMS, 1.0)
@@ -31,7 +31,7 @@ QUIET = dict.fromkeys(
 @pytest.fixture
 def data():
     sizes = {"train_clips": 8, "val_clips": 4, "test_clips": 4, "unseen_clips": 4, "batch_size": 4}
-    return GlyphData(**sizes, captions_per_clip=2, num_frames=tiny.FRAMES, image_size=tiny.SIDE)
+    return ToyboxData(**sizes, captions_per_clip=2, num_frames=tiny.FRAMES, image_size=tiny.SIDE)
 
 
 @pytest.fixture
@@ -156,7 +156,7 @@ def test_an_interrupt_while_the_encoder_is_frozen_thaws_it(data, tmp_path):
                 raise KeyboardInterrupt
 
     student = tiny.student()
-    module = CaptionTrainer(student, glyph_tokenizer(), freeze=3)
+    module = CaptionTrainer(student, toybox_tokenizer(), freeze=3)
     trainer = pl.Trainer(
         accelerator="cpu", max_steps=4, callbacks=[Interrupt()], limit_val_batches=0, **QUIET
     )
@@ -168,7 +168,7 @@ def test_an_interrupt_while_the_encoder_is_frozen_thaws_it(data, tmp_path):
 def test_a_teachers_path_and_a_loaded_student_will_do(tmp_path):
     tiny.teacher().model.save_pretrained(tmp_path)
     tiny.teacher().tokenizer.save_pretrained(tmp_path)
-    loaded = Student(tiny.student(), glyph_tokenizer())
+    loaded = Student(tiny.student(), toybox_tokenizer())
     module = DistillationTrainer(tmp_path, loaded)
     assert module.student is loaded.model and module.teacher.vocab_size == loaded.model.vocab_size
 
@@ -232,7 +232,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_batch_named(data, tmp_path):
     with pytest.raises(
         ValueError, match=r"^the loss is not finite in step 1, .*clips \[\d+,.*odd nan\).*lower lr"
     ) as error:
-        fit(Times(tiny.student(), glyph_tokenizer()), data, tmp_path, max_steps=3)
+        fit(Times(tiny.student(), toybox_tokenizer()), data, tmp_path, max_steps=3)
     assert "\n" not in str(error.value)
 
 
@@ -246,7 +246,7 @@ def test_a_loss_that_is_not_finite_elsewhere_stops_all_ranks(monkeypatch, there)
 
 def test_a_large_loss_does_not_stop(data, tmp_path):
     """A loss may grow, as long as it is finite."""
-    module = Times(tiny.student(), glyph_tokenizer())
+    module = Times(tiny.student(), toybox_tokenizer())
     module.factor = 1000.0
     assert fit(module, data, tmp_path, max_steps=3).global_step == 3
 
@@ -269,7 +269,7 @@ def test_an_accelerator_names_the_step_and_the_clips_one_step_later(data, tmp_pa
         def on_train_batch_start(self, trainer, module, batch, index):
             seen.append(batch["clip"].tolist())
 
-    module = Times(tiny.student(), glyph_tokenizer())
+    module = Times(tiny.student(), toybox_tokenizer())
     module.loss_watch = Accelerator()
     trainer = pl.Trainer(
         accelerator="cpu",
@@ -307,7 +307,7 @@ def test_pseudo_captions_join_the_batch(batch):
 
 def test_clips_without_captions_learn_from_the_teacher_alone():
     sizes = {"train_clips": 4, "batch_size": 4, "captions_per_clip": 2, "num_frames": tiny.FRAMES}
-    data = GlyphData(**sizes, image_size=tiny.SIDE, labelled=1)
+    data = ToyboxData(**sizes, image_size=tiny.SIDE, labelled=1)
     (batch,) = data.train_dataloader()
     options = {"features": 0, "sequence": 1.0, "max_length": 8}
     module = silent(DistillationTrainer(tiny.teacher(), tiny.student(), **options).eval())
@@ -426,7 +426,7 @@ def test_ranks_score_clips_without_numbers_and_one_may_have_none(data, monkeypat
         monkeypatch.setattr(scoring, "rank_and_world", lambda rank=rank: (rank, 3))
         mine = scoring.Predictions()
         for _ in range(batches):
-            mine.add("val", student, batch, glyph_tokenizer(), max_length=8)
+            mine.add("val", student, batch, toybox_tokenizer(), max_length=8)
         parts.append(mine.splits)
     monkeypatch.setattr(scoring, "gather", lambda mine: parts)  # as the last rank, which has none
     counts = []
@@ -442,13 +442,13 @@ def test_a_batch_is_encoded_once_and_scored_as_by_the_loss(data, subset):
     student.backbone.register_forward_hook(lambda *_: encoded.append(1))
     mine = scoring.Predictions()
     with torch.no_grad():
-        mine.add("val", student, batch, glyph_tokenizer(), max_length=8)
+        mine.add("val", student, batch, toybox_tokenizer(), max_length=8)
         assert len(encoded) == 1
         output = student(batch["frames"], batch["tokens"])
     tokens, pad = terms.to_vocab_subset(student, batch["tokens"])
     expected = losses.cross_entropy(output.subset_logits, tokens, pad).item()
     assert mine.scores()["val"]["cross_entropy"] == pytest.approx(expected, rel=1e-5)
-    captions = student.caption(batch["frames"], glyph_tokenizer(), max_length=8)
+    captions = student.caption(batch["frames"], toybox_tokenizer(), max_length=8)
     assert [caption for caption, *_ in mine.splits["val"].values()] == captions
 
 
@@ -463,7 +463,7 @@ class Loaders(pl.LightningDataModule):
 
 
 def test_any_number_of_loaders_is_scored(data, tmp_path):
-    module = CaptionTrainer(tiny.student(), glyph_tokenizer(), warmup=1, max_length=8)
+    module = CaptionTrainer(tiny.student(), toybox_tokenizer(), warmup=1, max_length=8)
     trainer = fit(module, Loaders(data), tmp_path, max_epochs=1)
     assert {"val/cider", "val_1/cider"} <= trainer.callback_metrics.keys()
     trainer.test(module, Loaders(data), verbose=False)
@@ -476,7 +476,7 @@ def batch_frames(data):
 
 def test_a_resumed_run_ends_where_an_uninterrupted_one_does(data, tmp_path):
     def end(folder, **stops):
-        module = CaptionTrainer(tiny.student(), glyph_tokenizer(), warmup=2)
+        module = CaptionTrainer(tiny.student(), toybox_tokenizer(), warmup=2)
         for options in stops["runs"]:
             trainer = pl.Trainer(
                 accelerator="cpu",
@@ -492,7 +492,7 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(data, tmp_path):
             trainer.fit(module, data, ckpt_path=options.get("resume"))
             if "save" in options:
                 trainer.save_checkpoint(options["save"])
-                module = CaptionTrainer(tiny.student(seed=9), glyph_tokenizer(), warmup=2)
+                module = CaptionTrainer(tiny.student(seed=9), toybox_tokenizer(), warmup=2)
         return module.state_dict()
 
     class StopAfterOne(pl.Callback):
@@ -543,7 +543,7 @@ def test_what_was_frozen_before_stays_frozen(data, tmp_path, steps):
     mine = student.backbone.net.stages_1.requires_grad_(False)
     before = {name: value.clone() for name, value in mine.named_parameters()}
     fit(
-        CaptionTrainer(student, glyph_tokenizer(), warmup=1, freeze=2),
+        CaptionTrainer(student, toybox_tokenizer(), warmup=1, freeze=2),
         data,
         tmp_path,
         max_steps=steps,

@@ -12,7 +12,7 @@ import torch
 from gitdistill import inspection
 from gitdistill.hooks import record
 from gitdistill.inspection.grounding import pointing_hit
-from gitdistill.world.scenes import Thing
+from gitdistill.world import Toy
 
 TEACHER, STUDENT = tiny.teacher(), tiny.student().eval()
 BOTH = pytest.mark.parametrize("model", [TEACHER, STUDENT], ids=["teacher", "student"])
@@ -201,24 +201,24 @@ def test_a_mask_on_the_grid():
     assert inspection.mask_on_grid(mask, (2, 2)).tolist() == [[[True, False], [False, False]]]
 
 
-def scene(*things):
-    return SimpleNamespace(things=[Thing(*thing) for thing in things])
+def scene(*toys):
+    return SimpleNamespace(toys=[Toy(*toy) for toy in toys])
 
 
 def test_referents_are_unambiguous():
-    two = scene(("cup", "red", "small", "left"), ("plane", "blue", "small", "left"))
-    words = ["a", "red", "mug", "and", "blue", "airplane", "cat"]
+    two = scene(("bucket", "red", "small", "left"), ("umbrella", "blue", "small", "left"))
+    words = ["a", "red", "pail", "and", "blue", "parasol", "cat"]
     named = [None, ("colour", 0), ("object", 0), None, ("colour", 1), ("object", 1), None]
     assert inspection.referents(words, two) == named
-    alike = scene(("cup", "red", "small", "left"), ("plane", "red", "small", "left"))
-    assert inspection.referents(["red", "plane"], alike) == [None, ("object", 1)]
+    alike = scene(("bucket", "red", "small", "left"), ("umbrella", "red", "small", "left"))
+    assert inspection.referents(["red", "umbrella"], alike) == [None, ("object", 1)]
 
 
-def clip_with_a_cup():
+def clip_with_a_bucket():
     masks = torch.zeros(1, 2, 32, 32, dtype=torch.bool)
     masks[0, 1, :16, :16] = True  # the first cell of the second frame
-    cup = scene(("cup", "red", "small", "still"))
-    return SimpleNamespace(frames=FRAMES, masks=masks, captions=["a red cup"], scene=cup)
+    bucket = scene(("bucket", "red", "small", "still"))
+    return SimpleNamespace(frames=FRAMES, masks=masks, captions=["a red bucket"], scene=bucket)
 
 
 def pointing_at(row, column=0):
@@ -237,33 +237,37 @@ def play(clips, maps):
 
 
 def test_the_pointing_game_scores_a_perfect_and_an_even_map():
-    rows = play([clip_with_a_cup()] * 2, pointing_at(0))
+    rows = play([clip_with_a_bucket()] * 2, pointing_at(0))
     expected = {"clip": 0, "word": "red", "kind": "colour", "hit": 1.0, "other": None}
     expected |= {"share": 1.0, "chance": 0.125}
     assert rows[0] == expected and [row["clip"] for row in rows] == [0, 0, 1, 1]
-    for row in play([clip_with_a_cup()], lambda model, frames, tokens: torch.ones(len(tokens) - 1, 2, 2, 2)):
+    for row in play(
+        [clip_with_a_bucket()], lambda model, frames, tokens: torch.ones(len(tokens) - 1, 2, 2, 2)
+    ):
         assert row["hit"] == row["share"] == row["chance"]
-    assert play([clip_with_a_cup()] * 2, lambda *clip: pointing_at(0)(*clip).as_subclass(Elsewhere)) == rows
+    assert (
+        play([clip_with_a_bucket()] * 2, lambda *clip: pointing_at(0)(*clip).as_subclass(Elsewhere)) == rows
+    )
 
 
 def test_the_pointing_game_tells_when_the_strongest_cell_is_on_the_other_thing():
-    clip = clip_with_a_cup()
-    plane = torch.zeros(1, 2, 32, 32, dtype=torch.bool)
-    plane[0, 1, :, :16] = True  # two cells, one of them the cup's
-    clip.masks = torch.cat([clip.masks, plane])
-    clip.scene.things.append(Thing("plane", "blue", "small", "still"))
+    clip = clip_with_a_bucket()
+    umbrella = torch.zeros(1, 2, 32, 32, dtype=torch.bool)
+    umbrella[0, 1, :, :16] = True  # two cells, one of them the bucket's
+    clip.masks = torch.cat([clip.masks, umbrella])
+    clip.scene.toys.append(Toy("umbrella", "blue", "small", "still"))
     scores = [{(row["hit"], row["other"]) for row in play([clip], pointing_at(row))} for row in (0, 1)]
     assert scores == [{(1.0, 0.0)}, {(0.0, 1.0)}]  # a cell that shows both is the named thing's
 
 
 @BOTH
 def test_the_pointing_game_takes_the_map_that_predicts_the_word(model):
-    clip = clip_with_a_cup()
-    tokens = torch.tensor(TEACHER.tokenizer("a red cup")["input_ids"])
+    clip = clip_with_a_bucket()
+    tokens = torch.tensor(TEACHER.tokenizer("a red bucket")["input_ids"])
     maps = inspection.attention_maps(model, clip.frames, tokens).by_word()
     rows = inspection.pointing_game(model, [clip], TEACHER.tokenizer)
-    assert [row["word"] for row in rows] == ["red", "cup"]
-    for row, t in zip(rows, (1, 2)):  # tokens: start, a, red, cup, end
+    assert [row["word"] for row in rows] == ["red", "bucket"]
+    for row, t in zip(rows, (1, 2)):  # tokens: start, a, red, bucket, end
         assert row["share"] == pytest.approx(float(maps[t, 1, 0, 0]), rel=1e-5)
 
 

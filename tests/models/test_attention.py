@@ -95,6 +95,19 @@ def test_hooked_attention_equals_the_fused_one(model):
         assert_close(weights.sum(-1), torch.ones(weights.shape[:-1]))
 
 
+@pytest.mark.parametrize("kind", ["forward", "forward_pre", "full_backward", "full_backward_pre"])
+def test_every_kind_of_hook_sees_the_weights(model, kind):
+    pixels, tokens = inputs(model)
+    softmaxes = [module for name, module in model.named_modules() if name.endswith("softmax")]
+    calls = []
+    handles = [getattr(module, f"register_{kind}_hook")(lambda *_: calls.append(1)) for module in softmaxes]
+    with torch.enable_grad():
+        model(pixels, tokens).logits.sum().backward()
+    assert len(calls) >= len(softmaxes)
+    for handle in handles:
+        handle.remove()
+
+
 @pytest.mark.parametrize(
     "tokens, message",
     [

@@ -45,11 +45,11 @@ def test_the_network_is_timms_own_and_encodes_frames_one_by_one(backbone):
 
 
 def test_the_embedded_backbone():
-    backbone = TinyVIT.from_pretrained("glyphs")
+    backbone = TinyVIT.from_pretrained("toybox")
     assert backbone.config == EMBEDDED and not backbone.training
-    assert backbone.grids == [(24, 24), (12, 12), (6, 6)]
+    assert backbone.grids == [(32, 32), (16, 16), (8, 8)]
     assert 250_000 < sum(p.numel() for p in backbone.parameters()) < 450_000
-    assert len(attentions(backbone)[-1].attention_bias_idxs) == 6 * 6  # the last stage attends globally
+    assert len(attentions(backbone)[-1].attention_bias_idxs) == 8 * 8  # the last stage attends globally
 
 
 def test_hooked_attention_equals_the_fused_path_and_shows_weights(backbone):
@@ -173,7 +173,7 @@ def test_pretrained_without_a_network_says_what_to_do(monkeypatch):
         raise OSError("Name or service not known")
 
     monkeypatch.setattr(timm, "create_model", offline)
-    with pytest.raises(FileNotFoundError, match="connect once.*glyphs"):
+    with pytest.raises(FileNotFoundError, match="connect once.*toybox"):
         TinyVIT.from_pretrained("tiny_vit_5m_224.in1k")
 
 

@@ -347,7 +347,7 @@ def hub(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", ["somebody/git-tiny", "git-tiny"])
 def test_a_hub_id_without_network_says_what_to_do(hub, name):
-    with pytest.raises(FileNotFoundError, match=f"^{name} [^\n]*could not be downloaded[^\n]*glyphs[^\n]*$"):
+    with pytest.raises(FileNotFoundError, match=f"^{name} [^\n]*could not be downloaded[^\n]*toybox[^\n]*$"):
         load_model(name)
 
 

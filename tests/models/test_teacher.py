@@ -14,7 +14,7 @@ from gitdistill.models.git import GenerativeImageTextModel
 from gitdistill.models.preprocessing import CLIP_MEAN, CLIP_STD, to_pixels
 from gitdistill.models.teacher import GenerativeImageTextTeacher
 from gitdistill.models.tokenizer import to_text
-from gitdistill.world.scenes import GlyphClips
+from gitdistill.world.scenes import Clips
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def teacher(folder):
 
 @pytest.fixture(scope="module")
 def embedded():
-    return GenerativeImageTextTeacher.from_pretrained("glyphs")
+    return GenerativeImageTextTeacher.from_pretrained("toybox")
 
 
 def clips(count=3):
@@ -141,7 +141,7 @@ def test_transformers_own_checkpoint_becomes_a_teacher(tmp_path):
 
 def embedded_clips(teacher, count):
     """Frames and tokens of clips of the embedded world."""
-    examples = list(GlyphClips("test", count))
+    examples = list(Clips("test", count))
     captions = [clip.captions[0] for clip in examples]
     tokens = teacher.tokenizer(captions, padding=True, return_tensors="pt").input_ids
     return torch.stack([clip.frames for clip in examples]), tokens
@@ -149,7 +149,7 @@ def embedded_clips(teacher, count):
 
 def test_bfloat16_moves_little(embedded):
     """Logits by hundredths of their spread, hardly a caption."""
-    half = GenerativeImageTextTeacher.from_pretrained("glyphs", dtype=torch.bfloat16)
+    half = GenerativeImageTextTeacher.from_pretrained("toybox", dtype=torch.bfloat16)
     assert {parameter.dtype for parameter in half.parameters()} == {torch.bfloat16}
     frames, tokens = embedded_clips(embedded, 6)
     expected, output = embedded(frames, tokens), half(frames, tokens)

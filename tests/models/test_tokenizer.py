@@ -10,7 +10,7 @@ from gitdistill.models.git import GenerativeImageTextModel
 from gitdistill.models.student import StudentCandidateV1
 from gitdistill.models.teacher import GenerativeImageTextTeacher
 from gitdistill.models.tokenizer import check_same_vocabulary, generate_captions, load_tokenizer, to_text
-from gitdistill.world.module import glyph_tokenizer
+from gitdistill.world.module import toybox_tokenizer
 
 
 @pytest.mark.parametrize(
@@ -27,7 +27,7 @@ def test_tokenizer_files(tmp_path, files):
 
 
 def test_the_embedded_tokenizer():
-    assert load_tokenizer("glyphs").get_vocab() == glyph_tokenizer().get_vocab()
+    assert load_tokenizer("toybox").get_vocab() == toybox_tokenizer().get_vocab()
 
 
 def test_a_hub_ids_tokenizer_comes_without_weights(monkeypatch, tmp_path):

@@ -20,7 +20,7 @@ from gitdistill.use import caption
 from gitdistill.use.caption import caption_files, draw_words, live
 from gitdistill.use.captioner import Captioner
 from gitdistill.viz import plots
-from gitdistill.world.module import glyph_tokenizer
+from gitdistill.world.module import toybox_tokenizer
 
 
 def test_the_command_captions_folders_and_lists(run, folder, files, monkeypatch, capsys):
@@ -121,7 +121,7 @@ def test_a_sliding_window(run, files, folder, monkeypatch, capsys):
 
 
 def test_every_counts_the_frames_of_the_video_in_a_sliding_window(monkeypatch, tmp_path):
-    student = Captioner(tiny.student(num_frames=6).eval(), glyph_tokenizer(), FrameRule(6, "every", 2))
+    student = Captioner(tiny.student(num_frames=6).eval(), toybox_tokenizer(), FrameRule(6, "every", 2))
     path = video(tmp_path / "a.mp4", shades(24))
     _, (first, *_) = windows(monkeypatch, student, path, 1.5, 1.5)
     assert first == pytest.approx([0, 2, 4, 6, 8, 10], abs=0.3)

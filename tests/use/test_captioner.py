@@ -15,7 +15,7 @@ from gitdistill.decoding import beam, greedy, sample
 from gitdistill.models import checkpoints
 from gitdistill.use import captioner
 from gitdistill.use.captioner import Captioner, Student
-from gitdistill.world.module import glyph_tokenizer
+from gitdistill.world.module import toybox_tokenizer
 
 
 def test_a_folder_holds_the_whole_student(folder, files):
@@ -26,7 +26,7 @@ def test_a_folder_holds_the_whole_student(folder, files):
     assert loaded.read(paths[1]).shape == (2, 3, tiny.SIDE, tiny.SIDE)
     frames = torch.stack([loaded.read(path) for path in paths])
     captions, scores = loaded.caption(frames)
-    assert captions == tiny.student().eval().caption(frames, glyph_tokenizer(), max_length=7)
+    assert captions == tiny.student().eval().caption(frames, toybox_tokenizer(), max_length=7)
     assert scores[0] != scores[1] and max(scores) < 0
     assert loaded.caption_files(paths) == captions
     again = type(loaded).from_pretrained(folder)  # as the hub's mixin reads it
@@ -40,7 +40,7 @@ def test_a_folder_holds_the_whole_student(folder, files):
 ])  # fmt: skip
 def test_default_options_of_another_search_do_not_count(options, search):
     defaults = {"beams": 4, "length_penalty": 0.6, "max_length": 9}
-    student = Captioner(tiny.student().eval(), glyph_tokenizer(), decoding=defaults)
+    student = Captioner(tiny.student().eval(), toybox_tokenizer(), decoding=defaults)
     frames = torch.randint(0, 256, (3, tiny.FRAMES, 3, tiny.SIDE, tiny.SIDE), dtype=torch.uint8)
     assert torch.equal(student.decode(frames, **options).tokens, search(student.model, frames).tokens)
 

@@ -11,23 +11,23 @@ from transformers import GitForCausalLM
 
 from gitdistill import load_student
 from gitdistill.__main__ import reason
-from gitdistill.world.module import glyph_tokenizer
+from gitdistill.world.module import toybox_tokenizer
 
 PRETRAIN = "gitdistill.world.pretrain"
 QUIET = ["--trainer.accelerator=cpu", "--trainer.max_steps=1", "--trainer.logger=false"]
 QUIET += ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
 SIZES = dict.fromkeys(("val_clips", "test_clips", "unseen_clips", "batch_size"), 2) | {"train_clips": 4}
 SIZES |= {"num_frames": tiny.FRAMES, "image_size": tiny.SIDE}
-DATA = ["--data=gitdistill.world.GlyphData", *(f"--data.{name}={value}" for name, value in SIZES.items())]
+DATA = ["--data=gitdistill.world.ToyboxData", *(f"--data.{name}={value}" for name, value in SIZES.items())]
 DISTILLED = ["--model=gitdistill.DistillationTrainer", "--model.student=gitdistill.StudentCandidateV1"]
-DISTILLED += ["--model.student.vocab_size=122", "--model.student.backbone=glyphs"]
+DISTILLED += ["--model.student.vocab_size=359", "--model.student.backbone=toybox"]
 
 
 @pytest.fixture
 def own(run, tmp_path):
     """Arguments of a fit with a tiny teacher on two pictures, nothing more."""
     tiny.git().save_pretrained("teacher")
-    glyph_tokenizer().save_pretrained("teacher")
+    toybox_tokenizer().save_pretrained("teacher")
     (tmp_path / "own").mkdir()
     for name in ("0.png", "1.png"):
         photo(40, 40).save(tmp_path / "own" / name)
@@ -38,9 +38,12 @@ def own(run, tmp_path):
 
 def test_a_fit_exports_what_it_tested(run, tmp_path):
     tiny.git().save_pretrained(tmp_path / "start")
-    model = [f"--model={PRETRAIN}.TeacherTrainer", f"--model.model={PRETRAIN}.embedded_git"]
-    model += ["--model.model.folder=start"]
-    assert run("fit", *QUIET, *model, *DATA, "--data.masks=true", "--export=end") == 0
+    model = [
+        "--model=gitdistill.distillation.trainer.CaptionTrainer",
+        f"--model.model={PRETRAIN}.embedded_git",
+    ]
+    model += ["--model.model.folder=start", "--model.tokenizer=toybox"]
+    assert run("fit", *QUIET, *model, *DATA, "--export=end") == 0
     files = {path.name for path in (tmp_path / "end").iterdir()}
     assert files >= {"config.json", "model.safetensors", "tokenizer.json", "scores.json"}
     scores = json.loads((tmp_path / "end" / "scores.json").read_text())
@@ -62,16 +65,16 @@ def test_pictures_alone_are_enough_for_a_fit(run, own, tmp_path, capsys):
 
 def test_other_words_than_the_teachers(run, own):
     tiny_git.tokenizer().save_pretrained("words")
-    assert "tokenizer has 30 words, not the network's 122" in run("fit", *own, "--data.tokenizer=words")
+    assert "tokenizer has 30 words, not the network's 359" in run("fit", *own, "--data.tokenizer=words")
 
 
 @pytest.mark.parametrize("arguments, message", [
     (["--config=nope.yaml"], "File does not exist: .*nope.yaml"),
     ([], "the following arguments are required: fit.data, fit.model"),
-    ([*DATA, "--data.wrong=3"], "GlyphData': Option 'wrong' is not accepted$"),
+    ([*DATA, "--data.wrong=3"], "ToyboxData': Option 'wrong' is not accepted$"),
     ([*DATA, "--data.batch_size=x"], "Expected a <class 'int'>. Got value: x$"),
     (["--trainer.max_steps=x"], "\"trainer.max_steps\": Expected a <class 'int'>. Got value: x$"),
-    ([*DISTILLED, "--model.teacher=glyphs", *DATA, "--trainer.accelerator=tpu"], "TPU|torch_xla"),
+    ([*DISTILLED, "--model.teacher=toybox", *DATA, "--trainer.accelerator=tpu"], "TPU|torch_xla"),
     ([*DISTILLED, "--model.teacher=./nowhere", *DATA], "gitdistill: no folder ./nowhere$"),
     ([*DISTILLED, "--model.teacher=.", *DATA], "is no checkpoint: it has neither"),
 ])  # fmt: skip

@@ -8,7 +8,7 @@ import tiny
 
 from gitdistill.distillation.trainer import CaptionTrainer
 from gitdistill.use.export import export_run, training_log
-from gitdistill.world import glyph_tokenizer
+from gitdistill.world import toybox_tokenizer
 
 
 def test_scores_are_kept_when_the_log_cannot_be_read(tmp_path, monkeypatch):
@@ -16,7 +16,7 @@ def test_scores_are_kept_when_the_log_cannot_be_read(tmp_path, monkeypatch):
     monkeypatch.setattr("gitdistill.use.export.training_log", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         export_run(
-            CaptionTrainer(tiny.student(), glyph_tokenizer()), trainer, {"test/cider": 1.5}, tmp_path / "end"
+            CaptionTrainer(tiny.student(), toybox_tokenizer()), trainer, {"test/cider": 1.5}, tmp_path / "end"
         )
     assert json.loads((tmp_path / "end" / "scores.json").read_text())["test/cider"] == 1.5
 

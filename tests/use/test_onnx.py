@@ -13,7 +13,7 @@ from gitdistill.data.video import FrameRule
 from gitdistill.decoding import beam, greedy, sample
 from gitdistill.use import onnx, onnx_export
 from gitdistill.use.captioner import Student, load_captioner
-from gitdistill.world.module import glyph_tokenizer
+from gitdistill.world.module import toybox_tokenizer
 
 for package in ("onnx", "onnxscript", "onnxruntime"):
     pytest.importorskip(package)
@@ -27,7 +27,7 @@ def student():
     network = tiny.student(num_frames=3, vocab_subset=list(range(5, 60)), max_positions=16).eval()
     for parameter in network.parameters():  # or it says the same of every clip
         parameter.data.add_(0.2 * torch.randn_like(parameter))
-    return Student(network, glyph_tokenizer(), FrameRule(2), {"max_length": 9}, {"cider": 1.5})
+    return Student(network, toybox_tokenizer(), FrameRule(2), {"max_length": 9}, {"cider": 1.5})
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def test_any_number_of_clips_frames_captions_and_tokens(student, folder, sizes):
     cache, other = student.model.prefill(raw), there.prefill(raw)
     generator = torch.Generator().manual_seed(1)
     for length in (new, 1, 2):  # at first the cache of the text is empty
-        tokens = torch.randint(0, len(glyph_tokenizer()), (count * captions, length), generator=generator)
+        tokens = torch.randint(0, len(toybox_tokenizer()), (count * captions, length), generator=generator)
         ours, cache = student.model.decode_step(tokens, cache)
         theirs, other = there.decode_step(tokens, other)
         torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-4)

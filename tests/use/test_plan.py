@@ -20,8 +20,8 @@ STEP, MEMORY = "GFLOPs of a training step", "MB of activations"
 
 
 def test_a_step_of_the_trainer_takes_what_was_planned():
-    student = StudentCandidateV1(122, "glyphs").train()
-    module = DistillationTrainer("glyphs", student, features=0)
+    student = StudentCandidateV1(359, "toybox", embed_dim=64).train()
+    module = DistillationTrainer("toybox", student, features=0)
     module.log_dict = lambda values: None  # there is no Trainer to log to
     frames = torch.randint(0, 256, (2, 4, 3, 96, 96), dtype=torch.uint8)
     tokens = torch.full((4, plan.TOKENS), 7)
@@ -69,7 +69,7 @@ def test_published_teachers(name, millions, frames, side):
 
 def test_the_command(run, capsys):
     assert run("plan", *SMALL) == 0
-    assert "| million parameters | 3.8 | 0.8 |" in capsys.readouterr().out
+    assert "| million parameters | 3.8 | 0.4 |" in capsys.readouterr().out
     assert "no distillation" in run("plan", "--config", CONFIGS / "baseline.yaml")
     assert "no published GIT" in run("plan", *SMALL, "--model.init_args.teacher=bert")
 

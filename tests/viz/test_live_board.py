@@ -60,9 +60,8 @@ def test_it_collects_metrics_captions_and_weights():
     assert curves["rates"]["gradient"][0] == steps and min(curves["rates"]["gradient"][1]) > 0
     assert board.captions == {step: [f"step {step}"] * 2 for step in (0, 10, 20)}
     slopes = [abs(float(state["weight"]) - 3) for state in board.weights.values()]
-    assert (
-        list(board.weights) == [0, 10, 20] and slopes[0] > slopes[1] > slopes[2]
-    )  # not one state three times
+    assert list(board.weights) == [0, 10, 20]
+    assert slopes[0] > slopes[1] > slopes[2]  # not one state three times
     shown = board.picture(step=10)
     assert "After 20 steps" in shown.alt and len(shown.axes) == 3 + 2
 

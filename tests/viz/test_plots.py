@@ -172,9 +172,8 @@ def test_overlay_of_a_difference_is_pale_at_zero_and_dark_at_both_ends():
     image = style.overlay(np.ones((8, 8, 3)), values, style.differences(values))
     luma = image @ style.LUMA
     assert luma[0, 0] < 0.4 and luma[-1, -1] < 0.5 and luma[0, -1] > 0.9
-    assert (
-        image[0, 0, 2] > image[0, 0, 1] and image[-1, -1, 0] > image[-1, -1, 2]
-    )  # purple above, orange below
+    # purple above, orange below
+    assert image[0, 0, 2] > image[0, 0, 1] and image[-1, -1, 0] > image[-1, -1, 2]
 
 
 def test_gaze_puts_each_word_and_frame_in_its_place():
@@ -353,9 +352,8 @@ def test_film_has_a_row_for_each_clip_and_outlines_masks_in_black_on_white():
     assert 2 * 26 + 6 < box.x0 < 2 * 26 + 10 and 2 * 26 + 15 < box.x1 < 2 * 26 + 19
     assert 4 < box.y0 < 8 and 11 < box.y1 < 15 and not second.collections
     places = [axes.get_position() for axes in plots.film([frames(1)] * 8).axes]
-    assert (
-        len(places) == 8 and len({round(place.y0, 3) for place in places}) == 2
-    )  # single frames side by side
+    # single frames side by side
+    assert len(places) == 8 and len({round(place.y0, 3) for place in places}) == 2
 
 
 def test_token_mask_shows_the_mask_and_names_its_blocks():
@@ -409,7 +407,7 @@ def test_the_networks_say_their_sizes_and_the_losses_between_them():
     git, student = tiny.git(), tiny.student()
     size = style.count(sum(p.numel() for p in git.image_encoder.parameters()))
     found = " ".join(texts(plots.architecture(git, student)))
-    shapes = "2 × 3 × 32 × 32", "2 × 4 × 32", "2 × 5 × 32", "10 × 32", "8 × 32", "T × 122"
+    shapes = "2 × 3 × 32 × 32", "2 × 4 × 32", "2 × 5 × 32", "10 × 32", "8 × 32", "T × 359"
     assert all(text in found for text in (*shapes, size, "prefix"))
     assert "frozen" not in found and "KL" not in found
     found = " ".join(texts(draw("architecture")))

@@ -1,33 +1,39 @@
-"""GlyphData: batches as promised, new captions each epoch, the same validation and test clips for every seed."""
+"""ToyboxData: batches as promised, new captions each epoch, the same validation and test clips for every seed."""
 
 import pytest
 import torch
 from transformers import AutoTokenizer, BertTokenizerFast
 
-from gitdistill.world import GlyphData, glyph_tokenizer
+from gitdistill.world import ToyboxData, toybox_tokenizer
 from gitdistill.world.facts import count_facts
-from gitdistill.world.grammar import KINDS, words
+from gitdistill.world.layout import STEPS
+from gitdistill.world.lexicon import KINDS, words
 from gitdistill.world.module import STREAM_EPOCH
-from gitdistill.world.scenes import HELD_OUT, STEPS, content_bucket
+from gitdistill.world.scenes import HELD_OUT, content_bucket
 
 
 def texts(batch):
-    return glyph_tokenizer().batch_decode(batch["tokens"], skip_special_tokens=True)
+    return toybox_tokenizer().batch_decode(batch["tokens"], skip_special_tokens=True)
+
+
+def firsts(batch):
+    return [scene.toys[0] for scene in batch["scenes"]]
 
 
 def small(**options):
-    sizes = {"train_clips": 40, "val_clips": 6, "test_clips": 5, "unseen_clips": 4, "batch_size": 16}
-    return GlyphData(**sizes | options)
+    sizes = {"train_clips": 40, "val_clips": 6, "test_clips": 5, "unseen_clips": 4, "lookalike_clips": 3}
+    sizes["batch_size"] = 16
+    return ToyboxData(**sizes | options)
 
 
 def test_tokenizer_is_gits_class_with_the_worlds_words(tmp_path):
-    tokenizer = glyph_tokenizer()
+    tokenizer = toybox_tokenizer()
     assert isinstance(tokenizer, BertTokenizerFast)
     assert tokenizer.convert_ids_to_tokens(range(5)) == ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     assert tokenizer.convert_ids_to_tokens(range(5, len(tokenizer))) == words()
     tokenizer.save_pretrained(tmp_path)
     loaded = AutoTokenizer.from_pretrained(tmp_path)
-    text = "an orange wheel to the left of a pair of red swords"
+    text = "an orange gift to the left of two police cars"
     ids = loaded(text)["input_ids"]
     assert type(loaded) is type(tokenizer) and ids == tokenizer(text)["input_ids"]
     assert ids[0] == 2 and ids[-1] == 3 and tokenizer.unk_token_id not in ids
@@ -40,20 +46,20 @@ def test_training_batches(captions):
     batches = list(small(captions_per_clip=captions, masks=True).train_dataloader())
     assert [len(batch["frames"]) for batch in batches] == [16, 16, 8]
     batch = batches[0]
-    assert batch["frames"].shape == (16, 4, 3, 96, 96) and batch["frames"].dtype == torch.uint8
-    assert batch["masks"].shape == (16, 2, 4, 96, 96) and batch["masks"].dtype == torch.bool
+    assert batch["frames"].shape == (16, 4, 3, 128, 128) and batch["frames"].dtype == torch.uint8
+    assert batch["masks"].shape[2:] == (4, 128, 128) and batch["masks"].dtype == torch.bool
     assert batch["tokens"].dtype == torch.long and len(batch["tokens"]) == 16 * captions
-    assert (batch["tokens"][:, 0] == glyph_tokenizer().cls_token_id).all()
+    assert (batch["tokens"][:, 0] == toybox_tokenizer().cls_token_id).all()
     assert [len(row) for row in batch["references"]] == [5] * 16
     assert batch["caption"].tolist() == [-1] * 16 * captions  # new captions have no number
     for row, text in enumerate(texts(batch)):
         counts = count_facts(text, batch["scenes"][row // captions])
         assert all(counts[kind][0] == counts[kind][1] for kind in KINDS), text
     for masks, scene in zip(batch["masks"], batch["scenes"]):
-        assert masks.flatten(1).any(1).tolist() == [True, len(scene.things) == 2]
+        assert masks.flatten(1).any(1).tolist() == [k < len(scene.toys) for k in range(len(masks))]
     batch = next(iter(small(num_frames=1, image_size=64).train_dataloader()))
     assert "masks" not in batch and batch["frames"].shape == (16, 1, 3, 64, 64)
-    moving = {"moves", *STEPS, "spins", "grows"} - {"left", "right"}
+    moving = {"moves", *STEPS, "spins", "grows", "jumps"} - {"left", "right"}
     assert not any(set(text.split()) & moving for text in texts(batch))
 
 
@@ -85,7 +91,7 @@ def test_captions_from_the_clips_own():
                 assert [next(found) for _ in row] == [clip.captions[number] for number in row]
             seen |= {(clip, number) for clip, row in zip(batch["clip"].tolist(), numbers) for number in row}
             if epoch == 0:
-                assert all(len(o.scene.things) == 1 for clip, o in zip(batch["clip"], own) if clip >= 40)
+                assert all(len(o.scene.toys) == 1 for clip, o in zip(batch["clip"], own) if clip >= 40)
     assert {clip for clip, _ in seen if clip >= 40} == set(range(40, 50))
     assert len([1 for clip, _ in seen if clip < 40]) > 0.9 * 40 * 5
 
@@ -97,7 +103,7 @@ def test_the_pool_in_order():
     assert torch.cat([batch["clip"] for batch in batches]).tolist() == list(range(43))
     assert batches[0]["caption"].tolist() == [0, 1, 2, 3, 4] * 16
     assert texts(batches[1]) == [text for row in batches[1]["references"] for text in row]
-    assert all(len(scene.things) == 1 for scene in batches[2]["scenes"][-3:])
+    assert all(len(scene.toys) == 1 for scene in batches[2]["scenes"][-3:])
     (later,) = data.pool_dataloader(start=32)
     assert all(torch.equal(later[name], batches[2][name]) for name in ("frames", "clip"))
 
@@ -112,7 +118,7 @@ def test_clips_without_captions(fresh, singles):
         for clip, row, references in zip(batch["clip"].tolist(), rows, batch["references"]):
             captioned = clip < 5 or clip >= 40
             assert (row[:, 1:] != 0).any(1).tolist() == [captioned] * 2 and len(references) == 5 * captioned
-            assert (row[:, 0] == glyph_tokenizer().cls_token_id).all()
+            assert (row[:, 0] == toybox_tokenizer().cls_token_id).all()
             seen.add(clip)
     assert len(seen) == 40 and len([clip for clip in seen if clip >= 40]) == singles
     assert len(next(iter(small(labelled=0).train_dataloader()))["tokens"][0]) == 1
@@ -123,6 +129,7 @@ def test_a_fingerprint_names_what_the_pool_depends_on():
     for options in ({"seed": 1}, {"train_clips": 41}, {"singles": 2}, {"num_frames": 3}, {"image_size": 64}):
         (name,) = options
         other = small(**options).fingerprint()
+        name = name.removeprefix("num_")
         assert {name, "content"} >= {key for key in one if one[key] != other[key]} >= {name}
     assert small(batch_size=3, labelled=3, captions_per_clip=2, workers=1).fingerprint() == one
 
@@ -139,7 +146,7 @@ def test_a_stream_never_repeats():
 
 def test_the_first_clips_show_one_thing():
     loader = small(singles=60).train_dataloader()
-    counts = [[len(scene.things) for batch in loader for scene in batch["scenes"]] for _ in range(2)]
+    counts = [[len(scene.toys) for batch in loader for scene in batch["scenes"]] for _ in range(2)]
     assert counts[0] == [1] * 40 and counts[1][:20] == [1] * 20 and 2 in counts[1][20:]
 
 
@@ -147,17 +154,17 @@ def test_validation_and_test_batches():
     """The same for every seed, which moves the training clips alone."""
     one, two = (small(captions_per_clip=3, seed=seed) for seed in (0, 1))
     assert one.train_set.scene(0) != two.train_set.scene(0)
-    sizes, unseen = (6, 5, 4), one.test_dataloader()[1]
+    sizes, unseen = (6, 5, 4, 3), one.test_dataloader()[1]
     loaders = [[data.val_dataloader(), *data.test_dataloader()] for data in (one, two)]
     for size, loader, same in zip(sizes, *loaders):
         (batch,), (other,) = loader, same
         assert torch.equal(batch["frames"], other["frames"]) and batch["references"] == other["references"]
         assert len(batch["tokens"]) == len(batch["scenes"]) == size
         assert texts(batch) == [row[0] for row in batch["references"]]
-        pairs = {(scene.things[0].colour, scene.things[0].symbol) for scene in batch["scenes"]}
-        assert pairs <= HELD_OUT if len(loader.dataset) == len(unseen.dataset) else not pairs & HELD_OUT
+        held_out = [{(toy.name, toy.colour), (toy.name, toy.motion)} & HELD_OUT for toy in firsts(batch)]
+        assert all(held_out) if len(loader.dataset) == len(unseen.dataset) else not any(held_out)
     (batch,) = one.val_dataloader()
-    assert all(80 <= content_bucket(scene.things) < 90 for scene in batch["scenes"])
+    assert all(80 <= content_bucket(scene.toys) < 86 for scene in batch["scenes"])
 
 
 def test_captions_that_the_tokenizer_cannot_hold():
@@ -165,8 +172,8 @@ def test_captions_that_the_tokenizer_cannot_hold():
         list(small(max_tokens=4).train_dataloader())
     entries = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a"]
     other = BertTokenizerFast(vocab={word: number for number, word in enumerate(entries)})
-    with pytest.raises(ValueError, match="lacks 116 of the world's 117 words: above"):
-        GlyphData(tokenizer=other)
+    with pytest.raises(ValueError, match="lacks 353 of the world's 354 words: above"):
+        ToyboxData(tokenizer=other)
 
 
 @pytest.mark.parametrize("options", [
@@ -175,4 +182,4 @@ def test_captions_that_the_tokenizer_cannot_hold():
 ])  # fmt: skip
 def test_bad_arguments(options):
     with pytest.raises(ValueError, match=next(iter(options))):
-        GlyphData(**options)
+        ToyboxData(**options)

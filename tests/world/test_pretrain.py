@@ -1,43 +1,40 @@
 """What the embedded networks are taught before they caption."""
 
-import pytest
 import pytorch_lightning as pl
 import tiny
 import torch
 from fits import QUIET
 
-from gitdistill.world import GlyphData, Scene, Thing
-from gitdistill.world.grammar import COLOURS, MOTIONS, RELATIONS, SYMBOLS
+from gitdistill.world import Clip, Scene, Toy
+from gitdistill.world.lexicon import COLOURS, OBJECTS
 from gitdistill.world.pretrain import (
     CellHeads,
     CellTrainer,
-    GlyphFrames,
-    TeacherTrainer,
+    ToyboxFrames,
     cell_truth,
+    embedded_git,
     mask_boxes,
 )
 
-CAT = Thing(list(SYMBOLS)[3], list(COLOURS)[2], "small", list(MOTIONS)[5])
-DOG = Thing(list(SYMBOLS)[7], list(COLOURS)[4], "large", list(MOTIONS)[1])
-BOTH = Scene((CAT, DOG), paths=(), turns=(), relation=None, order=(0, 1), moving=True, background=())
+CAR = Toy("car", "yellow", x=20, y=20)
+CAT = Toy("cat", x=100, y=100)
 
 
 def test_each_cell_belongs_to_what_covers_most_of_it():
-    masks = torch.zeros(1, 2, 1, 8, 8, dtype=torch.bool)
-    masks[0, 0, 0, 0:4, 0:4] = True  # all of the upper left cell of a 2 x 2 grid
-    masks[0, 1, 0, 2:8, 4:8] = True  # half of the upper right cell, all of the lower right one
-    masks[0, 0, 0, 7, 0] = True  # a speck in the lower left cell: 1 pixel of 16
-    truth = cell_truth(masks, [BOTH], (2, 2), least=0.1)
-    assert truth["symbol"].tolist() == [[[[4, 8], [0, 8]]]]
-    assert truth["colour"].tolist() == [[[[3, 5], [0, 5]]]]
-    assert truth["motion"].tolist() == [[[[6, 2], [0, 2]]]]
-    # The second thing spans x 4..8 and y 2..8, in every cell it owns.
-    for cell in (truth["box"][0, 0, 0, 1], truth["box"][0, 0, 1, 1]):
-        torch.testing.assert_close(cell, torch.tensor([6, 5, 4, 6]) / 8)
-    assert not truth["relation"].any()
-    related = cell_truth(masks, [BOTH._replace(relation="left")], (2, 2))["relation"].flatten().tolist()
-    left, right = (1 + list(RELATIONS).index(side) for side in ("left", "right"))
-    assert related == [left, right, left, right]  # each thing's own, seen from the other
+    masks = torch.zeros(2, 1, 32, 32, dtype=torch.bool)
+    masks[0, 0, 0:16, 0:16] = True  # all of the upper left cell of a 2 x 2 grid
+    masks[1, 0, 8:32, 16:32] = True  # half of the upper right cell, all of the lower right one
+    masks[0, 0, 28:32, 0:4] = True  # a speck in the lower left cell: 16 pixels of 256
+    truth = cell_truth(Clip(None, masks, [], Scene([CAR, CAT])), least=0.1)
+    car, cat = (1 + list(OBJECTS).index(name) for name in ("car", "cat"))
+    assert truth["object"].tolist() == [[[car, cat], [0, cat]]]
+    yellow, own = 2 + COLOURS.index("yellow"), 1
+    assert truth["colour"].tolist() == [[[yellow, own], [0, own]]]
+    for cell in (
+        truth["box"][0, 0, 1],
+        truth["box"][0, 1, 1],
+    ):  # it spans x 16..32 and y 8..32 in all its cells
+        torch.testing.assert_close(cell, torch.tensor([24, 20, 16, 24]) / 32)
 
 
 def test_boxes_of_masks():
@@ -47,19 +44,19 @@ def test_boxes_of_masks():
 
 
 def test_right_answers_cost_nothing_and_empty_cells_count_a_tenth():
-    heads = CellHeads(4, ("symbol",))
+    heads = CellHeads(4)
     with torch.no_grad():
         heads.linear.weight.zero_()
         heads.linear.bias.zero_()
-    truth = {"symbol": torch.tensor([0, 4]), "box": torch.zeros(2, 4)}
+    truth = {kind: torch.tensor([0, 4]) for kind in ("object", "colour")} | {"box": torch.zeros(2, 4)}
     terms, accuracy = heads(torch.zeros(2, 4), truth)
-    classes = torch.tensor(1.0 + len(SYMBOLS))
-    torch.testing.assert_close(terms["symbol"], classes.log())  # uniform: the weights cancel
-    assert accuracy["symbol"] == 0 and terms["box"] == 0
-    heads.linear.bias.data[4] = 50.0  # now every cell is called symbol 4: only the empty one is wrong
+    classes = torch.tensor(1.0 + len(OBJECTS))
+    torch.testing.assert_close(terms["object"], classes.log())  # uniform: the weights cancel
+    assert accuracy["object"] == 0 and terms["box"] == 0
+    heads.linear.bias.data[4] = 50.0  # now every cell is called object 4: only the empty one is wrong
     terms, accuracy = heads(torch.zeros(2, 4), truth)
-    torch.testing.assert_close(terms["symbol"], torch.tensor(50 * 0.1 / 1.1))
-    assert accuracy["symbol"] == 1
+    torch.testing.assert_close(terms["object"], torch.tensor(50 * 0.1 / 1.1))
+    assert accuracy["object"] == 1
 
 
 def changed(model, make, data) -> set[str]:
@@ -71,7 +68,7 @@ def changed(model, make, data) -> set[str]:
 
 
 def frames():
-    data = GlyphFrames(batch_size=4, epoch=8, val_frames=4)
+    data = ToyboxFrames(batch_size=4, epoch=8, val_frames=4)
     data.image_size = tiny.SIDE
     return data
 
@@ -85,24 +82,12 @@ def test_frames_never_repeat_from_epoch_to_epoch():
     data = frames()
     data.trainer = type("Trainer", (), {"current_epoch": 0})
     first = next(iter(data.train_dataloader()))
-    assert first["frames"].shape == (4, 1, 3, 32, 32) and first["masks"].shape == (4, 2, 1, 32, 32)
+    assert first["frames"].shape == (4, 1, 3, 32, 32) and first["object"].shape == (4, 1, 2, 2)
     data.trainer.current_epoch = 1
     assert not first["frames"].equal(next(iter(data.train_dataloader()))["frames"])
 
 
-@pytest.mark.parametrize("freeze", [0, 2])
-def test_the_teacher_learns_captions_and_cells_together(freeze):
-    model = tiny.git()
-    parts = {name.split(".")[0] for name, _ in model.named_parameters()}
-    for embedding in model.temporal:
-        embedding.data.zero_()
-
-    def make(model):
-        module = TeacherTrainer(model, freeze=freeze)
-        assert all(embedding.std() > 0.1 for embedding in model.temporal)  # zeros were drawn anew
-        return module
-
-    picture = {"num_frames": tiny.FRAMES, "image_size": tiny.SIDE}
-    data = GlyphData(8, 4, batch_size=4, **picture, captions_per_clip=2, masks=True)
-    assert changed(model, make, data) == parts - ({"image_encoder"} if freeze else set())
-    assert all(p.requires_grad for p in model.image_encoder.parameters())
+def test_a_new_teacher_tells_its_frames_apart():
+    model = embedded_git()
+    assert all(0.4 < embedding.std() < 0.6 for embedding in model.temporal)
+    assert sum(parameter.numel() for parameter in model.parameters()) < 4e6
