@@ -1,4 +1,4 @@
-"""Means, differences with intervals and a picture from an experiment's table of runs."""
+"""Means, differences with intervals and pictures from an experiment's table of runs."""
 
 import csv
 import math
@@ -9,10 +9,11 @@ from gitdistill.models.storage import write_whole
 from gitdistill.viz import plots
 
 SCORES = {  # what the picture shows
+    "test/facts_precision": "facts right",
+    "unseen/facts_precision": "facts right, unseen pairs",
     "test/cider": "CIDEr",
-    "unseen/cider": "CIDEr, unseen pairs",
-    "test/motion_precision": "motions right",
 }
+FACTS = "test/facts_precision"  # what variants are compared by
 STUDENT_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 """97.5th percentile of Student's t with 1, 2, ... degrees of freedom."""
 
@@ -69,7 +70,7 @@ def by_name(rows: list[dict], score: str) -> dict[str, dict[int, float]]:
     return found
 
 
-def differences(rows: list[dict], score: str = "test/cider") -> dict[str, list[float]]:
+def differences(rows: list[dict], score: str = FACTS) -> dict[str, list[float]]:
     """Variant -> for each seed, its score minus that of the variant that it is compared with."""
     found, against = by_name(rows, score), {row["name"]: row["against"] for row in rows}
     gained = {}
@@ -92,29 +93,39 @@ def table(folder: Path, experiment: str) -> str:
     rows = load(folder, experiment)
     against, gained = {row["name"]: row["against"] for row in rows}, differences(rows)
     found = {title: by_name(rows, score) for score, title in SCORES.items()}
-    lines = [f"| | runs | {' | '.join(found)} | CIDEr more than | |", "|---|---|" + "---|" * (len(found) + 2)]
+    titles = [*found, "points of facts right more than", ""]
+    lines = [f"| | runs | {' | '.join(titles)} |", "|---|---|" + "---|" * len(titles)]
     teacher = [row for row in rows if row["name"] == "teacher"]
     for row in teacher:
         lines.append(f"| teacher | | {' | '.join(f'{row[score]:.2f}' for score in SCORES)} | | |")
-    for name, runs in found["CIDEr"].items():
+    for name, runs in found[SCORES[FACTS]].items():
         cells = [name, str(len(runs))]
         for scores in found.values():
             values = list(scores.get(name, {}).values())
             cells.append(f"{mean(values):.2f}" if values else "")
         if gained[name]:
-            low, high = interval(gained[name])
-            ends = "" if math.isnan(low) else f" ({low:+.2f} to {high:+.2f})"
-            cells += [against[name], f"{mean(gained[name]):+.2f}{ends}"]
+            cells += [against[name], points(gained[name])]
         else:
             cells += ["", ""]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
+def points(gained: list[float]) -> str:
+    """Differences of shares as their mean in percentage points, with its interval where there is one."""
+    low, high = interval(gained)
+    ends = "" if math.isnan(low) else f" ({100 * low:+.1f} to {100 * high:+.1f})"
+    return f"{100 * mean(gained):+.1f}{ends}"
+
+
 def draw(folder: Path, experiment: str) -> None:
-    """Write <experiment>.png beside the table."""
-    picture = plots.png(figure(load(folder, experiment), experiment))
-    write_whole(folder, {f"{experiment}.png": lambda path: path.write_bytes(picture)})
+    """Write <experiment>.png beside the table, and of the labels also the curves of training."""
+    rows = load(folder, experiment)
+    pictures = {f"{experiment}.png": plots.png(figure(rows, experiment))}
+    if experiment == "labels":
+        pictures[f"{experiment}_steps.png"] = plots.png(by_steps(rows))
+    for name, picture in pictures.items():
+        write_whole(folder, {name: lambda path, picture=picture: path.write_bytes(picture)})
 
 
 def figure(rows: list[dict], experiment: str):
@@ -130,12 +141,12 @@ def figure(rows: list[dict], experiment: str):
             counts[name] = max(counts.get(name, 0), len(runs))
         if not math.isnan(teacher.get(score, math.nan)):
             levels[title] = {"teacher": teacher[score]}
-    gain = "CIDEr gained"
+    gain = "points of facts right gained"
     ends = {}
     for name, values in differences(rows).items():
         if values:
-            seen[name][gain] = values
-            ends[name] = {gain: interval(values)}
+            seen[name][gain] = [100 * value for value in values]
+            ends[name] = {gain: tuple(100 * end for end in interval(values))}
     levels[gain] = {"": 0.0}
     labels = {name: f"{name} ({count})" if count > 1 else name for name, count in counts.items()}
     seen, ends = ({labels[name]: row for name, row in part.items()} for part in (seen, ends))
@@ -151,9 +162,70 @@ def finding(rows: list[dict]) -> str:
     if not sure:
         return f"no gain is surely larger than the differences between seeds ({basis})"
     best = max(sure, key=lambda name: mean(gained[name]))
-    low, high = interval(gained[best])
     against = next(row["against"] for row in rows if row["name"] == best)
     return (
-        f"\u201c{best}\u201d gains {mean(gained[best]):+.2f} CIDEr ({low:+.2f} to {high:+.2f})\n"
+        f"\u201c{best}\u201d gains {points(gained[best])} points of facts right\n"
         f"over \u201c{against}\u201d ({basis})"
     )
+
+
+def captioned(name: str) -> int:
+    """The number of captioned clips that the name of a variant of `labels` begins with."""
+    return int(name.partition(" ")[0].replace(",", ""))
+
+
+def worth(rows: list[dict], count: int = 300, score: str = FACTS) -> tuple[float, float, float]:
+    """How many captioned clips make a student without a teacher as good as `count` with one; and the fewest and the
+    most, by the seeds of the student with a teacher.
+
+    Scores without a teacher are means over seeds, interpolated over the logarithm of the number of clips. nan where the
+    student with a teacher is better than with the most captions, or worse than with the fewest."""
+    found = by_name(rows, score)
+    alone = sorted(
+        (captioned(name), mean(runs.values())) for name, runs in found.items() if name.endswith(": captions alone")
+    )
+    taught = list(found[f"{count:,} captioned: teacher"].values())
+
+    def clips(value: float) -> float:
+        for (fewer, low), (more, high) in zip(alone, alone[1:]):
+            if low <= value <= high:
+                return fewer * (more / fewer) ** ((value - low) / (high - low))
+        return math.nan
+
+    return clips(mean(taught)), clips(min(taught)), clips(max(taught))
+
+
+def headline(rows: list[dict], count: int = 300) -> str:
+    """`worth` as a sentence."""
+    clips, low, high = (f"{round(value, -2):,.0f}" for value in worth(rows, count))
+    return f"A teacher and {count} captioned clips are worth {clips} captioned ones ({low} to {high} by seed)"
+
+
+def by_steps(rows: list[dict]):
+    """Facts right in validation against steps, with and without a teacher, a panel for each number of captions.
+
+    A point is the best so far, averaged over seeds, with its interval. A run that ended early keeps its best."""
+    teacher = next((row for row in rows if row["name"] == "teacher"), {})
+    panels, levels = {}, {}
+    for label, kind in {"captions alone": "captions alone", "with a teacher": "teacher"}.items():
+        for name in dict.fromkeys(row["name"] for row in rows if row["name"].endswith(f": {kind}")):
+            curves = [best_so_far(row) for row in rows if row["name"] == name]
+            steps = sorted({step for curve in curves for step in curve})
+            values = [[max(v for s, v in curve.items() if s <= step) for curve in curves] for step in steps]
+            marks = [(mean(row), *(interval(row) if len(row) > 1 else 2 * (mean(row),))) for row in values]
+            panel = name.partition(":")[0]
+            panels.setdefault(panel, {})[label] = steps, marks
+            levels[panel] = {"the teacher, test clips": teacher[FACTS]}
+    figure = plots.curves(panels, levels=levels, title=headline(rows))
+    for axes in figure.axes:
+        axes.set_ylim(0, 1.05)
+    return figure
+
+
+def best_so_far(row: dict) -> dict[int, float]:
+    """Step -> the share of right facts in validation, or the best before."""
+    found, best = {}, 0.0
+    steps = {int(name.partition("@")[2]): value for name, value in row.items() if name.startswith("val/")}
+    for step, value in sorted(steps.items()):
+        found[step] = best = max(best, value)
+    return found
