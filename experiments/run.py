@@ -203,10 +203,10 @@ class Bench:
 
     def write_captions(self, student: StudentCandidateV1, variant: Variant, seed: int) -> None:
         maps = self.data(variant, seed).train_maps
-        captions = []
+        captions, longest = [], self.max_length - 1  # one that does not end gets an end token
         for start in range(0, len(maps), 64):
             frames = torch.stack([maps.clip(n).frames for n in range(start, min(start + 64, len(maps)))])
-            captions += student.eval().caption(frames, self.teacher.tokenizer, max_length=self.max_length)
+            captions += student.eval().caption(frames, self.teacher.tokenizer, max_length=longest)
         path = self.captions_file(variant.name, seed)
         write_whole(path.parent, {path.name: lambda target: target.write_text(json.dumps(captions), "utf-8")})
 
