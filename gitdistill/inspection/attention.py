@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from gitdistill.decoding.loop import evaluation
 from gitdistill.distillation.targets import STUDENT_ATTENTION, as_feature_grid, total_frames
 from gitdistill.hooks import paths, record
 
@@ -34,12 +35,11 @@ class AttentionMaps:
         return normalised(on_grid(rollout(self.mixing, first)[image:-1, :image], frames))
 
 
-@torch.no_grad()
 def attention_maps(model, frames: Tensor, tokens: Tensor) -> AttentionMaps:
     """Record attention while `model` reads the caption `tokens` [T] of a clip [F, 3, H, W] or image [3, H, W]."""
     model, clip, caption = prepared(model, frames, tokens)
     every = [name for name in ("mixer.*.softmax", "layers.*attention.softmax") if paths(model, name)]
-    with record(model, every) as seen:
+    with evaluation(model), record(model, every) as seen:
         words = log_probs(model, clip, caption)[0]
     watched, prefix = text_attention(model)
     text = torch.stack([seen[path][-1][0] for path in watched])  # (L, H, T, S), or (L, H, T, N) of a student

@@ -7,6 +7,7 @@ from itertools import product
 import torch
 from torch import Tensor
 
+from gitdistill.decoding.loop import evaluation
 from gitdistill.distillation.targets import total_frames
 from gitdistill.inspection import attention
 
@@ -24,7 +25,7 @@ def gradient_attention(model, frames: Tensor, tokens: Tensor) -> Tensor:
     def keep(module, inputs, output):  # unlike `record`, which copies: gradients need this very tensor
         weights[module] = output if output.requires_grad else output.requires_grad_()
 
-    with torch.enable_grad(), ExitStack() as hooks:
+    with evaluation(model), torch.enable_grad(), ExitStack() as hooks:
         for path in watched:
             hooks.callback(model.get_submodule(path).register_forward_hook(keep).remove)
         likelihoods = attention.log_probs(model, clip, caption)[0].unbind()
@@ -37,7 +38,6 @@ def gradient_attention(model, frames: Tensor, tokens: Tensor) -> Tensor:
     return attention.on_grid(torch.stack(rows).detach()[:, :image], total_frames(clip))
 
 
-@torch.no_grad()
 def occlusion(
     model, frames: Tensor, tokens: Tensor, grid: tuple[int, int], reach: int = 1, batch: int = 36
 ) -> Tensor:
@@ -55,8 +55,9 @@ def occlusion(
     covered = clip.repeat(grid[0] * grid[1], *[1] * frames.dim())
     for copy, ((top, bottom), (left, right)) in zip(covered, product(*spans)):
         copy[..., top:bottom, left:right] = fill
-    before = attention.log_probs(model, clip, caption)
-    after = torch.cat([attention.log_probs(model, part, caption) for part in covered.split(batch)])
+    with evaluation(model):
+        before = attention.log_probs(model, clip, caption)
+        after = torch.cat([attention.log_probs(model, part, caption) for part in covered.split(batch)])
     return (before - after).T.unflatten(1, grid)
 
 

@@ -4,11 +4,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from gitdistill.decoding.loop import evaluation
 from gitdistill.distillation.targets import as_feature_grid, total_frames
 from gitdistill.hooks import record
 
 
-@torch.no_grad()
 def features(model, names: str | list[str], frames: Tensor, pooled: bool = False, batch: int = 64) -> dict:
     """Image features by module path: [n * F, h, w, D], class tokens left out.
 
@@ -18,7 +18,7 @@ def features(model, names: str | list[str], frames: Tensor, pooled: bool = False
     parts, device = [], next(model.parameters()).device
     for some in frames.split(batch):
         start = torch.full((len(some), 1), model.bos_token_id, device=device)
-        with record(model, names) as seen:
+        with evaluation(model), record(model, names) as seen:
             model(some.to(device), start)
         found = {path: as_feature_grid(calls[0], total_frames(some)) for path, calls in seen.items()}
         parts.append({path: x.mean((1, 2)) if pooled else x for path, x in found.items()})

@@ -43,6 +43,18 @@ class Elsewhere(torch.Tensor):
         return found
 
 
+def test_a_network_in_training_is_looked_at_as_it_is_used_and_not_changed():
+    student = tiny.student().train()
+    before = {name: value.clone() for name, value in student.state_dict().items()}
+    for look in (inspection.attention_maps, inspection.explain):
+        look(student, FRAMES, TOKENS)
+    seen = inspection.features(student, "memory_norm", FRAMES[None])
+    assert all(module.training for module in student.modules())
+    torch.testing.assert_close(dict(student.state_dict()), before, atol=0, rtol=0)
+    expected = inspection.features(student.eval(), "memory_norm", FRAMES[None])
+    torch.testing.assert_close(seen, expected, atol=0, rtol=0)
+
+
 @BOTH
 def test_attention_maps_are_what_a_hook_catches(model):
     seen = inspection.attention_maps(model, FRAMES, TOKENS)
