@@ -196,7 +196,9 @@ def worth(rows: list[dict], count: int = 300, score: str = FACTS) -> tuple[float
 
 
 def headline(rows: list[dict], count: int = 300) -> str:
-    """`worth` as a sentence."""
+    """`worth` as a sentence; empty if the table lacks these runs."""
+    if f"{count:,} captioned: teacher" not in by_name(rows, FACTS):
+        return ""
     clips, low, high = (f"{round(value, -2):,.0f}" for value in worth(rows, count))
     return f"A teacher and {count} captioned clips are worth {clips} captioned ones ({low} to {high} by seed)"
 

@@ -41,7 +41,8 @@ def test_captions_are_as_right_as_the_scores_say(name, request):
     captions = captions[0] if isinstance(captions, tuple) else captions  # without the student's scores
     scores = facts_scores(captions, [clip.scene for clip in clips])
     known = json.loads((DATA / name / "scores.json").read_text())
-    assert scores["facts_precision"] > known["test/facts_precision"] - 0.06 and scores["facts_recall"] > 0.8
+    for key in ("facts_precision", "facts_recall"):
+        assert scores[key] > known[f"test/{key}"] - 0.06
 
 
 def test_a_clip_run_backwards_is_captioned_backwards(teacher):

@@ -164,7 +164,7 @@ def test_latency_is_measured_for_both(bench):
 
 def test_differences_are_paired_and_have_an_interval():
     def row(name, seed, score):
-        return {"name": name, "against": "b", "seed": seed, "test/cider": score}
+        return {"name": name, "against": "b", "seed": seed, report.FACTS: score}
 
     rows = [row("b", 0, 1.0), row("b", 1, 3.0), row("b", 2, 2.0)]
     rows += [row("a", 1, 3.5), row("a", 0, 2.0), row("a", 2, 2.6), row("a", 3, 9.0)]
@@ -177,24 +177,54 @@ def test_differences_are_paired_and_have_an_interval():
 
 def test_runs_without_a_score_are_left_out_of_the_picture():
     """A student that states no motion has no precision of motions."""
-    row = {"against": "a", "seed": 0, "steps": 9, "test/cider": 1.0, "test/motion_precision": math.nan}
+    row = {"against": "a", "seed": 0, "steps": 9, report.FACTS: 1.0, "test/cider": math.nan}
     rows = [row | {"name": name} for name in "ab"]
-    rows.append(rows[0] | {"seed": 1, "test/motion_precision": 0.5})
-    assert report.by_name(rows, "test/motion_precision") == {"a": {1: 0.5}}
+    rows.append(rows[0] | {"seed": 1, "test/cider": 0.5})
+    assert report.by_name(rows, "test/cider") == {"a": {1: 0.5}}
     figure = report.figure(rows, "losses")
     panels = [axes.get_title() for axes in figure.axes]
-    assert panels == ["CIDEr", "motions right", "CIDEr gained"]
+    assert panels == ["facts right", "CIDEr", "points of facts right gained"]
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["a (2)", "b"]  # runs of each
 
 
 def test_the_title_names_a_gain_only_where_its_interval_is_above_zero():
     def row(name, seed, score):
-        return {"name": name, "against": "a", "seed": seed, "steps": 450, "test/cider": score}
+        return {"name": name, "against": "a", "seed": seed, "steps": 450, report.FACTS: score}
 
-    rows = [row("a", 0, 1.0), row("a", 1, 1.1), row("b", 0, 1.5), row("b", 1, 1.62), row("c", 0, 9.0)]
+    rows = [row("a", 0, 0.1), row("a", 1, 0.11), row("b", 0, 0.15), row("b", 1, 0.162), row("c", 0, 0.9)]
     title = report.finding(rows)
-    assert "\u201cb\u201d gains +0.51 CIDEr (+0.38 to +0.64)" in title and "5 runs of 450 steps" in title
+    assert "\u201cb\u201d gains +5.1 (+3.8 to +6.4) points of facts right" in title and "5 runs of 450 steps" in title
     assert report.finding(rows[:3]).startswith("no gain is surely larger")
+
+
+def test_what_a_teacher_is_worth():
+    def row(name, seed, score):
+        return {"name": name, "against": name, "seed": seed, report.FACTS: score}
+
+    alone = {"100": 0.2, "1,000": 0.4, "10,000": 0.8}
+    rows = [row(f"{count} captioned: captions alone", 0, score) for count, score in alone.items()]
+    assert report.headline(rows) == ""
+    for seed, score in enumerate((0.5, 0.6, 0.7)):
+        rows.append(row("300 captioned: teacher", seed, score))
+    # 0.6 lies half-way between 0.4 and 0.8, so at half-way between 3 and 4 in the exponent of ten.
+    assert report.worth(rows) == pytest.approx([10**3.5, 10**3.25, 10**3.75])
+    assert "worth 3,200 captioned ones (1,800 to 5,600 by seed)" in report.headline(rows)
+    rows.append(row("300 captioned: teacher", 3, 0.9))
+    assert math.isnan(report.worth(rows)[2])
+
+
+def test_a_run_that_ended_early_keeps_its_best():
+    def row(kind, seed, **facts):
+        found = {f"val/facts_precision@{step[1:]}": value for step, value in facts.items()}
+        return {"name": f"100 captioned: {kind}", "against": "", "seed": seed, **found}
+
+    first = row("captions alone", 0, _10=0.5, _20=0.3, _30=0.6)
+    assert report.best_so_far(first) == {10: 0.5, 20: 0.5, 30: 0.6}
+    rows = [{"name": "teacher", "against": "", "seed": 0, report.FACTS: 0.9}, first]
+    rows += [row("captions alone", 1, _10=0.1), row("teacher", 0, _10=0.7)]
+    (axes,) = report.by_steps(rows).axes
+    alone = axes.get_lines()[0].get_xydata()
+    assert alone.flatten() == pytest.approx([10, 0.3, 20, 0.3, 30, 0.35])
 
 
 def test_real_size_measures_small_networks_alike(monkeypatch):

@@ -28,7 +28,7 @@ def run(monkeypatch, tmp_path):
 def folder(tmp_path_factory):
     """A student's folder."""
     path, rule = tmp_path_factory.mktemp("student"), FrameRule(2, "every", 3)
-    Student(tiny.student().eval(), toybox_tokenizer(), rule, {"max_length": 7}, {"cider": 1.5}).save(path)
+    Student(tiny.student(1).eval(), toybox_tokenizer(), rule, {"max_length": 7}, {"cider": 1.5}).save(path)
     return path
 
 
