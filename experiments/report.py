@@ -182,7 +182,9 @@ def worth(rows: list[dict], count: int = 300, score: str = FACTS) -> tuple[float
     student with a teacher is better than with the most captions, or worse than with the fewest."""
     found = by_name(rows, score)
     alone = sorted(
-        (captioned(name), mean(runs.values())) for name, runs in found.items() if name.endswith(": captions alone")
+        (captioned(name), mean(runs.values()))
+        for name, runs in found.items()
+        if name.endswith(": captions alone")
     )
     taught = list(found[f"{count:,} captioned: teacher"].values())
 

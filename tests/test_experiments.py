@@ -2,7 +2,9 @@
 
 import dataclasses
 import math
+from types import SimpleNamespace
 
+import lookalikes
 import pytest
 import real_size
 import report
@@ -12,7 +14,7 @@ import torch
 from tiny_git import git_config
 
 from gitdistill import DistillationTrainer
-from gitdistill.world import ToyboxData
+from gitdistill.world import Clips, Scene, Toy, ToyboxData, toybox_tokenizer
 from gitdistill.world.features import CachedBackbone, FeatureClips, FeatureData
 
 
@@ -193,8 +195,34 @@ def test_the_title_names_a_gain_only_where_its_interval_is_above_zero():
 
     rows = [row("a", 0, 0.1), row("a", 1, 0.11), row("b", 0, 0.15), row("b", 1, 0.162), row("c", 0, 0.9)]
     title = report.finding(rows)
-    assert "\u201cb\u201d gains +5.1 (+3.8 to +6.4) points of facts right" in title and "5 runs of 450 steps" in title
+    assert (
+        "\u201cb\u201d gains +5.1 (+3.8 to +6.4) points of facts right" in title
+        and "5 runs of 450 steps" in title
+    )
     assert report.finding(rows[:3]).startswith("no gain is surely larger")
+
+
+def test_look_alikes_are_counted_by_hand():
+    """A network that gives the same to every word but two: twice as much to a twin's, nothing to the end token."""
+    tokenizer = toybox_tokenizer()
+    clip = Clips("test", 1, frames=1, image_size=32)[0]
+    clip.scene = Scene([Toy("ram"), Toy("violin", x=100, y=30)])
+    clip.captions = ["a ram with a violin"]
+    logits = torch.zeros(1, 7, len(tokenizer))
+    logits[..., tokenizer.convert_tokens_to_ids("goat")] = math.log(2)
+    network = lambda frames, tokens: SimpleNamespace(logits=logits)  # noqa: E731
+    rows = lookalikes.shares(network, tokenizer, [clip])
+    words = lookalikes.nouns(tokenizer)
+    wrong = sum(len(ids) for name, ids in words.items() if name not in ("ram", "violin")) + 1
+    twins = [["goat", "sheep"], ["guitar", "banjo"]]
+    for row, names, more in zip(rows, twins, (1, 0)):
+        assert row["wrong"] == pytest.approx(wrong / (len(tokenizer) + 1))
+        assert row["alike"] == pytest.approx((sum(len(words[name]) for name in names) + more) / wrong)
+        assert row["chance"] == 2 / (len(words) - 2)
+    assert len(rows) == 2 and "police car" not in words
+    (found,) = lookalikes.run({"a": network}, tokenizer, [clip])
+    assert found["words"] == 2 and found["alike"] == pytest.approx((rows[0]["alike"] + rows[1]["alike"]) / 2)
+    assert len(lookalikes.table([found])) == 3
 
 
 def test_what_a_teacher_is_worth():

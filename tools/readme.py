@@ -21,6 +21,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "experiments"), str(ROOT / "benchmarks")]  # scripts, in no package
 import decoding  # noqa: E402
+import lookalikes  # noqa: E402
 import real_size  # noqa: E402
 import report  # noqa: E402
 import smaller  # noqa: E402
@@ -83,9 +84,9 @@ def seeds() -> list[str]:
     gains = report.differences(runs)["300 captioned: teacher"]
     return [
         f"**{report.headline(runs)}.**",
-        f"Over {len(gains)} seeds of a longer training on 5,000 clips, the teacher adds {report.points(gains)} percentage",
-        "points of right facts (95 % interval) to what a student learns from the 300 captions alone, though the latter has",
-        "up to three times as many steps; see [experiments](experiments/README.md).",
+        f"Over {len(gains)} seeds of a longer training on 5,000 clips, the teacher adds {report.points(gains)}",
+        "percentage points of right facts (95 % interval) to what a student learns from the 300 captions alone, though",
+        "the latter has up to three times as many steps; see [experiments](experiments/README.md).",
     ]
 
 
@@ -125,8 +126,9 @@ def all_tables() -> dict[str, list[str]]:
     tables = {"results": results(), "seeds": seeds(), "notebooks": notebooks(), "scores": scores()}
     tables |= decoding.tables(json.loads((ROOT / "benchmarks" / "decoding.json").read_text()))
     tables |= experiments() | plans()
-    if (MEASURES / "smaller.csv").is_file():
-        tables["smaller"] = smaller.table(rows(MEASURES / "smaller.csv"))
+    for name, script in {"smaller": smaller, "lookalikes": lookalikes}.items():
+        if (MEASURES / f"{name}.csv").is_file():
+            tables[name] = script.table(rows(MEASURES / f"{name}.csv"))
     return tables
 
 
