@@ -19,9 +19,6 @@ from gitdistill.models.tokenizer import generate_captions, vocabulary
 
 # The logit of words outside `vocab_subset`: finite in float16, too, so that sums of it are never NaN.
 MASKED_LOGIT = -1e4
-# Arguments in config.json, and a buffer, as version 0.1 called them.
-FORMER_NAMES = {"width": "embed_dim", "expand": "mlp_ratio", "frames": "num_frames", "keep": "vocab_subset"}
-FORMER_NAMES["kept"] = "vocab_subset"
 
 
 class PositionalEncoding(nn.Module):
@@ -179,10 +176,10 @@ class StudentCandidateV1(nn.Module):
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> "StudentCandidateV1":
         """Load what `save_pretrained` wrote, in eval mode; FileNotFoundError or ValueError in one line."""
-        config = modern(storage.read_config(folder))
+        config = storage.read_config(folder)
         if config.pop("architecture", None) != cls.__name__:
             raise ValueError(f"{folder}/config.json does not describe a {cls.__name__}")
-        weights = modern(storage.read_weights(Path(folder) / "model.safetensors"))
+        weights = storage.read_weights(Path(folder) / "model.safetensors")
         subset = weights.get("vocab_subset", torch.tensor(()))  # `fill` reports a missing one
         config["vocab_subset"] = subset.tolist() if config.get("vocab_subset") else None
         student = cls(**config | {"backbone": TinyVIT(**config["backbone"])})
@@ -259,8 +256,3 @@ class StudentCandidateV1(nn.Module):
     def caption(self, frames: Tensor, tokenizer, **decoding) -> list[str]:
         """One caption a clip; arguments and errors as for `gitdistill.models.tokenizer.generate_captions`."""
         return generate_captions(self, frames, tokenizer, **decoding)
-
-
-def modern(names: dict) -> dict:
-    """`names` with those of version 0.1 replaced."""
-    return {FORMER_NAMES.get(name, name): value for name, value in names.items()}

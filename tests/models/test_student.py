@@ -1,7 +1,5 @@
 """The student: what it sees, how it decodes, and how it is saved."""
 
-import json
-
 import pytest
 import tiny
 import torch
@@ -282,23 +280,6 @@ def test_saved_and_loaded_again(tmp_path, frames, captions, tie, subset):
     assert torch.equal(loaded(frames, captions).logits, student(frames, captions).logits)
     assert ("head.weight" in load_file(tmp_path / "student" / "model.safetensors")) != tie
     assert (loaded.head.weight is loaded.words.weight) == tie
-
-
-@pytest.mark.parametrize("subset", [None, SUBSET])
-def test_a_folder_of_version_0_1(tmp_path, frames, captions, subset):
-    student = make(vocab_subset=subset)
-    student.save_pretrained(tmp_path)
-    config = json.loads((tmp_path / "config.json").read_text())
-    old = {"width": "embed_dim", "expand": "mlp_ratio", "frames": "num_frames", "keep": "vocab_subset"}
-    config |= {name: config.pop(new) for name, new in old.items()}
-    del config["unk_token_id"]
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    weights = load_file(tmp_path / "model.safetensors")
-    if subset:
-        weights["kept"] = weights.pop("vocab_subset")
-    save_file(weights, tmp_path / "model.safetensors")
-    loaded = StudentCandidateV1.from_pretrained(tmp_path)
-    assert torch.equal(loaded(frames, captions).logits, student(frames, captions).logits)
 
 
 def test_a_backbone_from_a_folder_or_by_its_timm_name(tmp_path, frames, monkeypatch):
