@@ -26,7 +26,7 @@ def test_a_folder_holds_the_whole_student(folder, files):
     assert loaded.read(paths[1]).shape == (2, 3, tiny.SIDE, tiny.SIDE)
     frames = torch.stack([loaded.read(path) for path in paths])
     captions, scores = loaded.caption(frames)
-    assert captions == tiny.student().eval().caption(frames, toybox_tokenizer(), max_length=7)
+    assert captions == tiny.student(1).eval().caption(frames, toybox_tokenizer(), max_length=7)
     assert scores[0] != scores[1] and max(scores) < 0
     assert loaded.caption_files(paths) == captions
     again = type(loaded).from_pretrained(folder)  # as the hub's mixin reads it
