@@ -118,8 +118,8 @@ def chosen(places, without=()):
 
 
 BUDGETS = {
-    "core": (chosen(CORE), 3880),
-    "first reading": (chosen(FIRST, without=NOT_FIRST), 1900),
+    "core": (chosen(CORE), 3890),
+    "first reading": (chosen(FIRST, without=NOT_FIRST), 1910),
     "package": (SOURCES, 11000),
     "tests": (read(ROOT / "tests"), 10500),
 }

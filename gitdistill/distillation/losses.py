@@ -63,12 +63,14 @@ def kl(
     tokens: Tensor,
     pad_id: int,
     temperature: float = 1.0,
+    beta: float = 0,
 ) -> Tensor:
-    """KL divergence of the student's next-token distribution from the teacher's; nats per token, times T².
+    """Divergence of the student's next-token distribution from the teacher's; nats per token, times T².
 
     T² Σ_v p(v) (log p(v) - log q(v)) with p = softmax(teacher / T) and q = softmax(student / T), averaged over the
     positions whose next token is not `pad_id`; 0 if there is none. T² keeps the size of the gradient when T changes.
-    Hinton, Vinyals and Dean 2015 (https://arxiv.org/abs/1503.02531).
+    Hinton, Vinyals and Dean 2015 (https://arxiv.org/abs/1503.02531). That is the forward KL, beta = 0; for others see
+    `_divergence`.
 
     With a `TopK`, v runs over its k words and one bucket of all others, which keeps the student from giving these
     any probability for free. At T = 1 that is at most the full KL; with k = V it is the full KL. Top-k targets: Tan
@@ -80,9 +82,10 @@ def kl(
         tokens: long [B*K, T], the captions that both networks read.
         pad_id: the padding token.
         temperature: T > 0; a higher one gives unlikely words more weight.
+        beta: in [0, 1]. 0 asks the student to cover all that the teacher finds likely, 1 to say nothing else.
     """
-    if temperature <= 0:
-        raise ValueError(f"temperature must be above 0, not {temperature}")
+    if temperature <= 0 or not 0 <= beta <= 1:
+        raise ValueError(f"temperature must be above 0 and beta in [0, 1], not {temperature} and {beta}")
     _check_logits(student_logits, tokens)
     student_logits = _to_float(student_logits[:, :-1])
     if isinstance(teacher, TopK):
@@ -93,8 +96,21 @@ def kl(
         size = [*tokens.shape, student_logits.shape[2]]
         raise ValueError(f"teacher logits {list(teacher.shape)} do not fit student logits {size}")
     log_p, log_q = ((x / temperature).log_softmax(dim=-1) for x in (log_p, log_q))
-    per_token = (log_p.exp() * (log_p - log_q)).sum(dim=-1)  # [B*K, T-1]
+    per_token = _divergence(log_p, log_q, beta)  # [B*K, T-1]
     return temperature**2 * _masked_mean(per_token, tokens[:, 1:] != pad_id)
+
+
+def _divergence(log_p: Tensor, log_q: Tensor, beta: float) -> Tensor:
+    """Of log-probabilities [..., V], over V: KL(p || q) at beta = 0, KL(q || p) at 1.
+
+    Between them β KL(p || m) + (1 - β) KL(q || m) with m = β p + (1 - β) q, the generalised Jensen-Shannon divergence
+    of Agarwal et al. 2023 (https://arxiv.org/abs/2306.13649). Near its ends it becomes 0, and over β or 1 - β the KL.
+    """
+    if 0 < beta < 1:
+        mixed = torch.logaddexp(log_p + math.log(beta), log_q + math.log(1 - beta))
+        return beta * _divergence(log_p, mixed, 0) + (1 - beta) * _divergence(log_q, mixed, 0)
+    log_p, log_q = (log_q, log_p) if beta == 1 else (log_p, log_q)
+    return (log_p.exp() * (log_p - log_q)).sum(dim=-1)
 
 
 def _top_k_pair(student_logits: Tensor, teacher: TopK) -> tuple[Tensor, Tensor]:

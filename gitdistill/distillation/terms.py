@@ -89,9 +89,9 @@ def caption_loss(x: Outputs, pseudo: bool, smoothing: float) -> Tensor:
     return share * losses.cross_entropy(logits, tokens, x.pad_id, smoothing)
 
 
-def kl_loss(x: Outputs, temperature: float) -> Tensor:
+def kl_loss(x: Outputs, temperature: float, beta: float) -> Tensor:
     logits, tokens = x.logits.flatten(0, 1), x.tokens.flatten(0, 1)
-    return losses.kl(logits, x.targets["logits"], tokens, x.pad_id, temperature)
+    return losses.kl(logits, x.targets["logits"], tokens, x.pad_id, temperature, beta)
 
 
 def attention_loss(x: Outputs) -> Tensor:

@@ -146,7 +146,8 @@ class DistillationTrainer(CaptionTrainer):
             checkpoint holds it, no optimiser sees it, and it stays in eval mode.
         student: a `StudentCandidateV1`, what `load_student` returned, or any network with the same protocol.
         cross_entropy: weight of the captions' cross-entropy.
-        kl: weight of KL(teacher || student) of the next token's distribution, at `temperature`.
+        kl: weight of KL(teacher || student) of the next token's distribution, at `temperature`. beta: 1 for
+            KL(student || teacher); between 0 and 1 for a Jensen-Shannon divergence, see `losses.kl`.
         features: weight of the distance of image features, averaged over `feature_pairs`.
         hidden: weight of the distance of the last decoder states, token by token.
         visual: weight of the distance of the vision encoders' last features, frame by frame.
@@ -185,6 +186,7 @@ class DistillationTrainer(CaptionTrainer):
         relations: float = 0.0,
         sequence: float = 0.0,
         temperature: float = 1.0,
+        beta: float = 0.0,
         feature_pairs: dict[str, str] | str | None = None,
         feature_kind: str = "mse",
         teacher_captions: int | None = None,
@@ -203,17 +205,17 @@ class DistillationTrainer(CaptionTrainer):
         weights = {"cross_entropy": cross_entropy, "sequence": sequence, "kl": kl, "attention": attention}
         weights |= {"features": features, "visual": visual, "hidden": hidden, "relations": relations}
         self.loss_weights, self.projectors = weights, nn.ModuleDict()
-        self.terms = self._active_terms(feature_pairs, feature_kind, temperature)
+        self.terms = self._active_terms(feature_pairs, feature_kind, temperature=temperature, beta=beta)
         self.spec = self._target_spec(int(bool(sequence)) if teacher_captions is None else teacher_captions)
         self._build_projectors()
 
-    def _active_terms(self, feature_pairs, feature_kind: str, temperature: float) -> list[LossTerm]:
+    def _active_terms(self, feature_pairs, feature_kind: str, **divergence) -> list[LossTerm]:
         """The terms whose weight is not 0."""
         captions = partial(terms.caption_loss, smoothing=self.label_smoothing)
         known = [
             LossTerm("cross_entropy", partial(captions, pseudo=False)),
             LossTerm("sequence", partial(captions, pseudo=True)),
-            LossTerm("kl", partial(terms.kl_loss, temperature=temperature), needs=("logits",)),
+            LossTerm("kl", partial(terms.kl_loss, **divergence), needs=("logits",)),
             LossTerm("attention", terms.attention_loss, needs=("attention",)),
         ]
         pairs = layer_pairs(self._teacher[0], self.model, feature_pairs)

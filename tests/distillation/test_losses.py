@@ -94,6 +94,31 @@ def test_kl_equals_loops(student, teacher, temperature):
     assert found.item() == pytest.approx(kl_by_loops(student, teacher, temperature), rel=1e-12)
 
 
+@pytest.mark.parametrize("beta", [0.1, 0.5, 0.9, 1.0])
+@pytest.mark.parametrize("k", [2, V])
+def test_other_divergences_equal_loops(student, teacher, k, beta):
+    """The definition, word by word; of the top words with all others as one."""
+    total, count = 0.0, 0
+    for row, words in enumerate(TOKENS.tolist()):
+        for t, word in enumerate(words[1:]):
+            if word == PAD:
+                continue
+            p, q = (x[row, t].softmax(-1).tolist() for x in (teacher, student))
+            top = sorted(range(V), key=lambda v: -p[v])[:k]
+            p, q = ([x[v] for v in top] + [sum(x) - sum(x[v] for v in top)] * (k < V) for x in (p, q))
+            m = [beta * a + (1 - beta) * b for a, b in zip(p, q)] if beta < 1 else p
+            total += sum(beta * a * math.log(a / c) for a, c in zip(p, m))
+            total += sum((1 - beta if beta < 1 else 1) * b * math.log(b / c) for b, c in zip(q, m))
+            count += 1
+    target = losses.top_k(teacher, k) if k < V else teacher
+    assert losses.kl(student, target, TOKENS, PAD, beta=beta).item() == pytest.approx(total / count, rel=1e-9)
+    near = losses.kl(student, target, TOKENS, PAD, beta=1e-7) / 1e-7
+    assert near.item() == pytest.approx(losses.kl(student, target, TOKENS, PAD).item(), rel=1e-4)
+    assert losses.kl(student, student, TOKENS, PAD, beta=beta).item() == pytest.approx(0, abs=1e-12)
+    leaf = student.clone().requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: losses.kl(x, target, TOKENS, PAD, 2.0, beta), leaf)
+
+
 def test_kl_of_equal_logits_is_zero(student):
     assert losses.kl(student, student + 7, TOKENS, PAD, 2.0).item() == pytest.approx(0, abs=1e-12)
 
@@ -246,6 +271,7 @@ def test_mistakes_give_one_line(student, teacher):
         lambda: losses.kl(student, teacher[..., :-1], TOKENS, PAD),
         lambda: losses.kl(student, teacher, TOKENS[:, 1:], PAD),
         lambda: losses.kl(student, teacher, TOKENS, PAD, temperature=0),
+        lambda: losses.kl(student, teacher, TOKENS, PAD, beta=1.1),
         lambda: losses.kl(student, losses.top_k(teacher, 2), TOKENS, PAD, temperature=0),
         lambda: losses.kl(student, losses.top_k(teacher[:, :-1], 2), TOKENS, PAD),
         lambda: losses.feature(student, teacher[..., :-1]),
