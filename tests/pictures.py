@@ -37,17 +37,20 @@ def shades(count) -> list:
 
 
 def video(
-    path, frames, rate=10, times=None, codec="libx264", gap=4, rotation=0, pixels="yuv420p", units=1000, **how
-):
+    path, frames, rate=10, times=None, codec="libx264", gap=4, rotation=0, pixels="yuv420p", units=1000,
+    aspect=None, **how,
+):  # fmt: skip
     """Encode frames [H, W, 3 or 4], one each 1/rate seconds or at `times` (seconds), a key frame every `gap`.
 
-    pixels: how they are kept. units: of time in a second. how: options of the container."""
+    pixels: how they are kept. aspect: of each of them. units: of time in a second. how: options of the container."""
     with av.open(str(path), "w", options=how) as container:
         stream = container.add_stream(codec, rate=rate)
         stream.height, stream.width = frames[0].shape[:2]
         stream.pix_fmt = pixels
         stream.codec_context.gop_size = gap
         stream.codec_context.time_base = Fraction(1, units)
+        if aspect:
+            stream.codec_context.sample_aspect_ratio = aspect
         if rotation:
             stream.set_display_rotation(rotation)
         for number, frame in enumerate(frames):

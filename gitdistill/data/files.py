@@ -14,7 +14,7 @@ from torchvision.transforms.v2 import functional as tv
 from gitdistill.data.base import CHOICE, ClipData, EpochSampler, Pooled, Sample, Samples, choose
 from gitdistill.data.items import Item, read_items
 from gitdistill.data.video import BrokenFile, FrameRule, read_clip
-from gitdistill.models.preprocessing import resize
+from gitdistill.models.preprocessing import center_crop
 
 Source = str | None  # a path or an address
 NAMED = 1000  # files that are named in a warning
@@ -31,12 +31,10 @@ def random_resized_crop(frames: Tensor, size: int, draw: np.random.RandomState) 
     area, stretch = draw.uniform(0.5, 1) * height * width, (4 / 3) ** draw.uniform(-0.5, 0.5)
     tall, wide = min(height, round(area**0.5 / stretch)), min(width, round(area**0.5 * stretch))
     top, left = draw.randint(height - tall + 1), draw.randint(width - wide + 1)
-    return tv.resized_crop(frames, top, left, tall, wide, [size, size], tv.InterpolationMode.BICUBIC, True)
-
-
-def center_crop(frames: Tensor, size: int) -> Tensor:
-    """Frames [F, 3, H, W] as [F, 3, size, size]: the shorter side resized, the centre cut out, as networks do."""
-    return tv.center_crop(resize(frames, size, float("inf")), [size, size]).contiguous()
+    still = len(frames) > 1 and frames.stride(0) == 0
+    one = frames[:1] if still else frames
+    crop = tv.resized_crop(one, top, left, tall, wide, [size, size], tv.InterpolationMode.BICUBIC, True)
+    return crop.expand(len(frames), -1, -1, -1).contiguous() if still else crop
 
 
 @dataclass
@@ -56,7 +54,7 @@ class FilePool:
         """Frames [F, 3, size, size] of an item; BrokenFile when its file cannot be read."""
         clip = read_clip(self.items[number].path, self.rule, self.draw(view, number, FRAMES))
         if not self.views:
-            return center_crop(clip, self.size)
+            return center_crop(clip, self.size).contiguous()
         return random_resized_crop(clip, self.size, self.draw(view, number, CROP))
 
     def draw(self, epoch: int, number: int, purpose: int) -> np.random.RandomState:

@@ -1,32 +1,45 @@
-"""Pictures and videos from files, upright and in RGB: Pillow reads the first, PyAV (https://pyav.org) the second."""
+"""Videos from files, upright and in RGB, read by PyAV (https://pyav.org); and clips from whatever a file holds."""
 
 import io
+import mmap
+import os
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from fractions import Fraction
+from types import SimpleNamespace
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torchvision.transforms.v2.functional import resize
 
-from gitdistill.models.storage import first_line
+from gitdistill.data.pictures import (
+    IMAGES,
+    BrokenFile,
+    as_rgb,
+    as_tensor,
+    check_regular,
+    check_size,
+    moves,
+    opened,
+    read_moving,
+    reason,
+)
 
-IMAGES = {
-    *(".avif", ".bmp", ".heic", ".heif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".mpo", ".pgm", ".png"),
-    *(".ppm", ".tga", ".tif", ".tiff", ".webp"),
-}
 VIDEOS = {
     *(".3gp", ".avi", ".flv", ".gif", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts"),
     *(".ogv", ".vob", ".webm", ".wmv"),
 }
+# What FFmpeg may find in a file, whatever it is called, and what it may open: that file, no list of others, no address.
+ALLOWED = {
+    "format_whitelist": "asf,avi,flv,gif,h264,hevc,ivf,matroska,mov,mpeg,mpegts,mpegvideo,ogg,webm",
+    "protocol_whitelist": "file",
+}
+CAMERA = "/dev/video"
 EXACT = ("mov,", "matroska,")  # formats whose packets say when each frame is shown, and which are key frames
 CLEAR = {"vp8": "libvpx", "vp9": "libvpx-vp9"}  # decoders of transparency, where the usual ones have none
-
-
-class BrokenFile(ValueError):
-    """A file that is no readable picture or video; the message names it and says why."""
 
 
 @dataclass(frozen=True)
@@ -64,35 +77,26 @@ class FrameRule:
 def read_clip(
     path, rule: FrameRule, draw: np.random.RandomState | None = None, content: bytes | None = None
 ) -> Tensor:
-    """A picture or video as uint8 [F, 3, H, W], from the file or its content; `BrokenFile` if it cannot be read."""
-    if Path(path).suffix.lower() in IMAGES:
-        return read_image(path, content).expand(rule.num_frames, -1, -1, -1)
-    return read_video(path, rule, draw, content)
+    """A picture or video as uint8 [F, 3, H, W], from the file or its content; `BrokenFile` if it cannot be read.
 
-
-def read_image(path, content: bytes | None = None) -> Tensor:
-    """A picture as uint8 [3, H, W]: turned as its EXIF orientation says, grey to RGB, transparency on white, 16 bits
-    to 8. `BrokenFile` when it cannot be read."""
+    Which of them it is, its content says; the name only where that is damaged."""
+    kind = "picture" if os.path.splitext(path)[1].lower() in IMAGES else "video"
     try:
-        with Image.open(path if content is None else io.BytesIO(content)) as image:
-            return torch.from_numpy(np.array(as_rgb(ImageOps.exif_transpose(image)))).permute(2, 0, 1)
+        with opened(path, content) as image:
+            if moves(image):
+                return read_moving(image, lambda times, end: rule.choose(times, end, draw))
+            if image.format != "GIF":
+                return as_tensor(image).expand(rule.num_frames, -1, -1, -1)
+    except UnidentifiedImageError as error:
+        try:
+            return read_video(path, rule, draw, content)
+        except (BrokenFile, ImportError):
+            if kind == "video":
+                raise
+        raise BrokenFile(f"{path} is no readable picture: {reason(error)}") from None
     except Exception as error:  # Pillow's formats raise whatever their damage leads to
-        raise BrokenFile(f"{path} is no readable picture: {_reason(error)}") from None
-
-
-def as_rgb(image: Image.Image) -> Image.Image:
-    """Any picture of Pillow's in RGB; ValueError for one of numbers whose scale nobody knows."""
-    if image.mode == "F":
-        raise ValueError("it holds floating-point numbers, without a scale")
-    if image.mode.startswith("I"):  # 16 bits, whatever they are kept in
-        numbers = np.asarray(image)
-        if numbers.min() < 0 or numbers.max() > 65535:
-            raise ValueError("it holds whole numbers of more than 16 bits, without a scale")
-        return Image.fromarray((numbers / 257).round().astype(np.uint8)).convert("RGB")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return image.convert("RGB")
+        raise BrokenFile(f"{path} is no readable {kind}: {reason(error)}") from None
+    return read_video(path, rule, draw, content)
 
 
 def read_video(
@@ -103,7 +107,7 @@ def read_video(
     try:
         with _opened(path, content) as (container, stream):
             if container.format.name == "gif":
-                check_gif(Path(path).read_bytes() if content is None else content)
+                check_gif(path, content)
             times, keys, end = timetable(container, stream)
             frames = None
             if container.format.name.startswith(EXACT):
@@ -112,7 +116,7 @@ def read_video(
         size = list(frames[0].shape[1:])  # a video may change it
         return torch.stack([f if list(f.shape[1:]) == size else resize(f, size) for f in frames])
     except Exception as error:  # as with pictures
-        raise BrokenFile(f"{path} is no readable video: {_reason(error)}") from None
+        raise BrokenFile(f"{path} is no readable video: {reason(error)}") from None
 
 
 def pyav():
@@ -127,10 +131,21 @@ def pyav():
 @contextmanager
 def _opened(path, content: bytes | None):
     """(container, stream) of a file or of what was in it; damage to a frame is an error, not painted over."""
-    with pyav().open(str(path) if content is None else io.BytesIO(content)) as container:
+    with _container(path, content) as container:
         stream = video_stream(container)
         stream.codec_context.options = {"err_detect": "explode"}
         yield container, stream
+
+
+@contextmanager
+def _container(path, content: bytes | None = None):
+    """A file, or what was in it, as PyAV's container. FFmpeg is not told the name, which could be an address to it."""
+    if content is None:
+        check_regular(path)
+    with open(path, "rb") if content is None else io.BytesIO(content) as file:
+        nameless = SimpleNamespace(read=file.read, seek=file.seek, tell=file.tell)
+        with pyav().open(nameless, options=ALLOWED) as container:
+            yield container
 
 
 def video_stream(container):
@@ -139,6 +154,7 @@ def video_stream(container):
     streams = [stream for stream in container.streams.video if not stream.disposition & cover]
     if not streams:
         raise ValueError("it has no video stream")
+    check_size(streams[0].width, streams[0].height)
     streams[0].thread_type = "NONE"  # loaders run several processes already
     return streams[0]
 
@@ -153,11 +169,27 @@ def decoded(container, stream):
     return (frame for packet in packets for frame in context.decode(packet))
 
 
+class Packet(NamedTuple):
+    """What the timetable needs of a packet: not what it holds, which may be gigabytes in all."""
+
+    stream: int
+    pts: int | None
+    duration: int | None
+    time_base: Fraction
+    is_keyframe: bool
+    is_corrupt: bool
+    is_discard: bool
+
+    @classmethod
+    def of(cls, packet) -> "Packet":
+        return cls(packet.stream.index, *(getattr(packet, name) for name in cls._fields[1:]))
+
+
 def timetable(container, stream) -> tuple[np.ndarray, np.ndarray, float]:
     """When each frame is shown (sorted), which of them are key frames, and when the last one ends, in the stream's own
     units. Nothing is decoded. ValueError for a file that was cut off."""
-    every = [packet for packet in container.demux() if packet.size]
-    packets = [packet for packet in every if packet.stream.index == stream.index and not packet.is_discard]
+    every = [Packet.of(packet) for packet in container.demux() if packet.size]
+    packets = [packet for packet in every if packet.stream == stream.index and not packet.is_discard]
     if not packets:
         raise ValueError("it holds no frames")
     if any(packet.is_corrupt for packet in packets):
@@ -191,16 +223,22 @@ def check_length(container, packets, usual) -> None:
         raise ValueError(f"it ends after {share:.0%} of its duration")
 
 
-def check_gif(content: bytes) -> None:
-    """A ValueError for a GIF that was cut off, which decoders pass over: its blocks must lead to its end mark, see
-    https://www.w3.org/Graphics/GIF/spec-gif89a.txt"""
+def check_gif(path, content: bytes | None = None) -> None:
+    """A ValueError for a GIF that was cut off, which decoders pass over: its blocks must lead to its end mark, or to
+    the end of the file, see https://www.w3.org/Graphics/GIF/spec-gif89a.txt"""
+    if content is None:
+        with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            return check_gif(path, content)
 
     def colours(flags):
         return 3 << (flags & 7) + 1 if flags & 0x80 else 0
 
     try:
         place = 13 + colours(content[10])
-        while content[place] != 0x3B:
+        while place < len(content) and content[place] != 0x3B:
+            if not content[place]:  # padding between blocks
+                place += 1
+                continue
             # a picture: its descriptor, colours and code size; else an extension: its mark and kind
             place += 11 + colours(content[place + 9]) if content[place] == 0x2C else 2
             while content[place]:
@@ -228,7 +266,7 @@ def _jump(container, stream, times, keys, chosen) -> list[Tensor] | None:
                     break
             if number != wanted or times[number] != frame.pts or frame.is_corrupt:
                 return None
-            found[wanted] = upright(frame)
+            found[wanted] = upright(frame, stream.sample_aspect_ratio)
     except pyav().error.FFmpegError:
         return None
     return [found[wanted] for wanted in chosen.tolist()]
@@ -250,7 +288,7 @@ def _watch(path, content, rule: FrameRule, draw) -> list[Tensor]:
             if number in chosen:
                 if frame.is_corrupt:
                     raise ValueError(f"frame {number + 1} of {len(times)} is damaged")
-                found[number] = upright(frame)
+                found[number] = upright(frame, stream.sample_aspect_ratio)
             if number == max(chosen):
                 break
     return [found[number] for number in chosen]
@@ -260,7 +298,8 @@ def play(path):
     """Yields (seconds since the first frame, frame) of a video file or camera; `BrokenFile` when it cannot go on."""
     av, first, count = pyav(), None, 0
     try:
-        with av.open(str(path), format="v4l2" if str(path).startswith("/dev/video") else None) as container:
+        camera = str(path).startswith(CAMERA)
+        with av.open(str(path), format="v4l2") if camera else _container(path) as container:
             stream = video_stream(container)
             for count, frame in enumerate(decoded(container, stream), 1):
                 first = frame.pts if first is None else first
@@ -270,21 +309,36 @@ def play(path):
         if not count:
             raise ValueError("no frame of it can be decoded")
     except (av.error.FFmpegError, OSError, ValueError) as error:
-        raise BrokenFile(f"{path} is no readable video: {_reason(error)}") from None
+        raise BrokenFile(f"{path} is no readable video: {reason(error)}") from None
 
 
-def upright(frame) -> Tensor:
-    """A decoded frame as uint8 [3, H, W], turned as the file says it is to be shown, transparency on white."""
-    turns = round(frame.rotation / 90)  # counter-clockwise, as in numpy
-    if any(component.is_alpha for component in frame.format.components):
-        pixels = np.array(as_rgb(Image.fromarray(frame.to_ndarray(format="rgba"))))
+def upright(frame, shape: Fraction | None = None) -> Tensor:
+    """A decoded frame as uint8 [3, H, W], turned and mirrored as the file says it is to be shown, transparency on
+    white; `shape` is the width of its pixels over their height."""
+    clear = any(component.is_alpha for component in frame.format.components)
+    # A converter of its own: one that a frame keeps may be freed in a forked process, where its threads are missing.
+    converted = (
+        pyav().video.reformatter.VideoReformatter().reformat(frame, format="rgba" if clear else "rgb24")
+    )
+    pixels = np.array(as_rgb(Image.fromarray(converted.to_ndarray()))) if clear else converted.to_ndarray()
+    if shape and shape != 1 and 0.1 < shape < 10:
+        wide = round(frame.width * shape), frame.height
+        pixels = np.asarray(Image.fromarray(pixels).resize(wide, Image.Resampling.BICUBIC))
+    pixels = placed(pixels, display_matrix(frame))
+    return torch.from_numpy(np.array(pixels)).permute(2, 0, 1)
+
+
+def display_matrix(frame) -> np.ndarray:
+    """The upper left [2, 2] of the matrix that takes (x, y) of a frame, as a row, to where it is shown."""
+    data = frame.side_data.get("DISPLAYMATRIX")
+    return np.frombuffer(data, np.int32).reshape(3, 3)[:2, :2] if data else np.eye(2)
+
+
+def placed(pixels: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    """Pixels [H, W, 3] turned by quarters and mirrored as a display matrix says."""
+    (a, b), (c, d) = matrix
+    if abs(a) + abs(d) < abs(b) + abs(c):
+        pixels, across, down = pixels.swapaxes(0, 1), c, b
     else:
-        pixels = frame.to_ndarray(format="rgb24")
-    pixels = np.rot90(pixels, turns)
-    return torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)
-
-
-def _reason(error: BaseException) -> str:
-    if isinstance(error, UnidentifiedImageError):  # whose own words name the file again, or an object
-        return "what is in it is of no known format"
-    return getattr(error, "strerror", None) or first_line(error)
+        across, down = a, d
+    return pixels[:: -1 if down < 0 else 1, :: -1 if across < 0 else 1]

@@ -1,6 +1,10 @@
 """Pictures and videos from files: which frames, which way up, and what becomes of broken ones."""
 
+import os
 import sys
+import warnings
+from fractions import Fraction
+from pathlib import Path
 
 import av
 import numpy as np
@@ -9,7 +13,8 @@ import torch
 from pictures import grey, photo, shades, video
 from PIL import Image
 
-from gitdistill.data.video import BrokenFile, FrameRule, read_clip, read_image, read_video
+from gitdistill.data.pictures import BrokenFile, read_image
+from gitdistill.data.video import FrameRule, Packet, placed, play, read_clip, read_video, timetable
 
 
 def numbers(clip) -> list[int]:
@@ -146,14 +151,16 @@ def test_pictures_for_print_and_with_a_clear_colour(tmp_path):
 
 
 def test_moving_pictures(tmp_path):
-    """An animated GIF is a video, what is clear in it white; of an animated WebP or PNG the first picture counts."""
+    """An animated GIF, WebP or PNG is a video, whatever it is called; what is clear in it is white."""
     frames = [Image.fromarray(frame) for frame in shades(6)]
     for name in ("a.gif", "a.webp", "a.png"):
         options = {"save_all": True, "append_images": frames[1:], "duration": 100, "lossless": True}
         frames[0].save(tmp_path / name, **options)
-    assert numbers(read_clip(tmp_path / "a.gif", FrameRule(3))) == [1, 3, 5]
-    for name in ("a.webp", "a.png"):
-        assert numbers(read_clip(tmp_path / name, FrameRule(3))) == [0, 0, 0]
+    (tmp_path / "b.jpg").write_bytes((tmp_path / "a.gif").read_bytes())
+    (tmp_path / "b.mp4").write_bytes((tmp_path / "a.png").read_bytes())
+    for name in ("a.gif", "a.webp", "a.png", "b.jpg", "b.mp4"):
+        assert numbers(read_clip(tmp_path / name, FrameRule(3))) == [1, 3, 5], name
+    assert numbers(read_image(tmp_path / "a.png")[None]) == [0]
     frames[3].save(tmp_path / "one.GIF")
     assert numbers(read_clip(tmp_path / "one.GIF", FrameRule(2))) == [3, 3]
     clear = photo().quantize(16)
@@ -211,7 +218,7 @@ def test_a_gif_cut_off(tmp_path, count):
     frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:], comment=b"; a comment ;")
     whole = (tmp_path / "a.gif").read_bytes()
     assert read_clip(tmp_path / "a.gif", FrameRule(2)).shape == (2, 3, 48, 64)
-    for keep in (20, 0.3, 0.6, 0.97, -1):
+    for keep in (20, 0.3, 0.6, 0.97):
         keep = int(keep * len(whole)) if isinstance(keep, float) else keep
         (tmp_path / "a.gif").write_bytes(whole[:keep])
         with pytest.raises(BrokenFile, match="a.gif is no readable video: .+"):
@@ -220,6 +227,7 @@ def test_a_gif_cut_off(tmp_path, count):
 
 def test_videos_without_the_package_that_reads_them(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "av", None)
+    (tmp_path / "a.mp4").write_text("hello")
     with pytest.raises(ImportError, match="videos need PyAV: pip install -e '..real.'"):
         read_clip(tmp_path / "a.mp4", FrameRule(2))
 
@@ -234,6 +242,94 @@ def test_no_picture_and_no_video_at_all(tmp_path):
         (tmp_path / "a.jpg").write_bytes((tmp_path / "a.jpg").read_bytes()[:keep])
         with pytest.raises(BrokenFile, match="a.jpg is no readable picture: .+"):
             read_image(tmp_path / "a.jpg")
+
+
+@pytest.mark.parametrize("name, content", [
+    ("a.mp4", b"v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\nm=video 5004 RTP/AVP 96\n"),
+    ("a.mp4", b"#EXTM3U\n#EXT-X-TARGETDURATION:5\n#EXTINF:5,\nwhole.mp4\n#EXT-X-ENDLIST\n"),
+    ("a.mkv", b"ffconcat version 1.0\nfile whole.mp4\n"),
+    ("a.png", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n"),
+    ("a.webm", b"<MPD xmlns='urn:mpeg:dash:schema:mpd:2011'><BaseURL>whole.mp4</BaseURL></MPD>"),
+])  # fmt: skip
+def test_a_text_that_names_other_files_or_a_program_is_no_media(tmp_path, monkeypatch, name, content):
+    monkeypatch.chdir(tmp_path)
+    video("whole.mp4", shades(3))
+    Path(name).write_bytes(content)
+    with pytest.raises(BrokenFile, match=f"{name} is no readable (picture|video): .+"):
+        read_clip(name, FrameRule(2))
+
+
+@pytest.mark.parametrize("name", ["talk:part1.mp4", "concat:x.mp4", "http:a.mp4", "-.mp4", "a%03d.png"])
+def test_no_name_is_an_address_or_a_pattern(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    Path(video(tmp_path / "a.mp4", shades(6))).rename(name)
+    assert numbers(read_clip(name, FrameRule(3))) == [1, 3, 5]
+    assert [round(float(seconds), 1) for seconds, _ in play(name)] == [0, 0.1, 0.2, 0.3, 0.4, 0.5]
+
+
+def test_pipes_and_devices_are_not_opened(tmp_path):
+    os.mkfifo(tmp_path / "a.png")
+    os.mkfifo(tmp_path / "a.mp4")
+    (tmp_path / "b.mp4").symlink_to("/dev/zero")
+    (tmp_path / "c.png").symlink_to("/dev/zero")
+    for name in ("a.png", "a.mp4", "b.mp4", "c.png"):
+        with pytest.raises(BrokenFile, match=f"{name} is no readable .*: it is no regular file"):
+            read_clip(tmp_path / name, FrameRule(2))
+    with pytest.raises(BrokenFile, match="no regular file"):
+        next(play(tmp_path / "a.mp4"))
+
+
+def test_what_claims_to_be_huge_is_refused_at_once(tmp_path):
+    header = b"GIF89a" + (16_000).to_bytes(2, "little") * 2 + bytes(3)
+    picture = b"," + bytes(4) + (16_000).to_bytes(2, "little") * 2 + bytes(1) + b"\x02\x02L\x01\x00;"
+    (tmp_path / "a.gif").write_bytes(header + picture)
+    Image.new("1", (13_300, 13_300)).save(tmp_path / "a.png")
+    Image.new("1", (10_001, 10_000)).save(tmp_path / "b.png")
+    for name, why in {
+        "a.gif": "256000000",
+        "a.png": "13300 x 13300 pixels; 1 to 100",
+        "b.png": "10001 x",
+    }.items():
+        with pytest.raises(BrokenFile, match=f"{name} is no readable .*: .*{why}"), warnings.catch_warnings():
+            warnings.simplefilter("error")
+            read_clip(tmp_path / name, FrameRule(2))
+
+
+def test_a_gif_without_its_end_and_with_padding(tmp_path):
+    frames = [Image.fromarray(frame) for frame in shades(6)]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:], duration=100)
+    whole = (tmp_path / "a.gif").read_bytes()
+    for content in (whole[:-1], whole[:-1] + bytes(3) + b";"):
+        (tmp_path / "a.gif").write_bytes(content)
+        assert numbers(read_clip(tmp_path / "a.gif", FrameRule(3))) == [1, 3, 5]
+
+
+@pytest.mark.parametrize("turns", range(4))
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_a_display_matrix_places_every_corner(turns, mirrored):
+    """Each pixel lands where the matrix takes it, but for a shift."""
+    pixels = np.arange(6).reshape(2, 3, 1).repeat(3, 2)
+    quarter = np.array([[0, 1], [-1, 0]])
+    matrix = np.linalg.matrix_power(quarter, turns) @ np.diag([-1 if mirrored else 1, 1])
+    shown = placed(pixels, matrix * 65536)
+    places = np.array([(x, y) for y in range(2) for x in range(3)]) @ matrix
+    places -= places.min(0)
+    assert [shown[y, x, 0] for x, y in places] == list(range(6))
+
+
+def test_pixels_that_are_no_squares(tmp_path):
+    path = video(tmp_path / "a.mp4", shades(4), aspect=Fraction(4, 3))
+    assert read_video(path, FrameRule(2)).shape == (2, 3, 48, round(64 * 4 / 3))
+
+
+def test_packets_are_kept_without_what_they_hold(tmp_path):
+    with av.open(video(tmp_path / "a.mp4", shades(20))) as container:
+        packet = next(container.demux())
+        kept = Packet.of(packet)
+        assert kept.pts == packet.pts and kept.is_keyframe and kept.stream == 0
+        assert not any(isinstance(value, av.Packet) for value in kept)
+        times, keys, _ = timetable(container, container.streams.video[0])
+    assert len(times) == len(keys) > 10
 
 
 def test_wrong_rules():
