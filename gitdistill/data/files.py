@@ -14,7 +14,9 @@ from torchvision.transforms.v2 import functional as tv
 from gitdistill.data.base import CHOICE, ClipData, EpochSampler, Pooled, Sample, Samples, choose
 from gitdistill.data.items import Item, read_items
 from gitdistill.data.video import BrokenFile, FrameRule, read_clip
+from gitdistill.metrics import normalise
 from gitdistill.models.preprocessing import resize
+from gitdistill.models.storage import shorten
 
 Source = str | None  # a path or an address
 NAMED = 1000  # files that are named in a warning
@@ -156,7 +158,7 @@ class FileData(Pooled, CaptionedData):
 
     Args:
         train, val, test: sources, see `read_items`; several may be the same one if it knows splits. Training
-            needs no captions, the others do.
+            needs no captions; clips of the others without a word in their captions are named and left out.
         media: the folder of the files, if it is not the sources' own.
         views: how many random crops of each training clip there are (see `random_resized_crop`), of which each
             epoch shows another; they and their random frames come again after so many epochs, so that a cache can
@@ -196,11 +198,17 @@ class FileData(Pooled, CaptionedData):
         self.report([(name, f"{name}, listed in {source}, is not there") for name in missing])
         if not any(item.split for item in items) and (other := whole.setdefault(source, role)) != role:
             raise ValueError(f"{source} knows no splits: {other} and {role} would be the same")
-        if role != "train" and (mute := [item.path for item in items if not item.captions]):
-            raise ValueError(
-                f"{mute[0]}, one of {role}'s {len(items)} clips, has no caption to score against"
+        if role == "train":
+            return items
+        words = [any(map(normalise, item.captions)) for item in items]
+        if mute := [item.path for item, scored in zip(items, words) if not scored]:
+            what = (
+                f"{shorten(mute)} has no caption to score against, {len(mute)} of {role}'s {len(items)} clips"
             )
-        return items
+            if not any(words):
+                raise ValueError(what)
+            warnings.warn(f"left out: {what}", stacklevel=4)
+        return [item for item, scored in zip(items, words) if scored]
 
     def report(self, broken: list) -> None:
         """Keep account of files that cannot be used, and name each once, many of them in one warning."""
