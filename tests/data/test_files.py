@@ -112,10 +112,11 @@ def test_clips_without_a_word_to_score_against_are_named_and_left_out(tmp_path, 
 
 
 def test_wrong_options(folder, tmp_path):
-    photo().save(tmp_path / "a.png")
+    (tmp_path / "mute").mkdir()
+    photo().save(tmp_path / "mute" / "a.png")
     for options, message in (
         ({"val": folder}, "knows no splits: train and val would be the same"),
-        ({"val": str(tmp_path)}, "has no caption to score against"),
+        ({"val": str(tmp_path / "mute")}, "has no caption to score against"),
         ({"views": -1}, "views must be at least 0"),
         ({"batch_size": 0}, "batch_size and captions_per_clip must be at least 1"),
     ):
