@@ -14,6 +14,7 @@ from torchvision.transforms.v2 import functional as tv
 from gitdistill.data.base import CHOICE, ClipData, EpochSampler, Pooled, Sample, Samples, choose
 from gitdistill.data.items import Item, read_items
 from gitdistill.data.video import BrokenFile, FrameRule, read_clip
+from gitdistill.escape import one_line
 from gitdistill.metrics import normalise
 from gitdistill.models.preprocessing import resize
 from gitdistill.models.storage import shorten
@@ -207,7 +208,7 @@ class FileData(Pooled, CaptionedData):
             )
             if not any(words):
                 raise ValueError(what)
-            warnings.warn(f"left out: {what}", stacklevel=4)
+            warnings.warn(one_line(f"left out: {what}"), stacklevel=4)
         return [item for item, scored in zip(items, words) if scored]
 
     def report(self, broken: list) -> None:
@@ -221,7 +222,7 @@ class FileData(Pooled, CaptionedData):
         self.broken |= reasons
         also = f"; also {', '.join(others[:NAMED])}" if others else ""
         more = f" and {len(others) - NAMED} more" if len(others) > NAMED else ""
-        warnings.warn(f"left out, {len(self.broken)} so far: {first}{also}{more}", stacklevel=2)
+        warnings.warn(one_line(f"left out, {len(self.broken)} so far: {first}{also}{more}"), stacklevel=2)
 
     @property
     def pool(self) -> FilePool:

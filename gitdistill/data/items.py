@@ -16,6 +16,7 @@ from reprlib import repr as brief
 from unicodedata import normalize
 
 from gitdistill.data.video import IMAGES, VIDEOS
+from gitdistill.escape import one_line
 from gitdistill.models.storage import first_line, shorten
 
 SPLITS = {
@@ -116,7 +117,7 @@ def _of_folder(folder: Path, found: "_Media") -> list[tuple]:
             rows.append((name.as_posix(), lines, _split_folder(name), found))
     if unread:
         names = shorten(sorted(str(path.relative_to(folder)) for path in unread))
-        warnings.warn(f"not read in {folder}: {names}", stacklevel=3)
+        warnings.warn(one_line(f"not read in {folder}: {names}"), stacklevel=3)
     return rows
 
 
@@ -152,7 +153,7 @@ def _of_split(rows: list[tuple], source, split: str | None) -> list[tuple]:
     others = [row[2] or "(empty)" for row in rows if (row[2] or "").lower() not in chain(*SPLITS.values())]
     if others:
         what = f"{len(others)} of {len(rows)} entries of {source} are in no split"
-        warnings.warn(f"{what}: {shorten(sorted(set(others)))}", stacklevel=3)
+        warnings.warn(one_line(f"{what}: {shorten(sorted(set(others)))}"), stacklevel=3)
     return chosen
 
 
@@ -256,7 +257,7 @@ def _joined(files: list, key: str, name: str, sentences: list, of: str, path) ->
         captions[row[of]].append(row["caption"])
     if lost := captions.keys() - {row[key] for row in files}:
         what = f"captions of {len(lost)} that it does not list, {next(iter(lost))} first"
-        warnings.warn(f"{path} has {what}", stacklevel=4)
+        warnings.warn(one_line(f"{path} has {what}"), stacklevel=4)
     return [(row[name], captions[row[key]], row.get("split")) for row in files]
 
 
@@ -336,5 +337,5 @@ def _of_table(rows: list, path) -> list[tuple]:
     if others and not others & {*CAPTION_COLUMNS} and not any(map(NUMBERED.fullmatch, others)):
         names = ", ".join(sorted(others)[:8])
         what = f"no column {CAPTION_COLUMNS[1]}: its files come without, whatever is in {names}"
-        warnings.warn(f"{path} has {what}", stacklevel=4)
+        warnings.warn(one_line(f"{path} has {what}"), stacklevel=4)
     return found
