@@ -4,6 +4,7 @@ import hashlib
 import warnings
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tv
 
-from gitdistill.data.base import CHOICE, ClipData, EpochSampler, Pooled, Sample, Samples, choose
+from gitdistill.data.base import CHOICE, ClipData, EpochSampler, Pooled, Sample, Samples, check_words, choose
 from gitdistill.data.items import Item, read_items
 from gitdistill.data.video import BrokenFile, FrameRule, read_clip
 from gitdistill.escape import one_line
@@ -193,6 +194,8 @@ class FileData(Pooled, CaptionedData):
         for role, source in {"train": train, "val": val, "test": test}.items():
             if source is not None:
                 self.sources[role] = self._read_source(role, source, media, whole)[:limit]
+                captions = chain.from_iterable(item.captions for item in self.sources[role])
+                check_words(captions, self.tokenizer, f"{role}'s captions")
 
     def _read_source(self, role: str, source, media, whole: dict) -> list[Item]:
         items, missing = read_items(source, media, role)

@@ -27,7 +27,7 @@ from reprlib import repr as brief
 import numpy as np
 from torch.utils.data import IterableDataset, get_worker_info
 
-from gitdistill.data.base import CHOICE, Order, Sample, choose
+from gitdistill.data.base import CHOICE, Order, Sample, check_words, choose
 from gitdistill.data.files import CaptionedData, Source, center_crop
 from gitdistill.data.items import SPLITS, Item, read_items
 from gitdistill.data.video import BrokenFile, FrameRule, read_clip
@@ -352,6 +352,12 @@ class ShardData(CaptionedData):
         self.buffer = buffer
         sources = {"train": train, "val": val, "test": test}
         self.sources = {role: (source, read_index(source)) for role, source in sources.items() if source}
+        for role, (source, index) in self.sources.items():
+            for first in [shard for shard in index["shards"] if shard["count"]][:1]:
+                captions = (
+                    text for clip in islice(read_shard(source, first), 32) for text in clip[-1]["captions"]
+                )
+                check_words(captions, self.tokenizer, f"{role}'s first captions")
 
     def train_dataloader(self):
         """Batches of the training shards, in another order in each epoch."""

@@ -31,7 +31,7 @@ def own(run, tmp_path):
     (tmp_path / "own").mkdir()
     for name in ("0.png", "1.png"):
         photo(40, 40).save(tmp_path / "own" / name)
-    options = {"train": "own", "num_frames": 1, "image_size": 96, "batch_size": 2}
+    options = {"train": "own", "num_frames": 1, "image_size": 96, "batch_size": 2, "tokenizer": "toybox"}
     data = ["--data=gitdistill.data.FileData", *(f"--data.{name}={value}" for name, value in options.items())]
     return [*QUIET, *DISTILLED, "--model.teacher=./teacher", *data]
 
@@ -66,6 +66,7 @@ def test_pictures_alone_are_enough_for_a_fit(run, own, tmp_path, capsys):
 def test_other_words_than_the_teachers(run, own):
     tiny_git.tokenizer().save_pretrained("words")
     assert "tokenizer has 30 words, not the network's 359" in run("fit", *own, "--data.tokenizer=words")
+    assert "FileData needs the teacher's tokenizer" in run("fit", *own, "--data.tokenizer=null")
 
 
 @pytest.mark.parametrize("arguments, message", [
