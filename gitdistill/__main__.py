@@ -21,7 +21,10 @@ MISTAKES = (ValueError, KeyError, OSError, ImportError, ArgumentError)  # errors
 def main() -> None:
     command, *arguments = sys.argv[1:] or [""]
     try:
-        sys.exit(import_module(COMMANDS.get(command, "gitdistill.use.fit")).main(arguments))
+        module = COMMANDS.get(command, "gitdistill.use.fit")
+        if module in ("gitdistill.use.fit", "gitdistill.use.plan"):
+            import_module("gitdistill.use.config").limit_configurations()
+        sys.exit(import_module(module).main(arguments))
     except KeyboardInterrupt:  # what was written stays
         print("\ngitdistill: stopped", file=sys.stderr)
         sys.exit(130)

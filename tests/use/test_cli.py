@@ -85,6 +85,18 @@ def test_a_mistake_is_one_line(run, tmp_path, arguments, message):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("rows, message", [
+    (["a0: &a0 [x, x]", *(f"a{i}: &a{i} [{f'*a{i - 1}, ' * 9}]" for i in range(1, 10))], "more than 200,000"),
+    (["a: &a [b, *a]"], "alias .a contains itself"),
+    (["[" * 500], "100 levels"),
+    (["a: &a {<<: *a}"], "alias .a contains itself"),
+])  # fmt: skip
+def test_a_configuration_that_stands_for_too_much(run, tmp_path, rows, message):
+    (tmp_path / "bomb.yaml").write_text("\n".join(rows))
+    for command in ("fit", "plan"):
+        assert re.search(message, line := run(command, "--config=bomb.yaml")) and "\n" not in line, line
+
+
 def test_a_traceback_can_be_asked_for(run, monkeypatch):
     monkeypatch.setenv("GITDISTILL_DEBUG", "1")
     with pytest.raises(FileNotFoundError):
