@@ -12,6 +12,11 @@ def one_line(text: str) -> str:
     return CONTROL.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
+def brief(text: str) -> str:
+    """The beginning of a text, in one line."""
+    return one_line(text if len(text) < 100 else text[:96] + " ...")
+
+
 def markdown(text: str) -> str:
     """A text that Markdown and HTML show as it is."""
     return MARKUP.sub(lambda match: f"&#{ord(match[0])};", one_line(text))

@@ -12,11 +12,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from reprlib import repr as brief
+from reprlib import repr as brief_repr
 from unicodedata import normalize
 
 from gitdistill.data.video import IMAGES, VIDEOS
-from gitdistill.escape import one_line
+from gitdistill.escape import brief, one_line
 from gitdistill.models.storage import first_line, shorten
 
 SPLITS = {
@@ -75,8 +75,11 @@ def read_items(source, media=None, split: str | None = None) -> tuple[list[Item]
     rows = _of_folder(folder, found) if source == folder else _of_file(source, found)
     items, missing = _locate(_of_split(rows, source, split))
     if not items:
-        lost = f": none of the {len(missing)} files it lists is in {within}, {missing[0]} first"
-        raise FileNotFoundError(f"{source} has no pictures or videos{lost if missing else ''}")
+        lost = [
+            f": none of the {len(missing)} files it lists is in {within}, {brief(name)} first"
+            for name in missing
+        ]
+        raise FileNotFoundError(f"{source} has no pictures or videos{''.join(lost[:1])}")
     return items, missing
 
 
@@ -134,11 +137,13 @@ def _checked(row: tuple, number: int, source) -> tuple:
     for what, values in named:
         for value in values:
             if not isinstance(value, str) or what != "a file's name" and SURROGATE.search(value):
-                wrong = f"{brief(name)}, has {brief(value)} for {what}"
+                wrong = f"{brief_repr(name)}, has {brief_repr(value)} for {what}"
                 raise ValueError(f"entry {number} of {source}, {wrong}: give a text")
     name = name.strip().replace("\\", "/")
     if name.startswith("/") or ".." in name.split("/") or re.match("[A-Za-z]:/", name):
-        raise ValueError(f"entry {number} of {source} names {name}: give a path within the media folder")
+        raise ValueError(
+            f"entry {number} of {source} names {brief(name)}: give a path within the media folder"
+        )
     return name, captions, (split or "").strip() or None
 
 
@@ -149,11 +154,11 @@ def _of_split(rows: list[tuple], source, split: str | None) -> list[tuple]:
         return rows
     chosen = [row for row in rows if (row[2] or "").lower() in SPLITS[split]]
     if not chosen:
-        raise ValueError(f"{source} has no split {split}: its splits are {shorten(known)}")
+        raise ValueError(f"{source} has no split {split}: its splits are {shorten(list(map(brief, known)))}")
     others = [row[2] or "(empty)" for row in rows if (row[2] or "").lower() not in chain(*SPLITS.values())]
     if others:
         what = f"{len(others)} of {len(rows)} entries of {source} are in no split"
-        warnings.warn(one_line(f"{what}: {shorten(sorted(set(others)))}"), stacklevel=3)
+        warnings.warn(one_line(f"{what}: {shorten(sorted(set(map(brief, others))))}"), stacklevel=3)
     return chosen
 
 
@@ -246,7 +251,7 @@ def _read(path: Path) -> list[tuple]:
             return _joined(content["videos"], "video_id", "video_id", content["sentences"], "video_id", path)
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} has an entry that is not as it should be: {error!r}") from None
-    keys = sorted(has)[:8]
+    keys = list(map(brief, sorted(has)[:8]))
     raise ValueError(f"{path} is none of COCO, Karpathy's split, MSR-VTT and VATEX: its keys are {keys}")
 
 
@@ -256,7 +261,7 @@ def _joined(files: list, key: str, name: str, sentences: list, of: str, path) ->
     for row in sentences:
         captions[row[of]].append(row["caption"])
     if lost := captions.keys() - {row[key] for row in files}:
-        what = f"captions of {len(lost)} that it does not list, {next(iter(lost))} first"
+        what = f"captions of {len(lost)} that it does not list, {brief(str(next(iter(lost))))} first"
         warnings.warn(one_line(f"{path} has {what}"), stacklevel=4)
     return [(row[name], captions[row[key]], row.get("split")) for row in files]
 
@@ -281,13 +286,15 @@ def _csv(path: Path) -> list[dict]:
     try:
         header = [column.strip().lower() for column in reader.fieldnames or [] if column.strip()]
         if twice := [column for column in header if header.count(column) > 1]:
-            raise ValueError(f"{path} has two columns {twice[0]}: call them {twice[0]}_0 and {twice[0]}_1")
+            raise ValueError(
+                f"{path} has two columns {brief(twice[0])}: give each its own name, caption_0 for example"
+            )
         for row in reader:
             where = f"line {reader.line_num} of {path}"
             if None in row:
                 raise ValueError(f'{where} has more cells than the first: quote captions with a "{mark}"')
             if lacking := [column for column, cell in row.items() if cell is None and column.strip()]:
-                raise ValueError(f"{where} has fewer cells than the first: {lacking[0]} is not in it")
+                raise ValueError(f"{where} has fewer cells than the first: {brief(lacking[0])} is not in it")
             rows.append(row)
     except csv.Error as error:
         raise ValueError(f"{path} is not readable as CSV: line {reader.line_num}: {error}") from None
@@ -330,12 +337,12 @@ def _of_table(rows: list, path) -> list[tuple]:
         columns |= row
         name = next((row[column] for column in FILE_COLUMNS if row.get(column)), None)
         if name is None:
-            known = ", ".join(list(row)[:8])
+            known = ", ".join(map(brief, list(row)[:8]))
             raise ValueError(f"entry {number} of {path} names no file: it has no column file, but {known}")
         found.append((name, _captions(row, f"entry {number} of {path}"), row.get("split")))
     others = columns.keys() - {*FILE_COLUMNS, "split", ""}
     if others and not others & {*CAPTION_COLUMNS} and not any(map(NUMBERED.fullmatch, others)):
-        names = ", ".join(sorted(others)[:8])
+        names = ", ".join(map(brief, sorted(others)[:8]))
         what = f"no column {CAPTION_COLUMNS[1]}: its files come without, whatever is in {names}"
         warnings.warn(one_line(f"{path} has {what}"), stacklevel=4)
     return found

@@ -29,7 +29,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from gitdistill.data.base import CHOICE, Order, Sample, check_words, choose
 from gitdistill.data.files import CaptionedData, Source, center_crop
-from gitdistill.data.items import SPLITS, Item, read_items
+from gitdistill.data.items import SPLITS, SURROGATE, Item, read_items
 from gitdistill.data.video import BrokenFile, FrameRule, read_clip
 from gitdistill.distillation.distributed import rank_and_world
 from gitdistill.escape import one_line
@@ -227,7 +227,7 @@ def read_shard(source, entry: dict):
                 about = json.loads(parts.pop("json"))
                 ((_, content),) = parts.items()
                 texts = [about["name"]] + about["captions"]
-                if not all(isinstance(text, str) for text in texts) or not re.fullmatch("[0-9]{1,9}", key):
+                if any(map(SURROGATE.search, texts[1:])) or not re.fullmatch("[0-9]{1,9}", key):
                     raise ValueError("a clip in it is not as it should be")
                 if about.get(CHECKSUM) not in (None, clip_checksum(content, about)):
                     raise ValueError(f"{about['name']} in it has another checksum")

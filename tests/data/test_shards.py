@@ -1,7 +1,9 @@
 """Shards: packed whole and once, read as they were, and never when damaged."""
 
 import functools
+import hashlib
 import http.server
+import io
 import json
 import os
 import sys
@@ -130,6 +132,22 @@ def test_only_regular_files_are_read(tmp_path):
         archive.addfile(hole)
     with pytest.raises(ValueError, match="x.tar is damaged or missing .*something else than files"):
         list(read_shard(tmp_path, WHOLE))
+
+
+@pytest.mark.parametrize("key, about", [
+    ("0", {"name": 5, "captions": []}), ("0", {"name": "a.png", "captions": "x"}), ("0", {"captions": []}), ("0", []),
+    ("0", {"name": "a.png", "captions": ["x", 5]}), ("0", {"name": "a.png", "captions": ["\ud800"]}),
+    ("-1", {"name": "a.png", "captions": []}), ("9" * 20, {"name": "a.png", "captions": []}),
+])  # fmt: skip
+def test_a_clip_that_is_not_as_it_should_be_names_its_shard(tmp_path, key, about):
+    with tarfile.open(tmp_path / "x.tar", "w") as archive:
+        for suffix, content in (("png", b"x"), ("json", json.dumps(about).encode())):
+            member = tarfile.TarInfo(f"{key}.{suffix}")
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    entry = WHOLE | {"sha256": hashlib.sha256((tmp_path / "x.tar").read_bytes()).hexdigest()}
+    with pytest.raises(ValueError, match="the shard .*x.tar is damaged or missing"):
+        list(read_shard(tmp_path, entry))
 
 
 def test_packing_removes_only_its_own_leftovers(source, tmp_path):
