@@ -93,10 +93,9 @@ def check_words(captions: Iterable[str], tokenizer, what: str) -> None:
     share = sum(lost.values()) / max(1, sum(map(mul, words.values(), map(len, encoded))))
     if not share:
         return
-    examples = shorten([word[:30] for word in sorted(filter(lost.get, lost), key=lost.get, reverse=True)])
-    line = one_line(
-        f"{share:.1%} of the tokens of {what} are words that the tokenizer does not know: {examples}"
-    )
+    strange = sorted(filter(lost.get, lost), key=lost.get, reverse=True)
+    line = f"{share:.1%} of the tokens of {what} are words that the tokenizer does not know"
+    line = one_line(f"{line}: {shorten([word[:30] for word in strange])}")
     if share > MOST_UNKNOWN:
         raise ValueError(f"{line}; give the teacher's tokenizer")
     warnings.warn(line, stacklevel=4)
@@ -222,9 +221,7 @@ class ClipData(pl.LightningDataModule):
         if min(batch_size, captions_per_clip) < 1:
             raise ValueError("batch_size and captions_per_clip must be at least 1")
         if not tokenizer:
-            raise ValueError(
-                f"{type(self).__name__} needs the teacher's tokenizer: tokenizer=, where the teacher is from"
-            )
+            raise ValueError(f"{type(self).__name__} needs tokenizer=, the teacher's, or its folder or id")
         if not hasattr(tokenizer, "get_vocab"):
             tokenizer = load_tokenizer(tokenizer)
         self.tokenizer = tokenizer

@@ -206,9 +206,8 @@ class FileData(Pooled, CaptionedData):
             return items
         words = [any(map(normalise, item.captions)) for item in items]
         if mute := [item.path for item, scored in zip(items, words) if not scored]:
-            what = (
-                f"{shorten(mute)} has no caption to score against, {len(mute)} of {role}'s {len(items)} clips"
-            )
+            count = f"{len(mute)} of {role}'s {len(items)} clips"
+            what = f"{shorten(mute)} has no caption to score against, {count}"
             if not any(words):
                 raise ValueError(what)
             warnings.warn(one_line(f"left out: {what}"), stacklevel=4)

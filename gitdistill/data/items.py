@@ -75,11 +75,9 @@ def read_items(source, media=None, split: str | None = None) -> tuple[list[Item]
     rows = _of_folder(folder, found) if source == folder else _of_file(source, found)
     items, missing = _locate(_of_split(rows, source, split))
     if not items:
-        lost = [
-            f": none of the {len(missing)} files it lists is in {within}, {brief(name)} first"
-            for name in missing
-        ]
-        raise FileNotFoundError(f"{source} has no pictures or videos{''.join(lost[:1])}")
+        first = "".join(f", {brief(name)} first" for name in missing[:1])
+        lost = f": none of the {len(missing)} files it lists is in {within}{first}" if missing else ""
+        raise FileNotFoundError(f"{source} has no pictures or videos{lost}")
     return items, missing
 
 
@@ -97,9 +95,7 @@ def _of_folder(folder: Path, found: "_Media") -> list[tuple]:
     for path in sorted(listing.texts, key=lambda path: (len(path.parts), path)):
         if path.name in TABLES and not tables.keys() & set(path.parents[1:]):
             if other := tables.get(path.parent):
-                raise ValueError(
-                    f"{folder} has {other.relative_to(folder)} and {path.relative_to(folder)}: give one"
-                )
+                raise ValueError(f"{path.parent} has {other.name} and {path.name}: give one of them")
             tables[path.parent] = path
     for place, table in tables.items():
         media = _Media(place) if found is listing and place != folder else found

@@ -226,8 +226,9 @@ def read_shard(source, entry: dict):
                     yield held
                 about = json.loads(parts.pop("json"))
                 ((_, content),) = parts.items()
-                texts = [about["name"]] + about["captions"]
-                if any(map(SURROGATE.search, texts[1:])) or not re.fullmatch("[0-9]{1,9}", key):
+                good = isinstance(about["name"], str) and isinstance(about["captions"], list)
+                good = good and not any(map(SURROGATE.search, about["captions"]))
+                if not good or not re.fullmatch("[0-9]{1,9}", key):
                     raise ValueError("a clip in it is not as it should be")
                 if about.get(CHECKSUM) not in (None, clip_checksum(content, about)):
                     raise ValueError(f"{about['name']} in it has another checksum")
@@ -354,10 +355,8 @@ class ShardData(CaptionedData):
         self.sources = {role: (source, read_index(source)) for role, source in sources.items() if source}
         for role, (source, index) in self.sources.items():
             for first in [shard for shard in index["shards"] if shard["count"]][:1]:
-                captions = (
-                    text for clip in islice(read_shard(source, first), 32) for text in clip[-1]["captions"]
-                )
-                check_words(captions, self.tokenizer, f"{role}'s first captions")
+                captions = [clip[-1]["captions"] for clip in islice(read_shard(source, first), 32)]
+                check_words(chain.from_iterable(captions), self.tokenizer, f"{role}'s first captions")
 
     def train_dataloader(self):
         """Batches of the training shards, in another order in each epoch."""

@@ -45,10 +45,8 @@ class Predictions:
         found = {}
         for split, every in merge(gather(self.splits)).items():
             rows = [row for row in every if any(map(metrics.normalise, row[1]))]
-            if len(rows) < len(every):
-                rank_zero_warn(
-                    f"{split}: {len(every) - len(rows)} of {len(every)} clips have no caption to score against"
-                )
+            if mute := len(every) - len(rows):
+                rank_zero_warn(f"{split}: {mute} of {len(every)} clips have no caption to score against")
             if not rows:
                 found[split] = dict.fromkeys(("cross_entropy", "cider", "bleu4", "rouge_l"), float("nan"))
                 continue

@@ -95,10 +95,8 @@ def print_files(captioner, options, decoding: dict) -> int:
 
 def print_row(row: dict, columns: tuple, options) -> None:
     """A result as JSON or as columns, in one line whatever is in it."""
-    print(
-        one_line(json.dumps(row, ensure_ascii=False)) if options.json else "\t".join(map(one_line, columns)),
-        flush=True,
-    )
+    texts = [json.dumps(row, ensure_ascii=False)] if options.json else columns
+    print("\t".join(map(one_line, texts)), flush=True)
 
 
 def find_files(paths, listed: bool = False):

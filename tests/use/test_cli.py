@@ -66,7 +66,7 @@ def test_pictures_alone_are_enough_for_a_fit(run, own, tmp_path, capsys):
 def test_other_words_than_the_teachers(run, own):
     tiny_git.tokenizer().save_pretrained("words")
     assert "tokenizer has 30 words, not the network's 359" in run("fit", *own, "--data.tokenizer=words")
-    assert "FileData needs the teacher's tokenizer" in run("fit", *own, "--data.tokenizer=null")
+    assert "FileData needs tokenizer=, the teacher's" in run("fit", *own, "--data.tokenizer=null")
 
 
 @pytest.mark.parametrize("arguments, message", [
