@@ -7,7 +7,7 @@ import json
 import os
 import re
 import warnings
-from collections import defaultdict
+from collections import Counter, defaultdict
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
@@ -35,6 +35,7 @@ FILE_COLUMNS = (
 CAPTION_COLUMNS = ("captions", "caption", "text", "sentence", "sentences", "encap", "comment")
 NUMBERED = re.compile(rf"({'|'.join(CAPTION_COLUMNS)})[ _-]?\d+")  # caption_0, caption_1 ...
 TEXTS = {".csv", ".tsv", ".txt", ".json", ".jsonl", ".ndjson", ".parquet", ".arrow", ".xlsx", ".caption"}
+TEXTS |= {".gz", ".zip"}
 PACKED = {b"PAR1": "Parquet", b"ARROW1": "Arrow", b"PK\3\4": "a zip archive", b"\x1f\x8b": "gzip"}
 PACKED |= {b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 SURROGATE = re.compile("[\ud800-\udfff]")  # half of a character, in JSON: no text
@@ -196,7 +197,8 @@ class _Media:
             if Path(name).suffix and (self.folder / name).is_file():
                 return self.folder / name
         found = self.named.get(normalize("NFC", Path(name).name), [])
-        found = [p for p in found if p.relative_to(self.folder).as_posix() not in self.claimed - {name}]
+        others = ((path, path.relative_to(self.folder).as_posix()) for path in found)
+        found = [path for path, own in others if own == name or own not in self.claimed]
         if len(found) > 1:
             raise ValueError(f"{name} could be {found[0]} or {found[1]}: the media folder may have it once")
         return found[0] if found else None
@@ -281,7 +283,7 @@ def _csv(path: Path) -> list[dict]:
     reader, rows = csv.DictReader(io.StringIO(content, newline=""), delimiter=mark, strict=True), []
     try:
         header = [column.strip().lower() for column in reader.fieldnames or [] if column.strip()]
-        if twice := [column for column in header if header.count(column) > 1]:
+        if twice := [column for column, count in Counter(header).items() if count > 1]:
             raise ValueError(
                 f"{path} has two columns {brief(twice[0])}: give each its own name, caption_0 for example"
             )
