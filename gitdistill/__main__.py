@@ -6,6 +6,8 @@ import sys
 from argparse import ArgumentError
 from importlib import import_module
 
+from gitdistill.escape import one_line
+
 COMMANDS = {  # all others are Lightning's, in gitdistill.use.fit
     "caption": "gitdistill.use.caption",
     "check": "gitdistill.use.check",
@@ -19,13 +21,19 @@ MISTAKES = (ValueError, KeyError, OSError, ImportError, ArgumentError)  # errors
 def main() -> None:
     command, *arguments = sys.argv[1:] or [""]
     try:
-        sys.exit(import_module(COMMANDS.get(command, "gitdistill.use.fit")).main(arguments))
+        module = COMMANDS.get(command, "gitdistill.use.fit")
+        if module in ("gitdistill.use.fit", "gitdistill.use.plan"):
+            import_module("gitdistill.use.config").limit_configurations()
+        sys.exit(import_module(module).main(arguments))
+    except KeyboardInterrupt:  # what was written stays
+        print("\ngitdistill: stopped", file=sys.stderr)
+        sys.exit(130)
     except BrokenPipeError:  # the reader of the output, for example head, has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except MISTAKES as error:
         if os.environ.get("GITDISTILL_DEBUG"):  # then with its traceback
             raise
-        sys.exit(f"gitdistill: {reason(error)}")
+        sys.exit(f"gitdistill: {one_line(reason(error))}")
 
 
 def reason(error: BaseException) -> str:

@@ -7,9 +7,12 @@ embedded world come with "scenes" (a list of B) and, when asked for, "masks" boo
 
 import hashlib
 import math
-from collections.abc import Callable
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterable
 from functools import partial
 from itertools import chain
+from operator import mul
 from typing import NamedTuple
 
 import numpy as np
@@ -21,9 +24,12 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from torch.utils.data.distributed import DistributedSampler
 
 from gitdistill.distillation.distributed import rank_and_world
+from gitdistill.escape import one_line
+from gitdistill.models.storage import shorten
 from gitdistill.models.tokenizer import load_tokenizer
 
 MAX_TOKENS = 40  # of GIT's captions
+MOST_UNKNOWN = 0.5  # share of tokens
 SAMPLED = 16  # clips whose content stands for all of a pool's in its fingerprint
 SHUFFLE, CHOICE = 7_919, 104_729  # keep the random numbers of orders and of captions apart from others
 
@@ -65,15 +71,34 @@ def choose(draw: np.random.RandomState, own: list, count: int) -> tuple[list, li
 
 def encode(captions: list, tokenizer, max_tokens: int, truncate: bool = True) -> Tensor:
     """Captions as token ids [rows, T] long, padded on the right; None is a start token and padding. What is longer than
-    `max_tokens` is cut, or, without `truncate`, a ValueError."""
+    `max_tokens` is cut, or, without `truncate`, a ValueError. A special token's name in a caption is mere text."""
     texts = [caption for caption in captions if caption is not None]
-    encoded = tokenizer(texts, truncation=truncate, max_length=max_tokens)["input_ids"] if texts else []
+    options = {"truncation": truncate, "max_length": max_tokens, "split_special_tokens": True}
+    encoded = tokenizer(texts, **options)["input_ids"] if texts else []
     if encoded and len(longest := max(encoded, key=len)) > max_tokens:
         text = texts[encoded.index(longest)]
         raise ValueError(f"caption of {len(longest)} tokens, at most {max_tokens} are allowed: {text!r}")
     ids = iter(encoded)
     rows = [[tokenizer.cls_token_id] if caption is None else next(ids) for caption in captions]
     return pad_sequence(list(map(torch.tensor, rows)), True, tokenizer.pad_token_id)
+
+
+def check_words(captions: Iterable[str], tokenizer, what: str) -> None:
+    """Warn of words that `tokenizer` does not know, with examples; a ValueError when they are most of the tokens."""
+    words, unknown = Counter(chain.from_iterable(map(str.split, captions))), tokenizer.unk_token_id
+    if not words or unknown is None:
+        return
+    encoded = tokenizer(list(words), add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    lost = {word: count * ids.count(unknown) for (word, count), ids in zip(words.items(), encoded)}
+    share = sum(lost.values()) / max(1, sum(map(mul, words.values(), map(len, encoded))))
+    if not share:
+        return
+    strange = sorted(filter(lost.get, lost), key=lost.get, reverse=True)
+    line = f"{share:.1%} of the tokens of {what} are words that the tokenizer does not know"
+    line = one_line(f"{line}: {shorten([word[:30] for word in strange])}")
+    if share > MOST_UNKNOWN:
+        raise ValueError(f"{line}; give the teacher's tokenizer")
+    warnings.warn(line, stacklevel=4)
 
 
 def collate(tokenizer, max_tokens: int, truncate: bool, samples: list[Sample]) -> dict:
@@ -185,7 +210,7 @@ class ClipData(pl.LightningDataModule):
 
     def __init__(
         self,
-        tokenizer="toybox",
+        tokenizer=None,
         batch_size: int = 16,
         captions_per_clip: int = 1,
         seed: int = 0,
@@ -195,6 +220,8 @@ class ClipData(pl.LightningDataModule):
         super().__init__()
         if min(batch_size, captions_per_clip) < 1:
             raise ValueError("batch_size and captions_per_clip must be at least 1")
+        if not tokenizer:
+            raise ValueError(f"{type(self).__name__} needs tokenizer=, the teacher's, or its folder or id")
         if not hasattr(tokenizer, "get_vocab"):
             tokenizer = load_tokenizer(tokenizer)
         self.tokenizer = tokenizer

@@ -4,6 +4,7 @@ import hashlib
 import warnings
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +12,13 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tv
 
-from gitdistill.data.base import CHOICE, ClipData, EpochSampler, Pooled, Sample, Samples, choose
+from gitdistill.data.base import CHOICE, ClipData, EpochSampler, Pooled, Sample, Samples, check_words, choose
 from gitdistill.data.items import Item, read_items
 from gitdistill.data.video import BrokenFile, FrameRule, read_clip
+from gitdistill.escape import one_line
+from gitdistill.metrics import normalise
 from gitdistill.models.preprocessing import center_crop
+from gitdistill.models.storage import shorten
 
 Source = str | None  # a path or an address
 NAMED = 1000  # files that are named in a warning
@@ -154,7 +158,7 @@ class FileData(Pooled, CaptionedData):
 
     Args:
         train, val, test: sources, see `read_items`; several may be the same one if it knows splits. Training
-            needs no captions, the others do.
+            needs no captions; clips of the others without a word in their captions are named and left out.
         media: the folder of the files, if it is not the sources' own.
         views: how many random crops of each training clip there are (see `random_resized_crop`), of which each
             epoch shows another; they and their random frames come again after so many epochs, so that a cache can
@@ -188,17 +192,24 @@ class FileData(Pooled, CaptionedData):
         for role, source in {"train": train, "val": val, "test": test}.items():
             if source is not None:
                 self.sources[role] = self._read_source(role, source, media, whole)[:limit]
+                captions = chain.from_iterable(item.captions for item in self.sources[role])
+                check_words(captions, self.tokenizer, f"{role}'s captions")
 
     def _read_source(self, role: str, source, media, whole: dict) -> list[Item]:
         items, missing = read_items(source, media, role)
         self.report([(name, f"{name}, listed in {source}, is not there") for name in missing])
         if not any(item.split for item in items) and (other := whole.setdefault(source, role)) != role:
             raise ValueError(f"{source} knows no splits: {other} and {role} would be the same")
-        if role != "train" and (mute := [item.path for item in items if not item.captions]):
-            raise ValueError(
-                f"{mute[0]}, one of {role}'s {len(items)} clips, has no caption to score against"
-            )
-        return items
+        if role == "train":
+            return items
+        words = [any(map(normalise, item.captions)) for item in items]
+        if mute := [item.path for item, scored in zip(items, words) if not scored]:
+            count = f"{len(mute)} of {role}'s {len(items)} clips"
+            what = f"{shorten(mute)} has no caption to score against, {count}"
+            if not any(words):
+                raise ValueError(what)
+            warnings.warn(one_line(f"left out: {what}"), stacklevel=4)
+        return [item for item, scored in zip(items, words) if scored]
 
     def report(self, broken: list) -> None:
         """Keep account of files that cannot be used, and name each once, many of them in one warning."""
@@ -211,7 +222,7 @@ class FileData(Pooled, CaptionedData):
         self.broken |= reasons
         also = f"; also {', '.join(others[:NAMED])}" if others else ""
         more = f" and {len(others) - NAMED} more" if len(others) > NAMED else ""
-        warnings.warn(f"left out, {len(self.broken)} so far: {first}{also}{more}", stacklevel=2)
+        warnings.warn(one_line(f"left out, {len(self.broken)} so far: {first}{also}{more}"), stacklevel=2)
 
     @property
     def pool(self) -> FilePool:

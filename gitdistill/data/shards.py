@@ -8,10 +8,12 @@ clip; shards.json beside the shards lists them with checksums."""
 
 import argparse
 import hashlib
-import io
 import json
 import math
+import os
 import random
+import re
+import shutil
 import sys
 import tarfile
 import urllib.error
@@ -20,25 +22,28 @@ import zlib
 from functools import partial
 from itertools import chain, islice, repeat
 from pathlib import Path
+from reprlib import repr as brief
 
 import numpy as np
 from torch.utils.data import IterableDataset, get_worker_info
 
-from gitdistill.data.base import CHOICE, Order, Sample, choose
+from gitdistill.data.base import CHOICE, Order, Sample, check_words, choose
 from gitdistill.data.files import CaptionedData, Source, center_crop
-from gitdistill.data.items import SPLITS, Item, read_items
+from gitdistill.data.items import SPLITS, SURROGATE, Item, read_items
 from gitdistill.data.video import BrokenFile, FrameRule, read_clip
 from gitdistill.distillation.distributed import rank_and_world
+from gitdistill.escape import one_line
 from gitdistill.models.storage import (
     CHECKSUM,
+    SCRATCH,
     first_line,
     metadata_text,
     parse_metadata,
-    remove_leftovers,
+    shorten,
     write_whole,
 )
 
-INDEX = "shards.json"
+INDEX, SHARD = "shards.json", re.compile(r"[\w-]+\.tar")
 FORMAT = 1
 AGAIN = "pack or fetch it again"
 SHARDS = 86_028_121  # keeps the random numbers of shuffling apart from others
@@ -55,8 +60,10 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     items, missing = read_items(options.source, options.media, options.split)
     for name in missing:
-        print(f"left out: {name} is not there", file=sys.stderr)
-    pack(items, options.folder, options.per_shard, say=partial(print, file=sys.stderr))
+        print(one_line(f"left out: {name} is not there"), file=sys.stderr)
+    if not options.split and (splits := sorted({item.split for item in items if item.split})):
+        print(one_line(f"all splits are packed ({shorten(splits)}): --split chooses one"), file=sys.stderr)
+    pack(items, options.folder, options.per_shard, say=lambda line: print(one_line(line), file=sys.stderr))
     return 0
 
 
@@ -71,11 +78,11 @@ def pack(items: list[Item], folder, per_shard: int = 1000, say=print) -> dict:
     index = {"format": FORMAT, **packed, "shards": [], "finished": False}
     if (folder / INDEX).is_file():
         index = read_index(folder, finished=False)
-        if {key: index[key] for key in packed} != packed:
+        if {key: index.get(key) for key in packed} != packed:
             raise ValueError(f"{folder} holds shards of other files or sizes: pack elsewhere or delete it")
         say(f"going on after {len(index['shards'])} shards in {folder}")
     folder.mkdir(parents=True, exist_ok=True)
-    remove_leftovers(folder)
+    _remove_leftovers(folder)
     for number in range(len(index["shards"]), -(-len(items) // per_shard)):
         first, name = number * per_shard, f"shard-{number:06d}.tar"
         entry = _write_shard(folder, name, first, items[first : first + per_shard], say)
@@ -87,25 +94,40 @@ def pack(items: list[Item], folder, per_shard: int = 1000, say=print) -> dict:
     return index
 
 
+def _remove_leftovers(folder: Path) -> None:
+    """Remove what killed calls of `pack` left in its folder, and nothing of anybody else's."""
+    for path in folder.glob(f"{SCRATCH}*"):
+        files = [] if path.is_symlink() or not path.is_dir() else [file.name for file in path.iterdir()]
+        if files and all(name == INDEX or SHARD.fullmatch(name) for name in files):
+            shutil.rmtree(path)
+
+
 def _write_shard(folder: Path, name: str, first: int, items: list[Item], say) -> dict:
     """The index's entry of the shard that is written; clip numbers count from `first`."""
     import webdataset
 
-    stream, count = io.BytesIO(), 0
-    with webdataset.TarWriter(stream, mtime=0, encoder=False) as writer:
-        for clip, item in enumerate(items, first):
-            if sample := _archived(clip, item, say):
-                writer.write(sample)
-                count += 1
-    content = stream.getvalue()
-    write_whole(folder, {name: lambda path: path.write_bytes(content)})
-    checksum = hashlib.sha256(content).hexdigest()
-    return {"name": name, "count": count, "bytes": len(content), "sha256": checksum}
+    entry = {"name": name}
+
+    def write(path: Path) -> None:
+        entry["count"] = 0
+        with path.open("wb") as file:
+            stream = _Hashed(file)
+            with webdataset.TarWriter(stream, mtime=0, encoder=False) as writer:
+                for clip, item in enumerate(items, first):
+                    if sample := _archived(clip, item, say):
+                        writer.write(sample)
+                        entry["count"] += 1
+            entry.update(bytes=file.tell(), sha256=stream.digest.hexdigest())
+
+    write_whole(folder, {name: write})
+    return entry
 
 
 def _archived(clip: int, item: Item, say) -> dict | None:
     """An item as WebDataset writes it; None, and a word, when it cannot be read."""
     try:
+        if not Path(item.path).is_file():
+            raise BrokenFile(f"{item.path} is no regular file, or gone")
         content = Path(item.path).read_bytes()
         read_clip(item.path, FrameRule(), content=content)
     except (BrokenFile, OSError) as error:  # OSError: gone, or not ours to read
@@ -139,10 +161,23 @@ def read_index(source, finished: bool = True) -> dict:
         raise ValueError(f"{where} cannot be read: {first_line(error)}") from None
     index = parse_metadata(content, where)
     if index.get("format") != FORMAT:
-        raise ValueError(f"{where} is not of format {FORMAT} but {index.get('format')}: pack it again")
+        raise ValueError(f"{where} is not of format {FORMAT} but {brief(index.get('format'))}: pack it again")
+    shards = index.get("shards")
+    if not isinstance(shards, list) or not isinstance(index.get("finished"), bool):
+        raise ValueError(f"{where} lists no shards: pack it again")
+    if wrong := [entry for entry in shards if not _is_entry(entry)]:
+        raise ValueError(f"{where} has {brief(wrong[0])} for a shard of its folder: pack it again")
     if finished and not index["finished"]:
         raise ValueError(f"the shards in {source} are not all there: pack again to go on")
     return index
+
+
+def _is_entry(entry) -> bool:
+    """Whether it names a shard, without a folder, with its number of clips and its checksum."""
+    entry = entry if isinstance(entry, dict) else {}
+    texts = isinstance(entry.get("name"), str) and isinstance(entry.get("sha256"), str)
+    count = entry.get("count")
+    return texts and bool(SHARD.fullmatch(entry["name"])) and type(count) is int and 0 <= count < 2**31
 
 
 def _open(where: str):
@@ -150,6 +185,8 @@ def _open(where: str):
     import fsspec
 
     if not where.startswith(("http://", "https://")):
+        if os.path.exists(where) and not os.path.isfile(where):  # a device, for example, which never ends
+            raise ValueError("it is no regular file")
         return fsspec.open(where, "rb").open()
     try:
         return urllib.request.urlopen(where, timeout=60)
@@ -160,7 +197,7 @@ def _open(where: str):
 
 
 class _Hashed:
-    """A stream that keeps the checksum of what was read of it."""
+    """A stream that keeps the checksum of what was read of it, or written to it."""
 
     def __init__(self, stream):
         self.stream, self.digest = stream, hashlib.sha256()
@@ -169,6 +206,10 @@ class _Hashed:
         content = self.stream.read(size)
         self.digest.update(content)
         return content
+
+    def write(self, content) -> int:
+        self.digest.update(content)
+        return self.stream.write(content)
 
 
 def read_shard(source, entry: dict):
@@ -185,6 +226,10 @@ def read_shard(source, entry: dict):
                     yield held
                 about = json.loads(parts.pop("json"))
                 ((_, content),) = parts.items()
+                good = isinstance(about["name"], str) and isinstance(about["captions"], list)
+                good = good and not any(map(SURROGATE.search, about["captions"]))
+                if not good or not re.fullmatch("[0-9]{1,9}", key):
+                    raise ValueError("a clip in it is not as it should be")
                 if about.get(CHECKSUM) not in (None, clip_checksum(content, about)):
                     raise ValueError(f"{about['name']} in it has another checksum")
                 held = int(key), about["name"], content, about
@@ -205,6 +250,8 @@ def _members(stream):
     with tarfile.open(fileobj=stream, mode="r|", bufsize=1 << 20) as archive:
         for member in archive:
             key, suffix = member.name.split(".", 1)
+            if not member.isfile() or member.sparse:  # whose holes would be filled in memory
+                raise ValueError("it holds something else than files")
             parts[suffix] = archive.extractfile(member).read()
             if len(parts) == 2:
                 yield key, parts
@@ -233,7 +280,8 @@ class ShardStream(Order, IterableDataset):
         parts = self.world * self.workers
         if len(self.shards) < parts:
             what = f"{self.world} processes of {self.workers} workers"
-            raise ValueError(f"{len(self.shards)} shards are too few for {what}")
+            advice = "use fewer workers, or pack with a smaller --per-shard"
+            raise ValueError(f"{len(self.shards)} shards are too few for {what}: {advice}")
         order = np.arange(len(self.shards))
         if self.captions:
             order = np.random.RandomState([self.seed, self.epoch, SHARDS]).permutation(order)
@@ -305,6 +353,10 @@ class ShardData(CaptionedData):
         self.buffer = buffer
         sources = {"train": train, "val": val, "test": test}
         self.sources = {role: (source, read_index(source)) for role, source in sources.items() if source}
+        for role, (source, index) in self.sources.items():
+            for first in [shard for shard in index["shards"] if shard["count"]][:1]:
+                captions = [clip[-1]["captions"] for clip in islice(read_shard(source, first), 32)]
+                check_words(chain.from_iterable(captions), self.tokenizer, f"{role}'s first captions")
 
     def train_dataloader(self):
         """Batches of the training shards, in another order in each epoch."""

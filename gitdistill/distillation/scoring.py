@@ -1,6 +1,7 @@
 """Predicted captions of the validation and test splits, collected clip by clip and scored over all ranks."""
 
 import torch
+from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -39,10 +40,16 @@ class Predictions:
         """Scores by split, over the predictions of all ranks; all ranks must call it.
 
         score_scenes: scores captions beyond n-grams, (captions, scenes) -> scores by name; used where every clip has
-            a scene.
+            a scene. Clips whose references hold no word are left out; scores of no clips at all are NaN.
         """
         found = {}
-        for split, rows in merge(gather(self.splits)).items():
+        for split, every in merge(gather(self.splits)).items():
+            rows = [row for row in every if any(map(metrics.normalise, row[1]))]
+            if mute := len(every) - len(rows):
+                rank_zero_warn(f"{split}: {mute} of {len(every)} clips have no caption to score against")
+            if not rows:
+                found[split] = dict.fromkeys(("cross_entropy", "cider", "bleu4", "rouge_l"), float("nan"))
+                continue
             captions, references, scenes, losses = map(list, zip(*rows, strict=True))
             nats, num_tokens = map(sum, zip(*losses, strict=True))
             found[split] = {"cross_entropy": nats / max(1, num_tokens)}

@@ -3,6 +3,7 @@
 import argparse
 import io
 import json
+import os
 import sys
 import time
 from collections import Counter, deque
@@ -19,9 +20,12 @@ from tqdm import tqdm
 from gitdistill.data.files import center_crop
 from gitdistill.data.items import walk
 from gitdistill.data.video import IMAGES, VIDEOS, BrokenFile, play, upright
+from gitdistill.escape import one_line
 from gitdistill.models.storage import write_whole
 from gitdistill.use.captioner import load_captioner
 from gitdistill.use.device import VARIABLE, choose_device
+
+LONGEST = 240  # bytes of a picture's name, without its number and suffix
 
 
 def main(arguments: list[str]) -> int:
@@ -31,6 +35,8 @@ def main(arguments: list[str]) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be UTF-8
     if options.watch_words and options.live:
         raise ValueError("--watch-words draws files, not a sliding window: leave --live out")
+    if not (options.student or options.teacher):
+        raise ValueError("--student and --teacher need a folder or a repository, not an empty name")
     captioner = load_captioner(options.student, options.teacher).to(choose_device(options.device))
     if options.watch_words and not isinstance(captioner.model, torch.nn.Module):
         raise ValueError("--watch-words needs PyTorch: give the student itself, not its ONNX files")
@@ -69,21 +75,28 @@ def print_files(captioner, options, decoding: dict) -> int:
         progress.update()
         if result.error:
             failed += 1
-            tqdm.write(f"left out: {result.error}", file=sys.stderr)
+            tqdm.write(f"left out: {one_line(result.error)}", file=sys.stderr)
             continue
         row = {"file": result.path, "caption": result.caption, "score": round(result.score, 4)}
         if options.watch_words:
             name = Path(result.path).name
+            while len(os.fsencode(name)) > LONGEST:
+                name = name[:-1]
             drawn[name] += 1
             name += ".png" if drawn[name] == 1 else f"-{drawn[name]}.png"
             row["picture"] = draw_words(captioner, result, Path(options.watch_words), name)
-        columns = f"{result.path}\t{result.caption}\t{result.score:.3f}"
         with progress.external_write_mode():
-            print(json.dumps(row, ensure_ascii=False) if options.json else columns, flush=True)
+            print_row(row, (result.path, result.caption, f"{result.score:.3f}"), options)
     progress.close()
     if failed:
         print(f"{failed} of {len(paths)} files could not be read", file=sys.stderr)
     return int(failed > 0)
+
+
+def print_row(row: dict, columns: tuple, options) -> None:
+    """A result as JSON or as columns, in one line whatever is in it."""
+    texts = [json.dumps(row, ensure_ascii=False)] if options.json else columns
+    print("\t".join(map(one_line, texts)), flush=True)
 
 
 def find_files(paths, listed: bool = False):
@@ -102,7 +115,7 @@ def find_files(paths, listed: bool = False):
         elif listed or Path(path).exists():
             yield str(path)
         else:
-            raise FileNotFoundError(f"there is no file or folder {path}")
+            raise FileNotFoundError(one_line(f"there is no file or folder {path}"))
 
 
 @dataclass
@@ -166,8 +179,7 @@ def print_live(captioner, options, decoding: dict) -> int:
             count += 1
             row = {"time": round(moment, 3), "caption": caption, "score": round(score, 4)}
             row["seconds"] = round(took, 4)
-            columns = f"{moment:8.2f} s\t{caption}\t{score:.3f}"
-            print(json.dumps(row, ensure_ascii=False) if options.json else columns, flush=True)
+            print_row(row, (f"{moment:8.2f} s", caption, f"{score:.3f}"), options)
     except KeyboardInterrupt:  # a camera has no other end
         print(file=sys.stderr)
     passed = time.perf_counter() - started

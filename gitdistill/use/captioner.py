@@ -19,6 +19,7 @@ from torch import Tensor
 from gitdistill.data.files import center_crop
 from gitdistill.data.video import FrameRule, read_clip
 from gitdistill.decoding import Decoded, decode
+from gitdistill.escape import markdown
 from gitdistill.models import checkpoints, storage
 from gitdistill.models.student import StudentCandidateV1
 from gitdistill.models.teacher import GenerativeImageTextTeacher
@@ -120,7 +121,7 @@ class Student(Captioner, ModelHubMixin, tags=["image-to-text", "gitdistill"]):
     def card(self) -> str:
         """The model card."""
         parameters = sum(p.numel() for p in self.model.parameters()) / 1e6
-        rows = "\n".join(f"| {name} | {value:.4g} |" for name, value in self.scores.items())
+        rows = "\n".join(f"| {markdown(name)} | {value:.4g} |" for name, value in self.scores.items())
         table = f"| measured | |\n|---|---|\n{rows}\n" if rows else "No scores were measured.\n"
         return f"""---
 library_name: gitdistill
@@ -129,7 +130,7 @@ tags: [gitdistill, image-captioning]
 ---
 # A student of GIT
 
-Captions pictures and videos: {parameters:.1f} million parameters, {self.model.backbone.config["name"]} at
+Captions pictures and videos: {parameters:.1f} million parameters, {markdown(self.model.backbone.config["name"])} at
 {self.size} pixels, {self.rule.num_frames} frame(s) a clip ({self.rule.sampling}), {len(self.tokenizer):,} words.
 
 ```python

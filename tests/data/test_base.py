@@ -1,11 +1,14 @@
 """What the three DataModules share: Trainers that change the training set, and epochs that are continued."""
 
+import warnings
+
 import pytest
 import pytorch_lightning as pl
 import tiny
 import torch
 from fits import QUIET, Watch, fit
 from pictures import captioned
+from transformers import BertTokenizerFast
 
 from gitdistill.data import FileData, ShardData
 from gitdistill.data.base import encode
@@ -14,19 +17,19 @@ from gitdistill.data.shards import pack
 from gitdistill.distillation.trainer import CaptionTrainer
 from gitdistill.world import ToyboxData, toybox_tokenizer
 
-SMALL = {"num_frames": 2, "image_size": tiny.SIDE, "batch_size": 2}
+SMALL = {"num_frames": 2, "image_size": tiny.SIDE, "batch_size": 2, "tokenizer": toybox_tokenizer()}
 
 
 @pytest.fixture(params=["world", "files", "shards"])
 def make(request, tmp_path):
     """A function that makes a DataModule of 7 clips."""
     if request.param == "world":
-        return lambda **options: ToyboxData(7, 4, **SMALL, **options)
+        return lambda **options: ToyboxData(7, 4, **SMALL | options)
     captioned(tmp_path, [["a red star", "a bell"]] * 7)
     if request.param == "files":
-        return lambda **options: FileData(str(tmp_path), **SMALL, **options)
+        return lambda **options: FileData(str(tmp_path), **SMALL | options)
     pack(read_items(tmp_path)[0], tmp_path / "shards", 2, say=lambda _: None)
-    return lambda **options: ShardData(str(tmp_path / "shards"), **SMALL, **options)
+    return lambda **options: ShardData(str(tmp_path / "shards"), **SMALL | options)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -64,6 +67,49 @@ def test_captions_as_tokens():
     assert encode(["a red cat grows"], tokenizer, 4).shape == (1, 4)
     with pytest.raises(ValueError, match="caption of 6 tokens, at most 5 are allowed: 'a red cat grows'"):
         encode(["a cat", "a red cat grows"], tokenizer, 5, truncate=False)
+
+
+PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "red", "star", "[", "]", "se", "##p", "pad"]
+
+
+@pytest.mark.parametrize(
+    "tokenizer", [toybox_tokenizer(), BertTokenizerFast(vocab={w: i for i, w in enumerate(PIECES)})]
+)
+def test_special_tokens_in_a_caption_are_text(tokenizer):
+    special = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
+    for text in ("a [SEP] red [PAD] star", "[CLS][MASK]", "[SEP]a red star"):
+        (row,) = encode([text], tokenizer, 32).tolist()
+        assert (
+            not special & set(row[1:-1])
+            and row[0] == tokenizer.cls_token_id
+            and row[-1] == tokenizer.sep_token_id
+        )
+    assert encode(["a red star"], tokenizer, 32).tolist() == tokenizer(["a red star"])["input_ids"]
+    if len(tokenizer) == len(PIECES):
+        assert encode(["[SEP]"], tokenizer, 32)[0].tolist() == [2, 8, 10, 11, 9, 3]
+
+
+@pytest.mark.parametrize("kind", ["files", "shards"])
+def test_words_that_the_tokenizer_does_not_know_are_told(kind, tmp_path):
+    def make(*captions, **options):
+        folder = tmp_path / captions[0].replace(" ", "")
+        captioned(folder, [[text] for text in captions])
+        if kind == "files":
+            return FileData(str(folder), **SMALL | options)
+        pack(read_items(folder)[0], folder / "shards", say=lambda _: None)
+        return ShardData(str(folder / "shards"), **SMALL | options)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        make("a red star")
+    with pytest.warns(
+        UserWarning, match="30.8% of the tokens of train's .*captions are words .*: zeppelin, quark$"
+    ):
+        make("a zeppelin moves left", "a quark a red star", "a zeppelin a zeppelin")
+    with pytest.raises(ValueError, match="60.0% .* not know: un, zwei; give the teacher's tokenizer"):
+        make("un un a red zwei")
+    with pytest.raises(ValueError, match="Data needs tokenizer=, the teacher's"):
+        make("a star", tokenizer=None)
 
 
 def test_another_tokenizer_than_the_networks_is_refused(make):

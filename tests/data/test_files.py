@@ -99,11 +99,24 @@ def test_many_missing_files_in_one_line(tmp_path):
     assert len(data.broken) == 1500
 
 
+@pytest.mark.parametrize("text", ["...", "\u2605\u2605", "\U0001f600", " "])
+def test_clips_without_a_word_to_score_against_are_named_and_left_out(tmp_path, text):
+    folder = captioned(tmp_path / "pictures", [TEXTS, [text, "?!"], ["!", "a bell"]])
+    with pytest.warns(
+        UserWarning, match="left out: .*1.png has no caption to score against, 1 of val's 3 clips"
+    ):
+        data = small(None, val=folder)
+    (batch,) = data.val_dataloader()
+    assert batch["references"][0] == TEXTS and len(batch["frames"]) == 2
+    assert len(small(folder).source("train")) == 3
+
+
 def test_wrong_options(folder, tmp_path):
-    photo().save(tmp_path / "a.png")
+    (tmp_path / "mute").mkdir()
+    photo().save(tmp_path / "mute" / "a.png")
     for options, message in (
         ({"val": folder}, "knows no splits: train and val would be the same"),
-        ({"val": str(tmp_path)}, "has no caption to score against"),
+        ({"val": str(tmp_path / "mute")}, "has no caption to score against"),
         ({"views": -1}, "views must be at least 0"),
         ({"batch_size": 0}, "batch_size and captions_per_clip must be at least 1"),
     ):

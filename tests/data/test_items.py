@@ -17,7 +17,8 @@ def pictures(folder, names):
 
 
 def write(path, content):
-    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    text = content if isinstance(content, str | bytes) else json.dumps(content)
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
     return path
 
 
@@ -96,6 +97,26 @@ def test_folders(tmp_path):
     assert names(read_items(tmp_path, split="val")[0]) == [("c.jpg", ("one, two",))]
 
 
+def test_folders_in_the_layout_of_imagefolder(tmp_path):
+    pictures(
+        tmp_path, ["train/a.jpg", "train/deep/b.jpg", "test/a.jpg", "validation/c.jpg", "validation/d.jpg"]
+    )
+    write(tmp_path / "train" / "metadata.csv", "file_name,text\na.jpg,a star\ndeep/b.jpg,a bell\n")
+    write(tmp_path / "test" / "metadata.jsonl", '{"file_name": "a.jpg", "text": "a tree"}')
+    write(tmp_path / "validation" / "c.txt", "a fox\n\na red fox\n")
+    write(tmp_path / "validation" / "d.txt", "0 0.5 0.5\n")
+    write(tmp_path / "annotations.json", {})
+    with pytest.warns(UserWarning, match="not read in .*: annotations.json, validation/d.txt$"):
+        found = {split: names(read_items(tmp_path, split=split)[0]) for split in ("train", "val", "test")}
+    assert found["train"] == [("a.jpg", ("a star",)), ("b.jpg", ("a bell",))]
+    assert found["val"] == [("c.jpg", ("a fox", "a red fox")), ("d.jpg", ())]
+    assert found["test"] == [("a.jpg", ("a tree",))]
+    pictures(tmp_path / "classes", ["train/dog/a.jpg", "test/dog/b.jpg"])
+    assert names(read_items(tmp_path / "classes", split="train")[0]) == [("a.jpg", ())]
+    write(tmp_path / "classes" / "captions.csv", "file,caption\ntrain/dog/a.jpg,x\ntest/dog/b.jpg,y\n")
+    assert names(read_items(tmp_path / "classes", split="test")[0]) == [("b.jpg", ("y",))]
+
+
 def test_folders_as_they_are(tmp_path):
     """Upper-case suffixes, links to folders, one of them into itself, hidden files, accents in two spellings."""
     pictures(tmp_path / "elsewhere", ["linked.jpg"])
@@ -134,6 +155,9 @@ def test_tables_as_spreadsheets_write_them(tmp_path):
     ("captions.txt", "image,caption\na.jpg,one\nb.jpg,two\n"),  # Flickr's
     ("results.csv", "image_name| comment_number| comment\na.jpg| 0| one\nb.jpg| 0| two\n"),
     ("x.jsonl", '{"file": "a.jpg", "captions": ["one"]}\n\n{"file": "b.jpg", "caption": "two"}\n'),
+    ("x.csv", 'file,captions\na.jpg,"[""one""]"\nb.jpg, ["two"] \n'),
+    ("x.csv", "file,caption_0,caption_1\na.jpg,one,\nb.jpg,,two\n"),
+    ("x.jsonl", '{"file": "a.jpg", "text1": "one", "captions": null}\n{"file": "b.jpg", "text1": "two"}\n'),
     ("list.json", [{"video_id": "a", "video": "a.jpg", "caption": ["one"]}, {"video": "b.jpg", "caption": "two"}]),
 ])  # fmt: skip
 def test_tables_of_known_sets(tmp_path, name, content):
@@ -157,6 +181,22 @@ def test_tables_of_known_sets(tmp_path, name, content):
     ("x.json", {str(i): 0 for i in range(99)}, r"none of COCO.*'0', '1', '10', '11', '12', '13', '14', '15'\]"),
     ("x.csv", "a.jpg,a star\nb.jpg,x\n", "names no file: .* a.jpg, a star"),
     ("x.csv", "file,caption\na.jpg,one, two\n", "line 2 of .* has more cells"),
+    ("x.csv", "file,caption\na.jpg\n", "line 2 of .*x.csv has fewer cells than the first: caption is not in it"),
+    ("x.csv", "file,caption,Caption\na.jpg,one,two\n", "x.csv has two columns caption"),
+    ("x.csv", "file,captions\na.jpg,\"['one', 'two']\"\n", "entry 1 of .* has a list of captions that is not"),
+    ("x.parquet", "PAR1...", "x.parquet is Parquet, which is not read"),
+    ("x.csv.gz", b"\x1f\x8b..", "x.csv.gz is gzip, which is not read"),
+    ("x.zip", "PK\3\4..", "x.zip is a zip archive, which is not read: unpack it"),
+    ("x.json", "[" * 100_000, "x.json is not valid JSON: it is nested too deeply"),
+    ("x.jsonl", '{"file": ' + "1" * 10_000 + "}", "line 1 of .*x.jsonl is not valid JSON: .*4300 digits"),
+    ("x.jsonl", '{"file": "a.jpg", "captions": ["x", "\\ud800"]}', r"has '\\ud800' for a caption: give a text"),
+    ("x.jsonl", json.dumps({"file": "a.jpg", "captions": [["x" * 10_000]]}), r"has \['x.{,40}\] for a caption"),
+    ("x.jsonl", '{"file": "../a.jpg"}', "entry 1 of .*x.jsonl names ../a.jpg: give a path within the media folder"),
+    ("x.csv", "file\nx/../../a.jpg\n", "names x/../../a.jpg: give a path within"),
+    ("x.csv", "file\n/etc/a.jpg\n", "names /etc/a.jpg: give a path within"),
+    ("x.csv", "file\nC:\\a.jpg\n", "names C:/a.jpg: give a path within"),
+    ("x.json", {"images": [{"filepath": "..", "filename": "a.jpg", "sentences": []}]}, "names ../a.jpg: give a path"),
+    ("x.json", {"images": [{"id": 1, "file_name": "../a.jpg"}]}, "names ../a.jpg: give a path within"),
     ("x.csv", 'file,caption\na.jpg,"one\n', "x.csv is not readable as CSV: line 1"),
     ("x.csv", "file,caption\n1.jpg,one\n", "1.jpg could be .*x/1.jpg or .*y/1.jpg"),
     ("x.csv", "file,split\na.jpg,validate\n", "no split test: its splits are validate"),
@@ -172,7 +212,12 @@ def test_what_is_not_there(tmp_path):
     (tmp_path / "captions.csv").write_text("file\nq.jpg\n")
     for arguments, message in (
         (("nowhere",), "there is no nowhere"),
-        ((tmp_path,), "none of the 1 files.*q.jpg first"),
+        ((tmp_path,), "none of the 1 files.*q.jpg first$"),
+        ((write(tmp_path / "empty.csv", ""), tmp_path), "empty.csv has no pictures or videos$"),
+        (
+            (write(tmp_path / "x.jsonl", json.dumps({"file": "a\n" * 999})),),
+            r"a\\u000aa.{1,90} \.\.\. first$",
+        ),
         ((tmp_path, tmp_path / "none"), "no folder .*none"),
     ):
         with pytest.raises(FileNotFoundError, match=message):

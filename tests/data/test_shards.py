@@ -1,10 +1,13 @@
 """Shards: packed whole and once, read as they were, and never when damaged."""
 
 import functools
+import hashlib
 import http.server
+import io
 import json
 import os
 import sys
+import tarfile
 import threading
 from importlib.util import find_spec
 
@@ -44,6 +47,9 @@ def shards(source, tmp_path_factory):
     folder = tmp_path_factory.mktemp("shards")
     pack(read_items(source)[0], folder, 3, say=lambda _: None)
     return folder
+
+
+WHOLE = {"name": "x.tar", "count": 1, "bytes": 9, "sha256": "0"}
 
 
 def contents(folder):
@@ -108,6 +114,57 @@ def test_a_file_that_is_gone_is_named_and_a_name_that_is_no_utf_8_is_kept(tmp_pa
     assert number == 1 and name == os.path.basename(odd.path)
 
 
+def test_only_regular_files_are_read(tmp_path):
+    """A link to a device without an end, in a folder to pack and in place of a shard; a file with holes of 8 GB."""
+    lines = []
+    (tmp_path / "endless.png").symlink_to("/dev/zero")
+    os.mkfifo(tmp_path / "pipe.png")
+    items = [Item(str(tmp_path / name)) for name in ("endless.png", "pipe.png")]
+    assert pack(items, tmp_path / "shards", say=lines.append)["shards"][0]["count"] == 0
+    assert sum("is no regular file" in line for line in lines) == 2
+    (tmp_path / "x.tar").symlink_to("/dev/zero")
+    with pytest.raises(ValueError, match="x.tar is damaged or missing .*no regular file"):
+        list(read_shard(tmp_path, WHOLE))
+    (tmp_path / "x.tar").unlink()
+    with tarfile.open(tmp_path / "x.tar", "w", format=tarfile.PAX_FORMAT) as archive:
+        hole = tarfile.TarInfo("000000000.png")
+        hole.pax_headers = {"GNU.sparse.map": "0,0", "GNU.sparse.size": str(8 << 30)}
+        archive.addfile(hole)
+    with pytest.raises(ValueError, match="x.tar is damaged or missing .*something else than files"):
+        list(read_shard(tmp_path, WHOLE))
+
+
+@pytest.mark.parametrize("key, about", [
+    ("0", {"name": 5, "captions": []}), ("0", {"name": "a.png", "captions": "x"}), ("0", {"captions": []}), ("0", []),
+    ("0", {"name": "a.png", "captions": ["x", 5]}), ("0", {"name": "a.png", "captions": ["\ud800"]}),
+    ("-1", {"name": "a.png", "captions": []}), ("9" * 20, {"name": "a.png", "captions": []}),
+])  # fmt: skip
+def test_a_clip_that_is_not_as_it_should_be_names_its_shard(tmp_path, key, about):
+    with tarfile.open(tmp_path / "x.tar", "w") as archive:
+        for suffix, content in (("png", b"x"), ("json", json.dumps(about).encode())):
+            member = tarfile.TarInfo(f"{key}.{suffix}")
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    entry = WHOLE | {"sha256": hashlib.sha256((tmp_path / "x.tar").read_bytes()).hexdigest()}
+    with pytest.raises(ValueError, match="the shard .*x.tar is damaged or missing"):
+        list(read_shard(tmp_path, entry))
+
+
+def test_packing_removes_only_its_own_leftovers(source, tmp_path):
+    others = [
+        ".gitdistill-a/model.safetensors",
+        ".gitdistill-b/notes",
+        ".gitdistill-c",
+        ".x.tmp",
+        ".d.tmp/shard-0.tar",
+    ]
+    for name in [*others, ".gitdistill-own/shard-000001.tar"]:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    pack(read_items(source)[0][:1], tmp_path, say=lambda _: None)
+    assert all((tmp_path / name).is_file() for name in others) and not (tmp_path / ".gitdistill-own").exists()
+
+
 @pytest.mark.parametrize("damage", ["flip", "cut", "gone", "miscounted"])
 def test_a_damaged_shard_is_named(shards, tmp_path, damage):
     index = read_index(shards)
@@ -128,6 +185,20 @@ def test_a_damaged_index_is_named(shards, tmp_path):
         (text[:90], "shards.json is not valid JSON"),
         (text.replace('"count": 3', '"count": 2', 1), "shards.json is damaged"),
         (json.dumps({"format": 2}), "pack it again"),
+        (json.dumps({"format": 1, "finished": True, "shards": {}}), "shards.json lists no shards"),
+        *(
+            (json.dumps({"format": 1, "finished": True, "shards": [entry]}), "for a shard of its folder")
+            for entry in (
+                WHOLE | {"name": "../shard-000000.tar"},
+                WHOLE | {"name": "/x.tar"},
+                WHOLE | {"name": "file:x.tar"},
+                WHOLE | {"count": -1},
+                WHOLE | {"count": "3"},
+                WHOLE | {"sha256": None},
+                [],
+                None,
+            )
+        ),
     ):
         (tmp_path / "shards.json").write_text(damaged)
         with pytest.raises(ValueError, match=message):
@@ -200,7 +271,7 @@ def test_mistakes_in_one_line(shards, tmp_path):
     data = functools.partial(ShardData, str(shards), **SMALL)
     with pytest.raises(ValueError, match="there is no val data"):
         data().val_dataloader()
-    with pytest.raises(ValueError, match="4 shards are too few for 1 processes of 5 workers"):
+    with pytest.raises(ValueError, match="4 shards are too few .* 5 workers: .*fewer workers.*--per-shard"):
         list(data(workers=5).train_dataloader())
     loader = data().train_dataloader()
     next(iter(loader))
@@ -209,6 +280,18 @@ def test_mistakes_in_one_line(shards, tmp_path):
     module = DistillationTrainer(tiny.teacher(), tiny.student(), cache=tmp_path / "cache")
     with pytest.raises(ValueError, match="use ToyboxData or FileData, not ShardData"):
         pl.Trainer(**QUIET, max_steps=1).fit(module, data())
+
+
+def test_splits_that_are_packed_together_and_names_with_control_characters(tmp_path, monkeypatch, capsys):
+    for split in ("train", "test"):
+        (tmp_path / "in" / split).mkdir(parents=True)
+        (tmp_path / "in" / split / "a\x1b[2J\nb.png").write_bytes(b"no picture")
+    monkeypatch.setattr(sys, "argv", ["gitdistill", "pack", str(tmp_path / "in"), str(tmp_path / "out")])
+    with pytest.raises(SystemExit):
+        __main__.main()
+    err = capsys.readouterr().err
+    assert "all splits are packed (test, train): --split chooses one" in err
+    assert err.count(r"a\u001b[2J\u000ab.png is no") == 2 and "\x1b" not in err and len(err.splitlines()) == 4
 
 
 def test_the_command(source, tmp_path, monkeypatch, capsys):

@@ -55,6 +55,34 @@ def test_folders_lists_and_names_as_they_are(run, folder, files, monkeypatch, ca
     assert "no pictures or videos in" in run("caption", tmp_path / "empty", "--student", folder)
 
 
+@pytest.mark.parametrize("name", ["a\x1b[2J\nb\tc.png", "\u202egnp.png", "\x9b1m.png", "x" * 251 + ".png"])
+def test_names_that_terminals_would_obey(run, folder, files, capsys, tmp_path, name):
+    """A row each, one that JSON gives back; the picture of a name of 255 bytes has a shorter one."""
+    (tmp_path / "in").mkdir()
+    shutil.copy(files / "0.png", tmp_path / "in" / name)
+    assert run("caption", "in", "--student", folder) == 0
+    (row,) = capsys.readouterr().out.splitlines()
+    shown, caption, score = row.split("\t")
+    assert shown.isprintable() and (shown == f"in/{name}") == name.isprintable() and float(score) < 0
+    (tmp_path / "in" / "b\x1b.jpg").write_bytes(b"hello")
+    assert run("caption", "in", "--student", folder, "--json", "--watch-words", "words") == 1
+    out, err = capsys.readouterr()
+    row = json.loads(out)
+    assert row["file"] == f"in/{name}" and Path(row["picture"]).is_file()
+    assert r"b\u001b.jpg is no" in err and "\x1b" not in out + err
+    assert run("caption", f"no{name[:200]}", "--student", folder).isprintable()
+
+
+def test_an_interrupt_keeps_what_was_written(run, folder, files, monkeypatch, capsys):
+    def interrupted(*_):
+        yield caption.FileCaption("a.png", "a star", -1.0)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(caption, "caption_files", interrupted)
+    assert run("caption", files, "--student", folder) == 130
+    assert capsys.readouterr() == ("a.png\ta star\t-1.000\n", "\ngitdistill: stopped\n")
+
+
 def test_a_picture_shows_the_attention_of_each_word(run, folder, files, monkeypatch, capsys, tmp_path):
     """What is drawn is the attention, read again off the caption that was found, of either network."""
     drawn, gaze = [], plots.gaze
@@ -92,6 +120,7 @@ def test_mistakes_on_the_command_line(run, folder, files, capsys):
         ([files, *student, "--frames", 3], "3 frames a clip, but this network reads at most 2"),
         ([files, files, *student, "--live", 2], "one video at a time, not 2"),
         ([files, *student, "--watch-words", "out", "--live", 1], "leave --live out"),
+        ([files, "--student", ""], "not an empty name"),
     ]:
         assert message in run("caption", *arguments), arguments
     for arguments in ([*student, "--batch", 0], [*student, "--beams", "x"], []):

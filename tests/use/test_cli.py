@@ -31,7 +31,7 @@ def own(run, tmp_path):
     (tmp_path / "own").mkdir()
     for name in ("0.png", "1.png"):
         photo(40, 40).save(tmp_path / "own" / name)
-    options = {"train": "own", "num_frames": 1, "image_size": 96, "batch_size": 2}
+    options = {"train": "own", "num_frames": 1, "image_size": 96, "batch_size": 2, "tokenizer": "toybox"}
     data = ["--data=gitdistill.data.FileData", *(f"--data.{name}={value}" for name, value in options.items())]
     return [*QUIET, *DISTILLED, "--model.teacher=./teacher", *data]
 
@@ -66,6 +66,7 @@ def test_pictures_alone_are_enough_for_a_fit(run, own, tmp_path, capsys):
 def test_other_words_than_the_teachers(run, own):
     tiny_git.tokenizer().save_pretrained("words")
     assert "tokenizer has 30 words, not the network's 359" in run("fit", *own, "--data.tokenizer=words")
+    assert "FileData needs tokenizer=, the teacher's" in run("fit", *own, "--data.tokenizer=null")
 
 
 @pytest.mark.parametrize("arguments, message", [
@@ -82,6 +83,18 @@ def test_a_mistake_is_one_line(run, tmp_path, arguments, message):
     line = run("fit", *QUIET, *arguments)
     assert re.search(message, line) and line.startswith("gitdistill: ") and "\n" not in line
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("rows, message", [
+    (["a0: &a0 [x, x]", *(f"a{i}: &a{i} [{f'*a{i - 1}, ' * 9}]" for i in range(1, 10))], "more than 200,000"),
+    (["a: &a [b, *a]"], "alias .a contains itself"),
+    (["[" * 500], "100 levels"),
+    (["a: &a {<<: *a}"], "alias .a contains itself"),
+])  # fmt: skip
+def test_a_configuration_that_stands_for_too_much(run, tmp_path, rows, message):
+    (tmp_path / "bomb.yaml").write_text("\n".join(rows))
+    for command in ("fit", "plan"):
+        assert re.search(message, line := run(command, "--config=bomb.yaml")) and "\n" not in line, line
 
 
 def test_a_traceback_can_be_asked_for(run, monkeypatch):

@@ -89,6 +89,14 @@ def test_every_picture_is_drawn_fits_and_says_what_it_shows(name):
     edges = image[[0, -1]], image[:, [0, -1]]
     assert (edges[0] == 255).all() and (edges[1] == 255).mean() > 0.9  # nothing runs off the edge
     assert "The finding" in texts(figure) and figure.alt.endswith(": The finding")
+    assert not any(text.get_parse_math() for text in figure.findobj(mpl.text.Text) if text.get_text())
+
+
+def test_a_caption_is_no_formula():
+    words, odd = ["$", r"$\frac", "b$"], r"$\frac$ costs $5"
+    figure = plots.gaze(frames(), words, {odd: attention()}, title=odd)
+    assert {odd, *words} <= set(texts(figure)) | {word for text in texts(figure) for word in text.split()}
+    assert pixels(figure).std() > 5 and pixels(plots.scores({odd: {odd: 5.0}})).std() > 5
 
 
 def test_the_same_picture_gives_the_same_bytes_whatever_the_users_style():

@@ -6,7 +6,7 @@ from statistics import median
 
 import numpy as np
 import pytest
-from plot_inputs import VOCABULARY, pixels, trace
+from plot_inputs import VOCABULARY, attention, black, pixels, trace
 
 from gitdistill.viz import plots, widgets
 from gitdistill.viz.plots import cards
@@ -130,6 +130,12 @@ def test_every_position_of_an_explorer_is_another_picture_and_comes_within_50_ms
 def lit(card, left, top, width, height):
     """The middle of a place, as colours between 0 and 1."""
     return pixels(card)[round(top + height / 2), round(left + width / 2)] / 255
+
+
+@pytest.mark.parametrize("word", ["a\nb", "\x1b[2J", "$x$", "<b>"])
+def test_explorers_show_any_word(word):
+    widgets.gaze(black(), [word, "b", "c"], {"t": attention()})
+    widgets.frame_words(black(), [word, "b", "c"], attention())
 
 
 def test_the_word_card_lights_one_cell_and_signs_the_difference():

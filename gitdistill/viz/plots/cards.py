@@ -12,6 +12,7 @@ import matplotlib as mpl
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from gitdistill.escape import one_line
 from gitdistill.viz.plots import style
 from gitdistill.viz.plots.attention import frame_shares, model_blocks
 from gitdistill.viz.plots.features import strongest_channels
@@ -42,11 +43,11 @@ class Canvas:
 
     def text(self, x, y, text, size=12, bold=False, anchor="la", colour="black"):
         """Text whose `anchor` (Pillow's letters: l m r, a m s d) lies at (x, y)."""
-        self.pen.text((x, y), str(text), fill=colour, font=_font(size, bold), anchor=anchor)
+        self.pen.text((x, y), one_line(str(text)), fill=colour, font=_font(size, bold), anchor=anchor)
 
     def tilted(self, x, y, text, bold):
         """A word that ends below the point (x, y), turned by 45 degrees."""
-        font = _font(12, bold)
+        font, text = _font(12, bold), one_line(text)
         _, _, right, bottom = font.getbbox(text)
         label = Image.new("L", (right + 2, bottom + 2))
         ImageDraw.Draw(label).text((0, 0), text, fill=255, font=font)

@@ -36,6 +36,7 @@ LUMA = np.array([0.299, 0.587, 0.114])
 CENTRE = {"ha": "center", "va": "center"}
 OURS = {
     "font.size": 10,
+    "text.parse_math": False,  # captions may hold a $
     "font.family": "DejaVu Sans",
     "axes.titlesize": 10,
     "axes.labelsize": 10,
