@@ -1,6 +1,7 @@
 """Continuing a fit gives the result of an uninterrupted one: whole checkpoints that hold the random states."""
 
 import os
+import re
 from pathlib import Path
 
 import torch
@@ -68,12 +69,16 @@ class WholeCheckpoints(TorchCheckpointIO):
 
 
 def read_checkpoint(path) -> dict:
-    """A checkpoint of a local disk, on the CPU, tensors and plain values alone.
+    """A training's checkpoint of a local disk, on the CPU, tensors and plain values alone.
 
-    FileNotFoundError or ValueError in one line if it is missing, damaged, or holds other objects.
+    FileNotFoundError or ValueError in one line if it is missing, damaged, holds other objects, or is none.
     """
-    if "://" in str(path):
+    if re.match(r"[\w+.-]+:", str(path)) and not Path(path).exists():
         raise ValueError(f"{path} is an address: download the checkpoint first")
     if not Path(path).is_file():
         raise FileNotFoundError(f"there is no checkpoint {path}")
-    return load_torch(path)
+    checkpoint = load_torch(path)
+    state = checkpoint.get("state_dict") if isinstance(checkpoint, dict) else None
+    if not isinstance(state, dict) or "pytorch-lightning_version" not in checkpoint:
+        raise ValueError(f"{path} is no checkpoint of a training")
+    return checkpoint
