@@ -5,6 +5,7 @@ Microsoft's files: https://github.com/microsoft/GenerativeImage2Text. No code th
 
 import json
 import re
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -122,7 +123,7 @@ def download(name: str, patterns: list[str]) -> Path:
 
 
 def load(source) -> tuple[GitConfig, Weights]:
-    """Configuration and weights of a checkpoint, for `fill`; FileNotFoundError or ValueError in one line."""
+    """Configuration and weights of a checkpoint, for `build`; FileNotFoundError or ValueError in one line."""
     folder = resolve(source)
     if (folder / "snapshot" / "model.pt").is_file():
         return _load_microsoft(folder)
@@ -132,20 +133,22 @@ def load(source) -> tuple[GitConfig, Weights]:
     raise FileNotFoundError(f"{folder} is no checkpoint: it has {neither}")
 
 
-def fill(model: nn.Module, weights: Weights, source) -> None:
-    """Copy `weights` into `model`, all or none. ValueError lists keys that do not fit, as spelled in their file."""
+def build(kind: type[nn.Module], config: GitConfig, weights: Weights, source) -> nn.Module:
+    """A network `kind(config)` with `weights`. ValueError lists keys that do not fit, as spelled in their file."""
 
     def spell(name: str) -> str:
         spelt = rename(name, "here", weights.layout) or name
         return re.sub(r"\.in_proj\.[qkv]\.", ".in_proj_", spelt)
 
-    if model.config.tie_word_embeddings and "embedding.words.weight" in weights:
+    if config.tie_word_embeddings and "embedding.words.weight" in weights:
         weights.setdefault("head.weight", weights["embedding.words.weight"])
-    storage.fill(model, weights, source, spell)
+    if (frames := config.num_image_with_embedding or 0) > len(weights):
+        raise ValueError(f"{source} is for {frames} frames but has {len(weights)} weights")
+    return storage.build(partial(kind, config), weights, source, spell)
 
 
 def _translate(tensors: dict[str, Tensor], layout: str) -> Weights:
-    """Tensors by the names used here; unknown ones keep theirs, so that `fill` reports them."""
+    """Tensors by the names used here; unknown ones keep theirs, so that `build` reports them."""
     weights = Weights()
     weights.layout = layout
     for name, tensor in tensors.items():
@@ -224,7 +227,7 @@ def _unstack(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     for name, tensor in tensors.items():
         if match := re.fullmatch(r"(image_encoder\..*\.attn)\.in_proj_(weight|bias)", name):
             stem, leaf = match.groups()
-            for part, chunk in zip("qkv", tensor.tensor_split(3)):  # uneven parts: `fill` complains
+            for part, chunk in zip("qkv", tensor.tensor_split(3)):  # uneven parts: `build` complains
                 split[f"{stem}.in_proj.{part}.{leaf}"] = chunk
         else:
             split[name] = tensor

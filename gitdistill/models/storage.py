@@ -8,23 +8,80 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import UnionType
+from typing import Union, get_args, get_origin
 
 import safetensors.torch
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_module_registration_hook
 from torch.serialization import get_unsafe_globals_in_checkpoint
 
 CHECKSUM = "crc32"  # its name in metadata
+JSON_BYTES = 10**8  # no metadata is longer
+# The largest sizes that are read, by parts of their names.
+SIZES = {
+    "window": 32,
+    "depth": 1000,
+    "layers": 1000,
+    "image_size": 2048,
+    "img_size": 2048,
+    "max_positions": 10_000,
+}
+SIZES[""] = 10**6
 SCRATCH = ".gitdistill-"  # how temporary folders are called
 
 
 def read_config(folder) -> dict:
-    """The folder's config.json; FileNotFoundError or ValueError in one line."""
+    """The folder's config.json; FileNotFoundError or ValueError in one line, also for sizes that no network has."""
     path = Path(folder) / "config.json"
     if not path.is_file():
         raise FileNotFoundError(f"{folder} is no checkpoint folder: it has no config.json")
+    config = read_json(path)
+    ahead = list(config.items())
+    while ahead:
+        name, value = ahead.pop()
+        most = next(most for part, most in SIZES.items() if part in name)
+        if isinstance(value, dict | list):
+            ahead += value.items() if isinstance(value, dict) else [(name, part) for part in value]
+        elif isinstance(value, int | float) and not abs(value) <= most:
+            raise ValueError(f"{path}: {name} is {value}, but at most {most} is read")
+    return config
+
+
+def read_json(path: Path) -> dict:
+    """The JSON object of a file, see `parse_metadata`."""
+    if (size := path.stat().st_size) > JSON_BYTES:
+        raise ValueError(f"{path} has {size / 1e6:.0f} MB: that is no metadata")
     return parse_metadata(path.read_bytes(), path)
+
+
+def check_fields(fields: dict, kinds: dict[str, type], where, optional=()) -> None:
+    """A ValueError naming `where` unless `fields` has the names and types of `kinds`, those of `optional` or not."""
+    wrong = {
+        "lacks": [name for name in kinds if name not in fields and name not in optional],
+        "holds unknown": [name for name in fields if name not in kinds],
+        "holds values of another type:": [
+            f"{name} is {str(fields[name]):.40}"
+            for name in kinds
+            if name in fields and not fits(fields[name], kinds[name])
+        ],
+    }
+    if complaints := [f"{kind} {shorten(names)}" for kind, names in wrong.items() if names]:
+        raise ValueError(f"{where} {'; '.join(complaints)}")
+
+
+def fits(value, kind) -> bool:
+    """Whether a value from JSON is of a type such as `int`, `list[int]`, `dict[str, float]` or `int | None`."""
+    parts, origin = get_args(kind), get_origin(kind) or kind
+    if origin in (Union, UnionType):
+        return any(fits(value, part) for part in parts)
+    if origin in (list, tuple):
+        return isinstance(value, list) and all(fits(part, parts[0]) for part in value)
+    if origin is dict and parts:
+        return isinstance(value, dict) and all(fits(part, parts[1]) for part in value.values())
+    return type(value) in ((int, float) if kind is float else (kind,))  # a bool is no int
 
 
 def metadata_text(metadata: dict) -> str:
@@ -36,11 +93,13 @@ def parse_metadata(text: str | bytes, where) -> dict:
     """The JSON object `text`; a ValueError naming `where` if it is none, or does not fit the checksum in it."""
     try:
         metadata = json.loads(text)
-    except ValueError as error:
+        known = metadata.pop(CHECKSUM, None) if isinstance(metadata, dict) else None
+        actual = metadata_checksum(metadata)
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{where} is not valid JSON: {error}") from None
     if not isinstance(metadata, dict):
         raise ValueError(f"{where} must hold a JSON object, not a {type(metadata).__name__}")
-    if metadata.pop(CHECKSUM, None) not in (None, metadata_checksum(metadata)):
+    if known not in (None, actual):
         raise ValueError(f"{where} is damaged: its content has another checksum")
     return metadata
 
@@ -110,8 +169,42 @@ def _read_safetensors(path) -> dict[str, Tensor]:
     return tensors
 
 
-def fill(module: nn.Module, weights: dict[str, Tensor], source, spell=str) -> None:
-    """Copy `weights` into `module`, all or none; a ValueError names keys that do not fit, as the file `spell`s them."""
+def build(make: Callable[[], nn.Module], weights: dict[str, Tensor], source, spell=str) -> nn.Module:
+    """The module that `make` builds from what a file says, with `weights`; `spell` is as for `check_fit`.
+
+    It is built without memory first: sizes and numbers of layers that the weights do not have cost nothing. A
+    ValueError in one line.
+    """
+    left = 20_000 + 10 * len(weights)  # timm builds parts that it then leaves out
+
+    def count(*_):
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise ValueError("it has more layers than there are weights")
+
+    hook = register_module_module_registration_hook(count)
+    try:
+        with torch.device("meta"):
+            sketch = make()
+    except Exception as error:  # sizes that are wrong show in many ways
+        raise ValueError(f"{source} describes no network: {first_line(error)}") from error
+    finally:
+        hook.remove()
+    check_fit(sketch, weights, source, spell)
+    module = make()
+    module.load_state_dict(weights)
+    return module
+
+
+def fill(module: nn.Module, weights: dict[str, Tensor], source) -> None:
+    """Copy `weights` into `module`, all or none, see `check_fit`."""
+    check_fit(module, weights, source)
+    module.load_state_dict(weights)
+
+
+def check_fit(module: nn.Module, weights: dict[str, Tensor], source, spell=str) -> None:
+    """A ValueError naming the keys of `weights` that do not fit, as the file `spell`s them."""
     own = module.state_dict()
     shapes = {key: (list(weights[key].shape), list(own[key].shape)) for key in own if key in weights}
     wrong = {
@@ -122,7 +215,6 @@ def fill(module: nn.Module, weights: dict[str, Tensor], source, spell=str) -> No
     complaints = [f"{kind}: {shorten(keys)}" for kind, keys in wrong.items() if keys]
     if complaints:
         raise ValueError(f"the weights of {source} do not fit; " + "; ".join(complaints))
-    module.load_state_dict(weights)
 
 
 def write_folder(folder, config: dict, weights: dict[str, Tensor], dtype: torch.dtype | None = None) -> None:

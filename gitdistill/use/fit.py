@@ -20,14 +20,14 @@ class FitCLI(LightningCLI):
     def parse_arguments(self, parser, args):
         """As Lightning, which then would build what a checkpoint names before anybody has checked it: it sees none."""
         super().parse_arguments(parser, args)
-        options = self.config[self.config.subcommand]
-        self.ckpt_path, options.ckpt_path = options.ckpt_path, None
-        if self.ckpt_path not in (None, "best", "last", "hpc"):
+        if command := self.config.get("subcommand"):  # `plan` has none
+            self.ckpt_path, self.config[command].ckpt_path = self.config[command].ckpt_path, None
+        if command and self.ckpt_path not in (None, "best", "last", "hpc"):
             read_checkpoint(self.ckpt_path)
 
     def before_instantiate_classes(self):
-        options = self.config[self.config.subcommand]
-        options.ckpt_path, options.weights_only = self.ckpt_path, True
+        if command := self.config.get("subcommand"):
+            self.config[command].ckpt_path, self.config[command].weights_only = self.ckpt_path, True
 
     def add_arguments_to_parser(self, parser):
         parser.add_argument("--export", type=str | None, default=None, help="folder to write the result to")
