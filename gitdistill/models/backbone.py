@@ -86,7 +86,7 @@ class TinyVIT(nn.Module):
         # `TinyVIT(**config)` builds this network again.
         self.config = {"name": name, "image_size": self.image_size, **timm_args}
         if weights is not None:
-            storage.fill(self.net, self._rename(storage.read_weights(weights)), weights)
+            checkpoints.fill(self.net, self._rename(storage.read_weights(weights)), weights)
 
     @torch.no_grad()
     def _adapt(self, image_size: int | None) -> None:
@@ -118,7 +118,7 @@ class TinyVIT(nn.Module):
         if not folder.is_dir():
             return cls(str(source), pretrained=True)
         config, weights = storage.read_config(folder), storage.read_weights(folder / "model.safetensors")
-        return storage.build(lambda: cls.from_config(config, folder), weights, folder).eval()
+        return checkpoints.build(lambda: cls.from_config(config, folder), weights, folder).eval()
 
     @classmethod
     def from_config(cls, config, source) -> "TinyVIT":

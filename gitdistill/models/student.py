@@ -6,6 +6,7 @@ https://arxiv.org/abs/2002.04745).
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from inspect import signature
 from pathlib import Path
@@ -13,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from gitdistill.models import storage
+from gitdistill.models import checkpoints, storage
 from gitdistill.models.attention import Attention, EncoderLayer, FeedForward, KeysValues, KVCache, read_text
 from gitdistill.models.backbone import TinyVIT
 from gitdistill.models.tokenizer import generate_captions, vocabulary
@@ -194,15 +195,19 @@ class StudentCandidateV1(nn.Module):
         def make() -> StudentCandidateV1:
             return cls(**config | {"backbone": TinyVIT.from_config(config["backbone"], where)})
 
-        return storage.build(make, weights, folder).eval()
+        return checkpoints.build(make, weights, folder).eval()
 
     def save_pretrained(self, folder, dtype: torch.dtype | None = None) -> None:
         """Write config.json and model.safetensors, backbone included, both or neither; weights stored as `dtype`."""
+        storage.write_whole(folder, self.files(dtype))
+
+    def files(self, dtype: torch.dtype | None = None) -> dict[str, Callable]:
+        """Writers of these files, by name."""
         config = {"architecture": type(self).__name__, **self.config, "backbone": self.backbone.config}
         weights = self.state_dict()
         if self.tie:
             del weights["head.weight"]
-        storage.write_folder(folder, config, weights, dtype)
+        return storage.network_files(config, weights, dtype)
 
     def encode(self, frames: Tensor) -> tuple[list[Tensor], Tensor]:
         """The backbone's feature maps, and the memory [B, M, D] that the mixer makes of the last one."""

@@ -98,11 +98,15 @@ def test_mistakes(run, student, folder, tmp_path, monkeypatch):
         (lambda: onnx_export.export_student(load_student(folder), tmp_path), "only a StudentCandidateV1"),
         (lambda: onnx.OnnxStudent(weights), "does not describe an OnnxStudent"),
         (lambda: load_student(folder).save(tmp_path), "has no weights to save"),
-        (lambda: load_student(broken), "there is no .*step.onnx"),
+        (lambda: load_student(broken), "lacks step.onnx, which gitdistill.json lists"),
     ]:
         with pytest.raises((ValueError, FileNotFoundError), match=message):
             action()
     (broken / onnx.ENCODER).write_bytes((folder / onnx.ENCODER).read_bytes()[:1000])
+    (broken / onnx.STEP).write_bytes((folder / onnx.STEP).read_bytes())
+    with pytest.raises(ValueError, match="encoder.onnx is damaged: gitdistill.json has another checksum"):
+        load_student(broken)
+    (broken / Student.FILE).unlink()
     with pytest.raises(ValueError, match="encoder.onnx is not readable as ONNX"):
         load_student(broken)
     there.num_frames = there.exact_frames = 2  # as for a student that was exported with two
