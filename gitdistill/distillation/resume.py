@@ -1,5 +1,6 @@
 """Continuing a fit gives the result of an uninterrupted one: whole checkpoints that hold the random states."""
 
+import errno
 import os
 import re
 from pathlib import Path
@@ -58,7 +59,12 @@ class WholeCheckpoints(TorchCheckpointIO):
 
         def write(temporary: Path) -> None:
             with temporary.open("wb") as file:
-                torch.save(checkpoint, file)
+                try:
+                    torch.save(checkpoint, file)
+                except RuntimeError as error:  # PyTorch's, where the system refused to write
+                    if "inline_container" not in str(error):
+                        raise
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
                 file.flush()
                 os.fsync(file.fileno())
 

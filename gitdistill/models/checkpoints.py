@@ -251,10 +251,6 @@ def _read_config(folder: Path) -> GitConfig:
     except Exception as error:  # the strict configuration classes raise several kinds
         raise ValueError(f"{path} is no valid GIT configuration: {storage.first_line(error)}") from None
     vision = config.vision_config
-    if odd := [
-        part.layer_norm_eps for part in (vision, config) if not storage.fits(part.layer_norm_eps, float)
-    ]:
-        raise ValueError(f"{path}: layer_norm_eps is {odd[0]}, but a number is needed")
     for part, field in ((vision, "image_size"), (vision, "patch_size"), (config, "eos_token_id")):
         value = getattr(part, field)
         numbers = set(value) if isinstance(value, list | tuple) else {value}

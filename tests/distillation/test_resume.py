@@ -5,6 +5,7 @@ import io
 import multiprocessing
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -210,6 +211,22 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one(tmp_path, monkey
     save({"step": random.Random()}, path)
     with pytest.raises(ValueError, match="refused: .*Random"):
         keep.load_checkpoint(path)
+
+
+@pytest.mark.parametrize("limit", [100, 10_000, 400_000])
+def test_a_disk_that_is_full_at_any_byte_leaves_the_old_checkpoint(tmp_path, limit):
+    """The system refuses to write beyond a limit, as it does on a full disk."""
+    keep, path, old = WholeCheckpoints(), tmp_path / "last.ckpt", resource.getrlimit(resource.RLIMIT_FSIZE)
+    keep.save_checkpoint(TRAINING, path)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, old[1]))
+    try:
+        with pytest.raises(OSError, match=r"^could not save to [^\n]*, nothing was written: [^\n]*$"):
+            keep.save_checkpoint(TRAINING | {"weights": torch.zeros(100_000)}, path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert read_checkpoint(path) == TRAINING and os.listdir(tmp_path) == ["last.ckpt"]
 
 
 @pytest.mark.parametrize(

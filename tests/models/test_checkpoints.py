@@ -420,7 +420,7 @@ def test_a_repository_that_the_hub_does_not_show(monkeypatch, kind, message):
     "field, value",
     [("eos_token_id", [[1]]), ("num_attention_heads", 0), ("num_attention_heads", -1), ("hidden_act", "evil"),
      ("num_image_with_embedding", 10**8), ("num_image_with_embedding", 10**5), ("vision_config", "x"),
-     ("vocab_size", 10**10), ("max_position_embeddings", 0), ("layer_norm_eps", None)],
+     ("vocab_size", 10**10), ("max_position_embeddings", 0), ("layer_norm_eps", [])],
 )  # fmt: skip
 def test_values_of_a_configuration_that_no_network_has(tmp_path, field, value):
     random_git(frames=2).save_pretrained(tmp_path)
