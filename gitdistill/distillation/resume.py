@@ -71,13 +71,13 @@ class WholeCheckpoints(TorchCheckpointIO):
         write_whole(Path(path).parent, {Path(path).name: write})
 
     def load_checkpoint(self, path, map_location="cpu", weights_only=None) -> dict:
-        return read_checkpoint(path)
+        return read_checkpoint(path, whole=False)  # Lightning also keeps bare weights, between processes
 
 
-def read_checkpoint(path) -> dict:
+def read_checkpoint(path, whole: bool = True) -> dict:
     """A training's checkpoint of a local disk, on the CPU, tensors and plain values alone.
 
-    FileNotFoundError or ValueError in one line if it is missing, damaged, holds other objects, or is none.
+    FileNotFoundError or ValueError in one line if it is missing, damaged, holds other objects, or is not `whole`.
     """
     if re.match(r"[\w+.-]+:", str(path)) and not Path(path).exists():
         raise ValueError(f"{path} is an address: download the checkpoint first")
@@ -85,6 +85,6 @@ def read_checkpoint(path) -> dict:
         raise FileNotFoundError(f"there is no checkpoint {path}")
     checkpoint = load_torch(path)
     state = checkpoint.get("state_dict") if isinstance(checkpoint, dict) else None
-    if not isinstance(state, dict) or "pytorch-lightning_version" not in checkpoint:
+    if whole and not (isinstance(state, dict) and "pytorch-lightning_version" in checkpoint):
         raise ValueError(f"{path} is no checkpoint of a training")
     return checkpoint
