@@ -6,6 +6,7 @@ teacher's logits likewise (Wu et al. 2022, https://arxiv.org/abs/2207.10666).
 """
 
 import shutil
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
@@ -23,6 +24,9 @@ from gitdistill.models import storage
 
 FORMAT = 2
 KEPT_WORDS = 8  # likeliest words stored per token
+METADATA = dict.fromkeys(("format", "pseudo_captions", "k", "max_tokens", "clips", "captions", "pad"), int)
+METADATA |= {"clip_bytes": int, "shard_clips": int, "fingerprint": dict, "names": list[str]}
+METADATA |= dict.fromkeys(("dtype", "feature_dtype", "teacher_dtype"), str)
 SHARD_CLIPS = 256  # clips per shard, rounded up to whole batches
 
 
@@ -36,10 +40,11 @@ class TeacherCache:
     def __init__(self, folder, verify: bool = True):
         self.folder = Path(folder)
         self.metadata = read_metadata(self.folder)
-        paths = shard_paths(self.folder, self.metadata).values()
-        if missing := sum(not path.is_file() for path in paths):
+        paths = shard_paths(self.folder, self.metadata)
+        if missing := sum(not path.is_file() for path in paths.values()):
             raise ValueError(f"the cache in {folder} lacks {missing} of {len(paths)} shards: build it again")
-        self._shards = [read_shard(path, verify) for path in paths]
+        captions = self.metadata["captions"]
+        self._shards = [read_shard(path, verify, len(clips) * captions) for clips, path in paths.items()]
         self.names = self.metadata["names"]  # keys of the stored targets, see `TargetSpec.names`
         self.nbytes = self.metadata["clips"] * self.metadata["clip_bytes"]  # of all tensors
 
@@ -72,10 +77,18 @@ class TeacherCache:
         """
         settings = {"names": spec.names(), "pseudo_captions": spec.pseudo_captions, "k": k, "dtype": dtype}
         settings |= {"feature_dtype": feature_dtype, "teacher_dtype": teacher_dtype}
-        rank, world = distributed.rank_and_world()
+        rank, _ = distributed.rank_and_world()
+        with ExitStack() as held:
+            with distributed.together():
+                plan = allocate(Path(folder), teacher, data, spec, settings, say, held) if rank == 0 else None
+            cls._fill(teacher, data, spec, distributed.gather(plan)[0], say)
         with distributed.together():
-            plan = allocate(Path(folder), teacher, data, spec, settings, say) if rank == 0 else None
-        metadata, missing = distributed.gather(plan)[0]
+            return cls(folder, verify=rank == 0)
+
+    @staticmethod
+    def _fill(teacher, data, spec: TargetSpec, plan: tuple, say) -> None:
+        rank, world = distributed.rank_and_world()
+        metadata, missing = plan
         for done in range(0, len(missing), world):
             with distributed.together():  # each process makes one shard, then all learn of errors
                 for clips, path in missing[done : done + world][rank : rank + 1]:
@@ -87,8 +100,6 @@ class TeacherCache:
                     storage.write_whole(path.parent, {path.name: write})
             if rank == 0:
                 say(f"{min(done + world, len(missing)):,} of {len(missing):,} shards made")
-        with distributed.together():
-            return cls(folder, verify=rank == 0)
 
     @classmethod
     def open(cls, cache, teacher, data, spec: TargetSpec, teacher_dtype: str) -> "TeacherCache":
@@ -166,11 +177,11 @@ class TeacherCache:
         return rows.to(device).float() if rows.is_floating_point() else rows.long().to(device)
 
 
-def allocate(folder: Path, teacher, data, spec: TargetSpec, settings: dict, say) -> tuple[dict, list]:
-    """Metadata, on disk from here on, and (clips, path) of the shards that are missing."""
+def allocate(folder: Path, teacher, data, spec, settings: dict, say, held: ExitStack) -> tuple[dict, list]:
+    """Metadata, on disk from here on, and (clips, path) of the shards that are missing; `held` gets a lock on them."""
     targets.parse_dtype(settings["teacher_dtype"])
     settings, identity = settings | {"max_tokens": data.max_tokens}, fingerprint(teacher, data)
-    if (folder / "cache.json").is_file():
+    if known := (folder / "cache.json").is_file():
         metadata = read_metadata(folder)
         check_match(folder, metadata | metadata["fingerprint"], settings | identity)
     else:
@@ -184,9 +195,10 @@ def allocate(folder: Path, teacher, data, spec: TargetSpec, settings: dict, say)
     if missing:
         say(f"{len(missing):,} shards to make, {size / 1e6:,.1f} MB in {folder}")
     folder.mkdir(parents=True, exist_ok=True)
+    if not held.enter_context(storage.lock(folder)) or known != (folder / "cache.json").is_file():
+        raise ValueError(f"another process fills the cache in {folder}: wait for it, then start again")
     if size > (free := shutil.disk_usage(folder).free):
         raise OSError(f"that is more than the {free / 1e6:,.0f} MB free on the disk of {folder}")
-    storage.remove_leftovers(folder)
     storage.write_whole(folder, {"cache.json": lambda path: path.write_text(storage.metadata_text(metadata))})
     return metadata, missing
 
@@ -224,10 +236,12 @@ def stored_targets(teacher, batch: dict, spec: TargetSpec, settings: dict) -> di
     return {name: value.cpu() for name, value in stored.items()}
 
 
-def read_shard(path: Path, verify: bool) -> dict[str, np.ndarray]:
-    """A shard's tensors, memory-mapped; a ValueError says what to do if it is damaged."""
+def read_shard(path: Path, verify: bool, captions: int) -> dict[str, np.ndarray]:
+    """A shard's tensors, memory-mapped; a ValueError says what to do if it is damaged or lacks captions."""
     try:
         tensors = storage.read_weights(path) if verify else load_file(path)
+        if (found := len(tensors.get("tokens", ()))) != captions:
+            raise ValueError(f"it has {found} captions, not {captions}")
     except (ValueError, SafetensorError) as error:
         raise ValueError(f"{path} is damaged, delete it and build the cache again: {error}") from None
     return {name: value.numpy() for name, value in tensors.items()}
@@ -249,9 +263,14 @@ def is_finished(folder: Path) -> bool:
 def read_metadata(folder: Path) -> dict:
     """A cache's cache.json; FileNotFoundError or ValueError in one line."""
     path = folder / "cache.json"
-    metadata = storage.parse_metadata(path.read_bytes(), path)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no {path}")
+    metadata = storage.read_json(path)
     if (found := metadata.get("format")) != FORMAT:
         raise ValueError(f"{path} is of format {found}, not {FORMAT}: delete the folder and build it again")
+    storage.check_fields(metadata, METADATA, path)
+    if not metadata["shard_clips"] > 0 or not 0 < metadata["clips"] < 10**9:
+        raise ValueError(f"{path}: {metadata['clips']} clips in shards of {metadata['shard_clips']}")
     return metadata
 
 

@@ -1,6 +1,8 @@
 """Continuing a fit gives the result of an uninterrupted one: whole checkpoints that hold the random states."""
 
+import errno
 import os
+import re
 from pathlib import Path
 
 import torch
@@ -57,23 +59,32 @@ class WholeCheckpoints(TorchCheckpointIO):
 
         def write(temporary: Path) -> None:
             with temporary.open("wb") as file:
-                torch.save(checkpoint, file)
+                try:
+                    torch.save(checkpoint, file)
+                except RuntimeError as error:  # PyTorch's, where the system refused to write
+                    if "inline_container" not in str(error):
+                        raise
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
                 file.flush()
                 os.fsync(file.fileno())
 
         write_whole(Path(path).parent, {Path(path).name: write})
 
     def load_checkpoint(self, path, map_location="cpu", weights_only=None) -> dict:
-        return read_checkpoint(path)
+        return read_checkpoint(path, whole=False)  # Lightning also keeps bare weights, between processes
 
 
-def read_checkpoint(path) -> dict:
-    """A checkpoint of a local disk, on the CPU, tensors and plain values alone.
+def read_checkpoint(path, whole: bool = True) -> dict:
+    """A training's checkpoint of a local disk, on the CPU, tensors and plain values alone.
 
-    FileNotFoundError or ValueError in one line if it is missing, damaged, or holds other objects.
+    FileNotFoundError or ValueError in one line if it is missing, damaged, holds other objects, or is not `whole`.
     """
-    if "://" in str(path):
+    if re.match(r"[\w+.-]+:", str(path)) and not Path(path).exists():
         raise ValueError(f"{path} is an address: download the checkpoint first")
     if not Path(path).is_file():
         raise FileNotFoundError(f"there is no checkpoint {path}")
-    return load_torch(path)
+    checkpoint = load_torch(path)
+    state = checkpoint.get("state_dict") if isinstance(checkpoint, dict) else None
+    if whole and not (isinstance(state, dict) and "pytorch-lightning_version" in checkpoint):
+        raise ValueError(f"{path} is no checkpoint of a training")
+    return checkpoint

@@ -28,7 +28,7 @@ class Attention(nn.Module):
 
     def __init__(self, embed_dim: int, heads: int, dropout: float = 0.0):
         super().__init__()
-        if embed_dim % heads:
+        if heads < 1 or embed_dim % heads:
             raise ValueError(f"embed_dim {embed_dim} is not divisible by {heads} heads")
         self.heads, self.dropout = heads, dropout
         self.query = nn.Linear(embed_dim, embed_dim)

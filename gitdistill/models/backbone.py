@@ -4,18 +4,24 @@ TinyViT: Wu et al. 2022, https://arxiv.org/abs/2207.10666. timm: https://github.
 """
 
 import difflib
+import re
+from inspect import signature
 from pathlib import Path
 
 import timm
 import torch
 from timm.layers import Format
-from timm.models import tiny_vit
+from timm.models import build_model_with_cfg, tiny_vit
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gitdistill.models import checkpoints, storage
 from gitdistill.models.attention import has_listeners
 from gitdistill.models.preprocessing import to_pixels
+
+# What timm takes beside an architecture's sizes: files, addresses and how to read them.
+_OTHER = {*signature(timm.create_model).parameters, *signature(build_model_with_cfg).parameters}
+_OTHER |= {"weights", "features_only"}
 
 
 class WindowAttention(nn.Module):
@@ -48,6 +54,13 @@ class WindowAttention(nn.Module):
         return self.proj(mixed.transpose(1, 2).flatten(2))
 
 
+def _is_size(value) -> bool:
+    """Numbers, words such as "gelu", and lists of them."""
+    if isinstance(value, list):
+        return all(map(_is_size, value))
+    return value is None or isinstance(value, int | float) or re.fullmatch(r"[\w.]+", str(value)) is not None
+
+
 class TinyVIT(nn.Module):
     """Feature maps of single frames, stage by stage, from any timm model with `features_only`.
 
@@ -73,7 +86,7 @@ class TinyVIT(nn.Module):
         # `TinyVIT(**config)` builds this network again.
         self.config = {"name": name, "image_size": self.image_size, **timm_args}
         if weights is not None:
-            storage.fill(self.net, self._rename(storage.read_weights(weights)), weights)
+            checkpoints.fill(self.net, self._rename(storage.read_weights(weights)), weights)
 
     @torch.no_grad()
     def _adapt(self, image_size: int | None) -> None:
@@ -104,9 +117,23 @@ class TinyVIT(nn.Module):
         folder = checkpoints.embedded("backbone") if source == "toybox" else Path(source)
         if not folder.is_dir():
             return cls(str(source), pretrained=True)
-        backbone = cls(**storage.read_config(folder))
-        storage.fill(backbone, storage.read_weights(folder / "model.safetensors"), folder)
-        return backbone.eval()
+        config, weights = storage.read_config(folder), storage.read_weights(folder / "model.safetensors")
+        return checkpoints.build(lambda: cls.from_config(config, folder), weights, folder).eval()
+
+    @classmethod
+    def from_config(cls, config, source) -> "TinyVIT":
+        """With random weights, from a `config` that `source` holds: a name of timm's and the architecture's sizes.
+
+        ValueError for anything else, which timm might open or fetch.
+        """
+        name = config.get("name") if isinstance(config, dict) else None
+        if not isinstance(name, str) or not re.fullmatch(r"[\w.]+", name) or not timm.is_model(name):
+            raise ValueError(f"{source} names no architecture of timm: {name!r:.60}")
+        if odd := [key for key, value in config.items() if key in _OTHER or not _is_size(value)]:
+            raise ValueError(
+                f"{source} is refused: {storage.shorten(odd)} of its backbone is no size of a network"
+            )
+        return cls(**config)
 
     def save_pretrained(self, folder, dtype: torch.dtype | None = None) -> None:
         """Write config.json and model.safetensors, both or neither; weights are stored as `dtype`."""

@@ -5,12 +5,17 @@ Microsoft's files: https://github.com/microsoft/GenerativeImage2Text. No code th
 
 import json
 import re
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import torch
 import yaml
 from huggingface_hub import snapshot_download
+from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_module_registration_hook
 from transformers import GitConfig
 
 from gitdistill.models import storage
@@ -91,30 +96,46 @@ def resolve(source, weights: bool = True) -> Path:
     A hub id is downloaded once: safetensors if the hub has them, or without `weights` only the small files. Raises
     FileNotFoundError saying what to do when there is nothing to read.
     """
-    folder = Path(source).expanduser()
     if source == "toybox":
         return embedded("teacher")
-    if folder.is_dir():
+    if folder := local(source):
         return folder
-    if folder.exists():
-        raise FileNotFoundError(f"{source} is a file: give the checkpoint's folder")
-    if not is_repository(str(source)):
-        raise FileNotFoundError(f"no folder {source}")
     folder = download(str(source), ["*.json", "*.txt", *(["*.safetensors"] if weights else [])])
     if weights and not any(folder.glob("*.safetensors")):
         folder = download(str(source), ["*.json", "*.txt", "pytorch_model*.bin"])
     return folder
 
 
-def is_repository(name: str) -> bool:
-    """Whether `name` has the form of a hub id."""
-    return re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name) is not None
+def local(source) -> Path | None:
+    """The folder `source`; None if it has the form of a hub id, FileNotFoundError if it is neither."""
+    name = str(source)
+    with suppress(RuntimeError, OSError):  # ~ of a user whom nobody knows, a name that is too long
+        folder = Path(source).expanduser()
+        if name.strip() and folder.is_dir():
+            return folder
+        if name.strip() and folder.exists():
+            name += " (it is a file: give the checkpoint's folder)"
+    if len(name) > 200 or not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name):
+        raise FileNotFoundError(
+            f"no folder {name[:300] if name.strip() and name.isprintable() else repr(name)}"
+        )
+    return None
 
 
 def download(name: str, patterns: list[str]) -> Path:
     """The hub's files of repository `name` that match; what was downloaded before is found without network."""
     try:
         return Path(snapshot_download(name, allow_patterns=patterns))
+    except GatedRepoError:
+        page = f"https://huggingface.co/{name}"
+        raise FileNotFoundError(
+            f"{name} is gated: ask for access at {page}, then log in with `hf auth login`"
+        ) from None
+    except RepositoryNotFoundError:
+        advice = "check the spelling, or log in with `hf auth login` if it is private"
+        raise FileNotFoundError(
+            f"{name} is no folder, and the hub shows no such repository: {advice}"
+        ) from None
     except Exception as error:  # httpx, the hub's client and the system each have their own
         problem = f"{name} is no folder and could not be downloaded ({storage.first_line(error)})"
         advice = 'give a checkpoint\'s folder or "toybox" (embedded), or load it once with network'
@@ -122,30 +143,85 @@ def download(name: str, patterns: list[str]) -> Path:
 
 
 def load(source) -> tuple[GitConfig, Weights]:
-    """Configuration and weights of a checkpoint, for `fill`; FileNotFoundError or ValueError in one line."""
+    """Configuration and weights of a checkpoint, for `build_git`; FileNotFoundError or ValueError in one line."""
     folder = resolve(source)
-    if (folder / "snapshot" / "model.pt").is_file():
-        return _load_microsoft(folder)
-    if (folder / "config.json").is_file():
-        return _load_transformers(folder)
+    try:
+        if (folder / "snapshot" / "model.pt").is_file():
+            return _load_microsoft(folder)
+        if (folder / "config.json").is_file():
+            return _load_transformers(folder)
+    except (ValueError, OSError, MemoryError):
+        raise
+    except Exception as error:  # values of types that nobody writes
+        raise ValueError(f"{folder} is no checkpoint of GIT: {storage.first_line(error)}") from error
     neither = "neither config.json (transformers) nor snapshot/model.pt (Microsoft)"
     raise FileNotFoundError(f"{folder} is no checkpoint: it has {neither}")
 
 
-def fill(model: nn.Module, weights: Weights, source) -> None:
-    """Copy `weights` into `model`, all or none. ValueError lists keys that do not fit, as spelled in their file."""
+def build_git(kind: type[nn.Module], config: GitConfig, weights: Weights, source) -> nn.Module:
+    """A network `kind(config)` with `weights`. ValueError lists keys that do not fit, as spelled in their file."""
 
     def spell(name: str) -> str:
         spelt = rename(name, "here", weights.layout) or name
         return re.sub(r"\.in_proj\.[qkv]\.", ".in_proj_", spelt)
 
-    if model.config.tie_word_embeddings and "embedding.words.weight" in weights:
+    if config.tie_word_embeddings and "embedding.words.weight" in weights:
         weights.setdefault("head.weight", weights["embedding.words.weight"])
-    storage.fill(model, weights, source, spell)
+    if (frames := config.num_image_with_embedding or 0) > len(weights):
+        raise ValueError(f"{source} is for {frames} frames but has {len(weights)} weights")
+    return build(partial(kind, config), weights, source, spell)
+
+
+def build(make: Callable[[], nn.Module], weights: dict[str, Tensor], source, spell=str) -> nn.Module:
+    """The module that `make` builds from what a file says, with `weights`; `spell` is as for `check_fit`.
+
+    It is built without memory first: sizes and numbers of layers that the weights do not have cost nothing. A
+    ValueError in one line.
+    """
+    left = 20_000 + 10 * len(weights)  # timm builds parts that it then leaves out
+
+    def count(*_):
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise ValueError("it has more layers than there are weights")
+
+    hook = register_module_module_registration_hook(count)
+    try:
+        with torch.device("meta"):
+            sketch = make()
+    except Exception as error:  # sizes that are wrong show in many ways
+        raise ValueError(f"{source} describes no network: {storage.first_line(error)}") from error
+    finally:
+        hook.remove()
+    check_fit(sketch, weights, source, spell)
+    module = make()
+    module.load_state_dict(weights)
+    return module
+
+
+def fill(module: nn.Module, weights: dict[str, Tensor], source) -> None:
+    """Copy `weights` into `module`, all or none, see `check_fit`."""
+    check_fit(module, weights, source)
+    module.load_state_dict(weights)
+
+
+def check_fit(module: nn.Module, weights: dict[str, Tensor], source, spell=str) -> None:
+    """A ValueError naming the keys of `weights` that do not fit, as the file `spell`s them."""
+    own = module.state_dict()
+    shapes = {key: (list(weights[key].shape), list(own[key].shape)) for key in own if key in weights}
+    wrong = {
+        "missing": [spell(key) for key in own if key not in weights],
+        "unexpected": [spell(key) for key in weights if key not in own],
+        "misshapen": [f"{spell(key)} {a} instead of {b}" for key, (a, b) in shapes.items() if a != b],
+    }
+    complaints = [f"{kind}: {storage.shorten(keys)}" for kind, keys in wrong.items() if keys]
+    if complaints:
+        raise ValueError(f"the weights of {source} do not fit; " + "; ".join(complaints))
 
 
 def _translate(tensors: dict[str, Tensor], layout: str) -> Weights:
-    """Tensors by the names used here; unknown ones keep theirs, so that `fill` reports them."""
+    """Tensors by the names used here; unknown ones keep theirs, so that `build` reports them."""
     weights = Weights()
     weights.layout = layout
     for name, tensor in tensors.items():
@@ -224,7 +300,7 @@ def _unstack(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     for name, tensor in tensors.items():
         if match := re.fullmatch(r"(image_encoder\..*\.attn)\.in_proj_(weight|bias)", name):
             stem, leaf = match.groups()
-            for part, chunk in zip("qkv", tensor.tensor_split(3)):  # uneven parts: `fill` complains
+            for part, chunk in zip("qkv", tensor.tensor_split(3)):  # uneven parts: `build` complains
                 split[f"{stem}.in_proj.{part}.{leaf}"] = chunk
         else:
             split[name] = tensor
@@ -236,7 +312,7 @@ def _read_parameters(path: Path) -> dict:
         return {}
     try:
         fields = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not readable YAML: {storage.first_line(error)}") from None
     if not isinstance(fields, dict):
         raise ValueError(f"{path} must hold names and values")

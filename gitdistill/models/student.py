@@ -6,13 +6,15 @@ https://arxiv.org/abs/2002.04745).
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from gitdistill.models import storage
+from gitdistill.models import checkpoints, storage
 from gitdistill.models.attention import Attention, EncoderLayer, FeedForward, KeysValues, KVCache, read_text
 from gitdistill.models.backbone import TinyVIT
 from gitdistill.models.tokenizer import generate_captions, vocabulary
@@ -26,6 +28,8 @@ class PositionalEncoding(nn.Module):
 
     def __init__(self, embed_dim: int, max_length: int, dropout: float = 0.0):
         super().__init__()
+        if max_length < 1:
+            raise ValueError(f"a sequence has at least 1 position, not {max_length}")
         self.dropout = nn.Dropout(dropout)
         rates = 10_000 ** (-torch.arange(0, embed_dim, 2) / embed_dim)
         angles = torch.arange(max_length)[:, None] * rates
@@ -176,25 +180,34 @@ class StudentCandidateV1(nn.Module):
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> "StudentCandidateV1":
         """Load what `save_pretrained` wrote, in eval mode; FileNotFoundError or ValueError in one line."""
-        config = storage.read_config(folder)
+        config, where = storage.read_config(folder), Path(folder) / "config.json"
         if config.pop("architecture", None) != cls.__name__:
-            raise ValueError(f"{folder}/config.json does not describe a {cls.__name__}")
+            raise ValueError(f"{where} does not describe a {cls.__name__}")
+        kinds = {name: option.annotation for name, option in signature(cls).parameters.items()}
+        kinds |= {"backbone": dict, "vocab_subset": bool}
+        storage.check_fields(config, kinds, where, optional=kinds.keys() - {"vocab_size", "backbone"})
         weights = storage.read_weights(Path(folder) / "model.safetensors")
-        subset = weights.get("vocab_subset", torch.tensor(()))  # `fill` reports a missing one
+        subset = weights.get("vocab_subset", torch.tensor(()))  # `check_fit` reports a missing one
         config["vocab_subset"] = subset.tolist() if config.get("vocab_subset") else None
-        student = cls(**config | {"backbone": TinyVIT(**config["backbone"])})
-        if student.tie and "words.weight" in weights:
+        if config.get("tie", True) and "words.weight" in weights:
             weights.setdefault("head.weight", weights["words.weight"])
-        storage.fill(student, weights, folder)
-        return student.eval()
+
+        def make() -> StudentCandidateV1:
+            return cls(**config | {"backbone": TinyVIT.from_config(config["backbone"], where)})
+
+        return checkpoints.build(make, weights, folder).eval()
 
     def save_pretrained(self, folder, dtype: torch.dtype | None = None) -> None:
         """Write config.json and model.safetensors, backbone included, both or neither; weights stored as `dtype`."""
+        storage.write_whole(folder, self.files(dtype))
+
+    def files(self, dtype: torch.dtype | None = None) -> dict[str, Callable]:
+        """Writers of these files, by name."""
         config = {"architecture": type(self).__name__, **self.config, "backbone": self.backbone.config}
         weights = self.state_dict()
         if self.tie:
             del weights["head.weight"]
-        storage.write_folder(folder, config, weights, dtype)
+        return storage.network_files(config, weights, dtype)
 
     def encode(self, frames: Tensor) -> tuple[list[Tensor], Tensor]:
         """The backbone's feature maps, and the memory [B, M, D] that the mixer makes of the last one."""

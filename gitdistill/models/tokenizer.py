@@ -4,7 +4,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, BertTokenizerFast, PreTrainedTokenizerBase
 
 from gitdistill.decoding import decode
-from gitdistill.models import checkpoints
+from gitdistill.models import checkpoints, storage
 
 ENGLISH = "bert-base-uncased"  # the vocabulary of every published GIT
 
@@ -21,8 +21,30 @@ def load_tokenizer(source) -> PreTrainedTokenizerBase:
         except FileNotFoundError as error:
             advice = "pass tokenizer=, or put a vocab.txt into the folder"
             raise FileNotFoundError(f"{source} has no tokenizer: {advice}; {error}") from None
-    kind = AutoTokenizer if (folder / "tokenizer_config.json").is_file() else BertTokenizerFast
-    return kind.from_pretrained(folder)
+    settings = folder / "tokenizer_config.json"
+    if settings.is_file():
+        _check_settings(storage.read_json(settings), settings)
+    try:
+        if settings.is_file():
+            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        else:
+            tokenizer = BertTokenizerFast.from_pretrained(folder)
+        if (
+            not tokenizer("some words").input_ids or tokenizer.model_max_length < 1
+        ):  # some damage shows in use
+            raise ValueError("it has no room for words")
+    except Exception as error:  # damage shows in many ways
+        raise ValueError(f"the tokenizer in {folder} cannot be read: {storage.first_line(error)}") from error
+    return tokenizer
+
+
+def _check_settings(settings: dict, path) -> None:
+    """ValueError if a tokenizer_config.json names code, or files other than those beside it."""
+    files = [name for name in settings if name.endswith("_file") and name != "special_tokens_map_file"]
+    if odd := [name for name in ("auto_map", "fast_tokenizer_files", *files) if settings.get(name)]:
+        raise ValueError(f"{path} is refused: {storage.shorten(odd)} names code or other files")
+    if not isinstance(settings.get("tokenizer_class"), str | None):
+        raise ValueError(f"{path}: tokenizer_class is {settings['tokenizer_class']!r:.60}, not a name")
 
 
 def vocabulary(source) -> dict[str, int]:

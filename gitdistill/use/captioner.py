@@ -5,7 +5,7 @@ student.caption_files(["cat.jpg", "clip.mp4"])
 student.push_to_hub("me/my-student")
 """
 
-import json
+import os
 from collections.abc import Callable
 from dataclasses import astuple
 from functools import partial
@@ -28,6 +28,16 @@ from gitdistill.use.onnx import ENCODER, OnnxStudent
 from gitdistill.world.module import toybox_tokenizer
 
 RULE = ("frames", "sampling", "step")  # names of a FrameRule's settings in the folder's JSON
+METADATA = {"frames": dict, "decoding": dict, "scores": dict[str, float], "files": dict[str, str]}
+OPTIONS = dict.fromkeys(("max_length", "min_length", "num_return", "beams"), int) | {"penalty": str}
+OPTIONS |= {
+    "stop": str | None,
+    "temperature": float,
+    "top_k": int | None,
+    "top_p": float | None,
+    "seed": int | None,
+}
+OPTIONS |= {"length_penalty": float}
 
 
 class Captioner:
@@ -98,25 +108,30 @@ class Student(Captioner, ModelHubMixin, tags=["image-to-text", "gitdistill"]):
     Args: as for `Captioner`; scores: what was measured of it, by name.
     """
 
-    FILE = "gitdistill.json"
+    FILE = storage.MANIFEST
 
     def __init__(self, model: StudentCandidateV1, tokenizer, rule=None, decoding=None, scores=None):
         super().__init__(model, tokenizer, rule, decoding)
         self.scores = dict(scores or {})
 
     def save(self, folder, dtype: torch.dtype | None = None) -> None:
-        """Write everything to `folder`, weights stored as `dtype`; each file is whole or not there."""
+        """Write everything to `folder`, all or nothing, weights stored as `dtype`; other files in it stay."""
         if isinstance(self.model, OnnxStudent):
             raise ValueError("a student that was read as ONNX has no weights to save: copy its folder")
-        self.model.save_pretrained(folder, dtype)
-        card = partial(Path.write_text, data=self.card(), encoding="utf-8")
-        storage.write_whole(folder, self.companions() | {"README.md": card})
+        card = {storage.EDITED: partial(Path.write_text, data=self.card(), encoding="utf-8")}
+        storage.write_whole(folder, self.model.files(dtype) | card | self.companions())
 
     def companions(self) -> dict[str, Callable]:
-        """Writers, by file name, of what a folder holds beside the network: tokenizer, frame rule, decoding, scores."""
-        metadata = {"frames": dict(zip(RULE, astuple(self.rule))), "decoding": self.decoding}
-        text = json.dumps(metadata | {"scores": self.scores}, indent=1) + "\n"
-        return tokenizer_files(self.tokenizer) | {self.FILE: partial(Path.write_text, data=text)}
+        """Writers, by file name, of what a folder holds beside the network: tokenizer, frame rule, decoding, scores.
+
+        The last one writes the checksums of the others, too.
+        """
+        metadata = {
+            "frames": dict(zip(RULE, astuple(self.rule))),
+            "decoding": self.decoding,
+            "scores": self.scores,
+        }
+        return tokenizer_files(self.tokenizer) | {self.FILE: partial(storage.manifest, metadata)}
 
     def card(self) -> str:
         """The model card."""
@@ -163,16 +178,28 @@ def load_student(source) -> Student:
     A folder that `StudentCandidateV1.save_pretrained` or `python -m gitdistill onnx` wrote will do; the student of
     the latter only captions. Raises FileNotFoundError or ValueError in one line.
     """
-    folder = Path(source).expanduser()
-    if not folder.is_dir():
-        if not checkpoints.is_repository(str(source)):
-            raise FileNotFoundError(f"no folder {source}")
-        folder = checkpoints.download(str(source), ["*.json", "*.txt", "*.safetensors", "*.onnx"])
-    return read_student(folder)
+    files = ["*.json", "*.txt", "*.safetensors", "*.onnx"]
+    return read_student(checkpoints.local(source) or checkpoints.download(str(source), files))
 
 
 def read_student(folder: Path) -> Student:
-    """See `load_student`."""
+    """See `load_student`. What is exchanged while it is read is read again."""
+    for _ in range(5):
+        with os.scandir(folder):  # while it is open, no other folder gets its number
+            before = folder.stat()
+            try:
+                student, problem = _read_student(folder), None
+            except (OSError, ValueError) as error:
+                problem = error
+            after = folder.stat()
+        if (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns):
+            if problem:
+                raise problem
+            return student
+    raise ValueError(f"{folder} is being written: wait, then read it again")
+
+
+def _read_student(folder: Path) -> Student:
     as_onnx = (folder / ENCODER).is_file()
     model = OnnxStudent(folder) if as_onnx else StudentCandidateV1.from_pretrained(folder)
     path = folder / Student.FILE
@@ -181,17 +208,20 @@ def read_student(folder: Path) -> Student:
     tokenizer = toybox_tokenizer() if embedded else load_tokenizer(folder)
     if not path.is_file():
         return Student(model, tokenizer)
+    metadata = storage.read_json(path)
     try:
-        metadata = json.loads(path.read_text())
+        storage.check_fields(metadata, METADATA, path, optional=["files"])
+        storage.check_fields(metadata["frames"], dict(zip(RULE, (int, str, int))), f"{path}: frames")
+        storage.check_fields(metadata["decoding"], OPTIONS, f"{path}: decoding", optional=OPTIONS)
         rule = FrameRule(*(metadata["frames"][name] for name in RULE))
         return Student(model, tokenizer, rule, metadata["decoding"], metadata["scores"])
-    except (ValueError, KeyError, TypeError) as error:
+    except ValueError as error:
         raise ValueError(f"{path} describes no student's folder: {storage.first_line(error)}") from None
 
 
 def load_captioner(student=None, teacher=None) -> Captioner:
     """A student from its folder, or else a teacher (see `GenerativeImageTextTeacher.from_pretrained`)."""
-    if student:
+    if student is not None:
         return load_student(student)
     teacher = GenerativeImageTextTeacher.from_pretrained(teacher)
     return Captioner(teacher, teacher.tokenizer)

@@ -12,10 +12,23 @@ from pytorch_lightning.cli import LightningCLI
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from gitdistill.distillation.resume import ExactResume, read_checkpoint
+from gitdistill.models.storage import shorten
 from gitdistill.use.export import as_stored, export_run
 
 
 class FitCLI(LightningCLI):
+    def parse_arguments(self, parser, args):
+        """As Lightning, which then would build what a checkpoint names before anybody has checked it: it sees none."""
+        super().parse_arguments(parser, args)
+        if command := self.config.get("subcommand"):  # `plan` has none
+            self.ckpt_path, self.config[command].ckpt_path = self.config[command].ckpt_path, None
+        if command and self.ckpt_path not in (None, "best", "last", "hpc"):
+            read_checkpoint(self.ckpt_path)
+
+    def before_instantiate_classes(self):
+        if command := self.config.get("subcommand"):
+            self.config[command].ckpt_path, self.config[command].weights_only = self.ckpt_path, True
+
     def add_arguments_to_parser(self, parser):
         parser.add_argument("--export", type=str | None, default=None, help="folder to write the result to")
 
@@ -56,3 +69,8 @@ def main(_) -> None:
         run()
     except MisconfigurationException as error:
         raise ValueError(str(error)) from error
+    except RuntimeError as error:
+        if "in loading state_dict" not in str(error):
+            raise
+        keys = [line.strip() for line in str(error).splitlines()[1:]]
+        raise ValueError(f"the checkpoint is of another network: {shorten(keys, 2)}") from error

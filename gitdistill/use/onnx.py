@@ -19,8 +19,16 @@ from gitdistill.models.preprocessing import to_pixels
 
 ENCODER, STEP = "encoder.onnx", "step.onnx"
 ARCHITECTURE = "OnnxStudent"
-SETTINGS = ("vocab_size", "max_positions", "num_frames", "bos_token_id", "eos_token_id", "pad_token_id")
-SETTINGS += ("image_size", "mean", "std")
+SETTINGS = (
+    "vocab_size",
+    "max_positions",
+    "num_frames",
+    "bos_token_id",
+    "eos_token_id",
+    "pad_token_id",
+    "image_size",
+)
+SETTINGS = dict.fromkeys(SETTINGS, int) | dict.fromkeys(("mean", "std"), list[float])
 
 
 def require(*packages: str) -> None:
@@ -49,14 +57,22 @@ class OnnxStudent:
     def __init__(self, folder):
         require("onnxruntime")
         folder, config = Path(folder), storage.read_config(folder)
-        if config.get("architecture") != ARCHITECTURE or not config.keys() >= set(SETTINGS):
+        if config.pop("architecture", None) != ARCHITECTURE:
             raise ValueError(f"{folder}/config.json does not describe an {ARCHITECTURE}")
+        storage.check_fields(config, SETTINGS, folder / "config.json")
+        if (len(config["mean"]), len(config["std"])) != (3, 3) or min(
+            config["image_size"], config["max_positions"]
+        ) < 1:
+            raise ValueError(f"{folder}/config.json holds sizes that no student has")
         for name in SETTINGS:
             setattr(self, name, config[name])
         self.encoder, self.stepper = open_session(folder / ENCODER), open_session(folder / STEP)
         text = [value for value in self.stepper.get_inputs() if value.name.startswith("text_")]
+        pixels = self.encoder.get_inputs()[0].shape
+        if not text or len(text[0].shape) != 5 or len(pixels) != 5:
+            raise ValueError(f"{folder / ENCODER} or {folder / STEP} is no part of a student")
         self.layers, (_, _, self.heads, _, self.head_dim) = len(text) // 2, text[0].shape
-        exported = self.encoder.get_inputs()[0].shape[1]  # a number, or a name when it is free
+        exported = pixels[1]  # a number, or a name when it is free
         self.exact_frames = exported if isinstance(exported, int) else None
 
     def to(self, device) -> "OnnxStudent":

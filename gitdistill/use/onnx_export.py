@@ -41,9 +41,9 @@ def export_student(student: Student, folder) -> None:
         raise ValueError(f"{folder} holds a network's weights: give another folder")
     owners = {name: network if hasattr(network, name) else network.backbone for name in SETTINGS}
     config = {"architecture": ARCHITECTURE, **{name: getattr(owner, name) for name, owner in owners.items()}}
-    writers = {name: program.save for name, program in programs(network).items()} | student.companions()
+    writers = {name: program.save for name, program in programs(network).items()}
     writers["config.json"] = partial(Path.write_text, data=json.dumps(config, indent=1) + "\n")
-    write_whole(folder, writers)
+    write_whole(folder, writers | student.companions())
 
 
 class Encoder(nn.Module):

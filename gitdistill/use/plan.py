@@ -77,7 +77,9 @@ def networks(teacher: str, student: dict) -> tuple[GenerativeImageTextModel, Stu
         source = source.get("init_args", {}).get("source", "toybox")
     folder = checkpoints.embedded("backbone") if source == "toybox" else Path(source)
     with torch.device("meta"):
-        backbone = TinyVIT(**storage.read_config(folder)) if folder.is_dir() else TinyVIT(source)
+        backbone = (
+            TinyVIT.from_config(storage.read_config(folder), folder) if folder.is_dir() else TinyVIT(source)
+        )
         student = StudentCandidateV1(**student | {"backbone": backbone})
         return GenerativeImageTextModel(teacher_config(teacher)).eval(), student.train()
 

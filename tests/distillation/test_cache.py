@@ -10,7 +10,7 @@ import pytest
 import pytorch_lightning as pl
 import tiny
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import distributed
 
 from gitdistill import DistillationTrainer, GenerativeImageTextModel, GenerativeImageTextTeacher
@@ -389,4 +389,43 @@ def test_what_is_no_cache(tmp_path):
     (tmp_path / "cache.json").write_text(json.dumps({"format": 1, "layout": {}}))  # as of version 0.1
     for refused in (TeacherCache, is_finished, build):
         with pytest.raises(ValueError, match="format 1, not 2: delete the folder and build it again"):
+            refused(tmp_path)
+
+
+def test_one_process_at_a_time_fills_a_cache(tmp_path):
+    """The second one is refused while the first one works, whoever comes when, and all clips are there in the end."""
+    refused = []
+
+    def second(line):
+        if "shards made" in line:
+            with pytest.raises(
+                ValueError, match=f"another process fills the cache in {tmp_path}: wait"
+            ) as caught:
+                build(tmp_path, **EXACT)
+            refused.append(str(caught.value))
+
+    cache = build(tmp_path, say=second, **EXACT)
+    assert len(refused) == 4 and len(shards(tmp_path)) == 4
+    assert build(tmp_path, **EXACT).words() == cache.words()  # and it is free again
+
+
+def test_a_shard_that_lacks_clips_is_no_cache(tmp_path):
+    build(tmp_path, TargetSpec())
+    first = min(tmp_path.glob("*.safetensors"))
+    save_file({name: value[:-1] for name, value in load_file(first).items()}, first)
+    for verify in (True, False):
+        with pytest.raises(ValueError, match=f"{first} is damaged, delete it .*19 captions, not 20"):
+            TeacherCache(tmp_path, verify)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"clips": "x"}, {"clips": 10**12}, {"shard_clips": 0}, {"names": None}, {"fingerprint": 5}, {"odd": 1}],
+)
+def test_values_of_another_kind_are_named(exact, tmp_path, change):
+    metadata = json.loads((exact.folder / "cache.json").read_text())
+    del metadata["crc32"]
+    (tmp_path / "cache.json").write_text(json.dumps(metadata | change))
+    for refused in (TeacherCache, is_finished, build):
+        with pytest.raises(ValueError, match=rf"^{tmp_path}/cache.json[^\n]*$"):
             refused(tmp_path)

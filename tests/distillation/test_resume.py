@@ -5,6 +5,7 @@ import io
 import multiprocessing
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -29,6 +30,7 @@ from gitdistill.distillation.resume import WholeCheckpoints, read_checkpoint
 from gitdistill.distillation.trainer import CaptionTrainer, DistillationTrainer
 from gitdistill.world.module import ToyboxData, toybox_tokenizer
 
+TRAINING = {"state_dict": {}, "pytorch-lightning_version": "2.6.0"}
 CONFIGS = Path(__file__).parents[2] / "configs"
 SMALL = {
     "val_clips": 5,
@@ -153,7 +155,7 @@ def test_the_configs_of_real_data_fit_their_teachers():
 def test_a_damaged_checkpoint_is_named(tmp_path):
     keep = WholeCheckpoints()
     path = tmp_path / "new" / "last.ckpt"
-    keep.save_checkpoint({"state_dict": {"weight": torch.arange(5000.0)}}, path)
+    keep.save_checkpoint(TRAINING | {"state_dict": {"weight": torch.arange(5000.0)}}, path)
     assert read_checkpoint(path)["state_dict"]["weight"][-1] == 4999
     assert os.listdir(tmp_path / "new") == ["last.ckpt"]
     whole, damaged = path.read_bytes(), 0
@@ -181,7 +183,7 @@ def test_a_damaged_checkpoint_is_named(tmp_path):
 
 @pytest.mark.parametrize("error", [MemoryError, PermissionError])
 def test_what_is_no_damage_is_not_called_so(tmp_path, monkeypatch, error):
-    WholeCheckpoints().save_checkpoint({"step": 1}, tmp_path / "last.ckpt")
+    WholeCheckpoints().save_checkpoint(TRAINING, tmp_path / "last.ckpt")
 
     def fail(path, map_location, weights_only):
         assert map_location == "cpu"  # there is room for it; Lightning copies it to where it belongs
@@ -194,7 +196,7 @@ def test_what_is_no_damage_is_not_called_so(tmp_path, monkeypatch, error):
 
 def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch):
     keep, path, save = WholeCheckpoints(), tmp_path / "last.ckpt", torch.save
-    keep.save_checkpoint({"step": 1}, path)
+    keep.save_checkpoint(TRAINING, path)
 
     def full_disk(checkpoint, file):
         file.write(b"begun")
@@ -205,10 +207,26 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one(tmp_path, monkey
     monkeypatch.setattr(torch, "save", full_disk)
     with pytest.raises(OSError, match="No space left"):
         keep.save_checkpoint({"step": 3}, path)
-    assert read_checkpoint(path) == {"step": 1} and os.listdir(tmp_path) == ["last.ckpt"]
+    assert read_checkpoint(path) == TRAINING and os.listdir(tmp_path) == ["last.ckpt"]
     save({"step": random.Random()}, path)
     with pytest.raises(ValueError, match="refused: .*Random"):
         keep.load_checkpoint(path)
+
+
+@pytest.mark.parametrize("limit", [100, 10_000, 400_000])
+def test_a_disk_that_is_full_at_any_byte_leaves_the_old_checkpoint(tmp_path, limit):
+    """The system refuses to write beyond a limit, as it does on a full disk."""
+    keep, path, old = WholeCheckpoints(), tmp_path / "last.ckpt", resource.getrlimit(resource.RLIMIT_FSIZE)
+    keep.save_checkpoint(TRAINING, path)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, old[1]))
+    try:
+        with pytest.raises(OSError, match=r"^could not save to [^\n]*, nothing was written: [^\n]*$"):
+            keep.save_checkpoint(TRAINING | {"weights": torch.zeros(100_000)}, path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert read_checkpoint(path) == TRAINING and os.listdir(tmp_path) == ["last.ckpt"]
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """TinyVIT: feature maps, weights in and out, attention that hooks can see."""
 
 import json
+import os
 
 import pytest
 import timm
@@ -104,6 +105,38 @@ def test_a_folder_that_does_not_fit(backbone, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({**config, "embed_dims": [8, 16, 64]}))
     with pytest.raises(ValueError, match=r"misshapen: net\.stages_2\S+ \[.*\] instead of \[.*and \d+ more$"):
         TinyVIT.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"checkpoint_path": "evil.pt"},
+        {"pretrained": True},
+        {"pretrained_cfg": {"file": "evil.pt"}},
+        {"pretrained_cfg_overlay": {"url": "http://127.0.0.1:9/evil.pt"}},
+        {"weights": "evil.pt"},
+        {"cache_dir": "there"},
+        {"feature_cls": "/etc/passwd"},
+        {"name": "hf-hub:somebody/evil"},
+        {"name": "local-dir:."},
+        {"name": 5},
+    ],
+)
+def test_a_folders_backbone_is_nothing_but_sizes(backbone, tmp_path, monkeypatch, change):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"state": Evil()}, "evil.pt")
+    backbone.save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(TINY | change))
+    monkeypatch.setattr(timm, "create_model", lambda *_, **__: pytest.fail("timm was asked"))
+    (name,) = change
+    with pytest.raises(ValueError, match=f"{tmp_path} (is refused: {name}|names no architecture of timm)"):
+        TinyVIT.from_pretrained(tmp_path)
+    assert not (tmp_path / "executed").exists()
+
+
+class Evil:
+    def __reduce__(self):
+        return os.mkdir, ("executed",)
 
 
 @pytest.fixture(scope="module")

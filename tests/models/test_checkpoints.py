@@ -5,10 +5,12 @@ import json
 import os
 import re
 
+import httpx
 import huggingface_hub
 import pytest
 import torch
 import yaml
+from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 from safetensors.torch import load_file, save_file
 from tiny_git import REFERENCE, change_config, git_config, random_git, random_inputs, random_port
 from torch.testing import assert_close
@@ -262,14 +264,11 @@ def test_many_problems_are_a_few_names_and_a_count(tmp_path):
     assert shown < 8 and shown + more == 2 * 16 + 3 * 16
 
 
-def test_a_model_that_does_not_fit_is_left_alone():
+def test_a_missing_key_is_named_as_its_file_spells_it():
     config, weights = checkpoints.load(REFERENCE / "image")
-    model = GenerativeImageTextModel(config)
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     del weights["embedding.norm.bias"]
     with pytest.raises(ValueError, match=r"missing: textual\.embedding\.layer_norm\.bias"):
-        checkpoints.fill(model, weights, "here")
-    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+        checkpoints.build_git(GenerativeImageTextModel, config, weights, "here")
 
 
 def wrong_field(folder):
@@ -383,3 +382,69 @@ def test_a_full_disk_is_named(monkeypatch):
     monkeypatch.setattr(checkpoints, "snapshot_download", snapshot_download)
     with pytest.raises(FileNotFoundError, match="could not be downloaded .*No space left"):
         load_model("somebody/git-tiny")
+
+
+@pytest.mark.parametrize(
+    "source", ["", " ", "~nobody-knows/x", "a\nb", "/dev/null/x", "x" * 5000, "\0", "../x"]
+)
+def test_what_is_neither_folder_nor_repository(source, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    random_git().save_pretrained(tmp_path)  # the current folder, which '' is not
+    with pytest.raises(FileNotFoundError, match=r"^[^\n]*(no folder|is a file)[^\n]*$"):
+        load_model(source)
+
+
+@pytest.mark.parametrize(
+    "kind, message",
+    [
+        (GatedRepoError, "some/git is gated: ask for access at https://huggingface.co/some/git, then log in"),
+        (
+            RepositoryNotFoundError,
+            "shows no such repository: check the spelling, or log in .* if it is private",
+        ),
+    ],
+)
+def test_a_repository_that_the_hub_does_not_show(monkeypatch, kind, message):
+    def refuse(*_, **__):
+        raise kind(
+            "403 Client Error.\nCannot access gated repo", response=httpx.Response(403, request=request)
+        )
+
+    request = httpx.Request("GET", "https://huggingface.co")
+    monkeypatch.setattr(checkpoints, "snapshot_download", refuse)
+    with pytest.raises(FileNotFoundError, match=f"^[^\n]*{message}[^\n]*$"):
+        load_model("some/git")
+
+
+@pytest.mark.parametrize(
+    "field, value",
+    [("eos_token_id", [[1]]), ("num_attention_heads", 0), ("num_attention_heads", -1), ("hidden_act", "evil"),
+     ("num_image_with_embedding", 10**8), ("num_image_with_embedding", 10**5), ("vision_config", "x"),
+     ("vocab_size", 10**10), ("max_position_embeddings", 0), ("layer_norm_eps", [])],
+)  # fmt: skip
+def test_values_of_a_configuration_that_no_network_has(tmp_path, field, value):
+    random_git(frames=2).save_pretrained(tmp_path)
+    change_config(tmp_path, **{field: value})
+    with pytest.raises(ValueError, match=rf"^[^\n]*{tmp_path}[^\n]*$"):
+        load_model(tmp_path)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="has no pipes")
+def test_a_pipe_is_no_file(tmp_path):
+    random_git().save_pretrained(tmp_path)
+    for name in ("model.safetensors", "config.json"):
+        (tmp_path / name).unlink()
+        os.mkfifo(tmp_path / name)
+        with pytest.raises(FileNotFoundError, match=str(tmp_path)):
+            load_model(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "index", [{"weight_map": 5}, {"weight_map": {"a": 5}}, {"weight_map": {"a": ["b"]}}, []]
+)
+def test_an_index_of_another_kind(tmp_path, index):
+    random_git().save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match=rf"^{tmp_path}[^\n]*$"):
+        load_model(tmp_path)

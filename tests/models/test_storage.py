@@ -1,11 +1,15 @@
 """Files of checkpoints: read with care, and written whole or not at all."""
 
 import errno
+import multiprocessing
 import os
 import random
 import re
 import resource
 import signal
+import time
+from functools import partial
+from pathlib import Path
 
 import pytest
 import safetensors.torch
@@ -114,6 +118,8 @@ def test_a_save_that_fails_leaves_nothing(tmp_path, monkeypatch, old, error, kin
 
 
 def test_an_interrupt_between_two_renames_leaves_no_mixture(tmp_path, monkeypatch):
+    """In the current folder, which cannot be exchanged."""
+    monkeypatch.chdir(tmp_path)
     storage.write_folder(tmp_path, {"version": 1}, WEIGHTS)
     replace, interrupted = type(tmp_path).replace, []
 
@@ -170,3 +176,70 @@ def test_metadata_with_a_checksum():
     for wrong in (text.replace(": 3", ": 4"), "[1]", "{"):
         with pytest.raises(ValueError, match="^here [^\n]*$"):
             storage.parse_metadata(wrong, "here")
+
+
+NAMES = ("config.json", "model.safetensors", "tokenizer.json", "vocab.txt")
+forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+
+
+def save(folder, version):
+    """Four files that hold a version, slowly."""
+
+    def write(path):
+        time.sleep(0.001)
+        path.write_text(str(version))
+
+    storage.write_whole(folder, dict.fromkeys(NAMES, write))
+
+
+def saver(folder, first):
+    for version in range(first, 10**6):
+        save(folder, version)
+
+
+def started(folder, first):
+    process = multiprocessing.get_context("fork").Process(target=saver, args=(folder, first))
+    process.start()
+    return process
+
+
+@forks
+def test_ten_kills_leave_the_old_files_or_the_new_ones_and_no_leftovers(tmp_path):
+    folder, draw = tmp_path / "folder", random.Random(0)
+    save(folder, 0)
+    (folder / "log.csv").write_text("mine")
+    (folder / "kept").mkdir()
+    (folder / "kept" / "last.ckpt").write_text("mine, too")
+    seen = set()
+    for number in range(10):
+        process = started(folder, 1000 * number)
+        process.join(0.02 + draw.uniform(0, 0.03))
+        process.kill()
+        process.join()
+        (version,) = {(folder / name).read_text() for name in NAMES}
+        seen.add(version)
+        save(folder, version)
+        assert sorted(os.listdir(tmp_path)) == ["folder"]
+        assert sorted(os.listdir(folder)) == sorted([*NAMES, "log.csv", "kept"])
+    assert len(seen) > 5
+    assert (folder / "log.csv").read_text() == "mine" and (folder / "kept" / "last.ckpt").exists()
+
+
+@forks
+def test_two_savers_at_once_leave_one_of_both(tmp_path):
+    folder = tmp_path / "folder"
+    processes = [started(folder, 0), started(folder, 500_000)]
+    time.sleep(0.5)
+    alive = [process.is_alive() for process in processes]
+    for process in processes:
+        process.kill()
+        process.join()
+    assert all(alive) and len({(folder / name).read_text() for name in NAMES}) == 1
+
+
+def test_files_that_only_the_old_student_had_are_gone(tmp_path):
+    for names in (("a", "b", "c"), ("a", "d")):
+        listed = partial(storage.manifest, {})
+        storage.write_whole(tmp_path / "f", dict.fromkeys(names, Path.touch) | {storage.MANIFEST: listed})
+        (tmp_path / "f" / "log.csv").touch()
+    assert sorted(os.listdir(tmp_path / "f")) == ["a", "d", "gitdistill.json", "log.csv"]

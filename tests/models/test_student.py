@@ -1,5 +1,7 @@
 """The student: what it sees, how it decodes, and how it is saved."""
 
+import json
+
 import pytest
 import tiny
 import torch
@@ -307,4 +309,41 @@ def test_a_folder_that_is_no_student(tmp_path, student):
     weights["odd"] = weights.pop("norm.bias")
     save_file(weights, tmp_path / "model.safetensors")
     with pytest.raises(ValueError, match="missing: norm.bias; unexpected: odd$"):
+        StudentCandidateV1.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("value", [0, -1, 10**10, 999_999, 1.5, None, "x", [], {}, float("nan")])
+@pytest.mark.parametrize(
+    "name", ["embed_dim", "layers", "heads", "num_frames", "max_positions", "image_size", "depths"]
+)
+def test_sizes_that_the_weights_do_not_have_are_named_before_anything_is_built(
+    tmp_path, student, name, value
+):
+    student.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    if name in config["backbone"]:
+        config["backbone"][name] = [value] * 3 if name == "depths" else value
+    else:
+        config[name] = value
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    allocated = []
+    hook = nn.modules.module.register_module_parameter_registration_hook(
+        lambda module, _, parameter: allocated.append(parameter.device.type)
+    )
+    try:
+        with pytest.raises(ValueError, match=rf"^[^\n]*{tmp_path}[^\n]*$"):
+            StudentCandidateV1.from_pretrained(tmp_path)
+    finally:
+        hook.remove()
+    assert set(allocated) <= {"meta"}
+    assert len(allocated) < 2000
+
+
+@pytest.mark.parametrize(
+    "text", ["[" * 100_000, '{"layers": ' + "9" * 10**7 + "}", '{"a":' * 100_000, "{}", "[1]", "\ud800"]
+)
+def test_a_configuration_that_is_none(tmp_path, student, text):
+    student.save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_bytes(text.encode("utf-8", "surrogatepass"))
+    with pytest.raises(ValueError, match=rf"^{tmp_path}/config.json [^\n]*$"):
         StudentCandidateV1.from_pretrained(tmp_path)

@@ -1,5 +1,7 @@
 """Tokenizers: where they come from, whose vocabulary fits, and captions as text."""
 
+import json
+
 import pytest
 import tiny
 import torch
@@ -24,6 +26,45 @@ def test_tokenizer_files(tmp_path, files):
     for source in (tmp_path, str(tmp_path)):
         loaded = load_tokenizer(source)
         assert loaded("A b, z").input_ids == [2, 5, 6, 1, 1, 3] and len(loaded) == len(WORDS)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"auto_map": {"AutoTokenizer": ["evil.T", "evil.T"]}, "tokenizer_class": "T"}, "refused: auto_map"),
+        ({"vocab_file": "/etc/passwd"}, "refused: vocab_file"),
+        ({"tokenizer_class": 5}, "tokenizer_class is 5, not a name"),
+        ({"model_max_length": "x"}, "cannot be read"),
+        ({"model_max_length": 0}, "cannot be read"),
+        ({"added_tokens_decoder": 5}, "cannot be read"),
+    ],
+)
+def test_a_tokenizer_runs_nothing_and_asks_nothing(tmp_path, monkeypatch, change, message):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    tokenizer().save_pretrained(tmp_path)
+    (tmp_path / "evil.py").write_text("import os\nos.mkdir('executed')\nclass T: pass\n")
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings | change))
+    with pytest.raises(ValueError, match=rf"^[^\n]*{tmp_path}[^\n]*{message}[^\n]*$"):
+        load_tokenizer(tmp_path)
+    assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
+@pytest.mark.parametrize("content", ["", "[]", "5", "[" * 100_000, '{"model": 5}'])
+def test_a_damaged_tokenizer_is_named(tmp_path, name, content):
+    tokenizer().save_pretrained(tmp_path)
+    (tmp_path / name).write_text(content)
+    try:
+        assert load_tokenizer(tmp_path)("a b").input_ids == [2, 5, 6, 3]
+    except ValueError as error:
+        assert str(tmp_path) in str(error) and "\n" not in str(error)
+    else:
+        assert (name, content[:8]) == (
+            "tokenizer_config.json",
+            '{"model"',
+        )  # an unknown setting means nothing
 
 
 def test_the_embedded_tokenizer():

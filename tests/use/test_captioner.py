@@ -1,6 +1,11 @@
 """A student's folder: everything in it, whole, read back, pushed to the hub."""
 
+import json
+import multiprocessing
+import os
+import random
 import shutil
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -107,3 +112,87 @@ def test_a_folder_of_bare_weights(tmp_path):
         load_student(tmp_path)
     with pytest.raises(FileNotFoundError, match="no folder ./nowhere"):
         load_student("./nowhere")
+
+
+def saver(folder, seed):
+    torch.set_num_threads(1)
+    student = Student(tiny.student(seed).eval(), toybox_tokenizer(), scores={"seed": float(seed)})
+    while True:
+        student.save(folder)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+def test_a_reader_beside_two_savers_sees_one_of_both(tmp_path):
+    fork, folder = multiprocessing.get_context("fork"), tmp_path / "folder"
+    own = {float(seed): tiny.student(seed).words.weight for seed in (1, 2)}
+    Student(tiny.student(1), toybox_tokenizer(), scores={"seed": 1.0}).save(folder)
+    processes, seen = [fork.Process(target=saver, args=(folder, seed)) for seed in (1, 2)], set()
+    for process in processes:
+        process.start()
+    try:
+        until = time.monotonic() + 2
+        while time.monotonic() < until:
+            try:
+                student = load_student(folder)
+            except ValueError as error:
+                assert str(error) == f"{folder} is being written: wait, then read it again"
+                continue
+            seen.add(student.scores["seed"])
+            assert torch.equal(student.model.words.weight, own[student.scores["seed"]])
+    finally:
+        alive = [process.is_alive() for process in processes]
+        for process in processes:
+            process.kill()
+            process.join()
+    assert all(alive) and load_student(folder)
+
+
+def test_a_changed_byte_of_any_file_is_named(folder, tmp_path):
+    draw = random.Random(0)
+    shutil.copytree(folder, tmp_path / "student")
+    for path in sorted((tmp_path / "student").iterdir()):
+        whole = path.read_bytes()
+        for place in draw.sample(range(len(whole)), 12):
+            path.write_bytes(
+                whole[:place] + bytes([whole[place] ^ draw.randrange(1, 256)]) + whole[place + 1 :]
+            )
+            if path.name == "README.md":  # people edit it
+                load_student(tmp_path / "student")
+                continue
+            with pytest.raises(ValueError, match=rf"^{path} [^\n]*$"):
+                load_student(tmp_path / "student")
+        path.unlink()
+        if path.name not in ("README.md", Student.FILE):
+            with pytest.raises(ValueError, match=f"student lacks {path.name}, which gitdistill.json lists"):
+                load_student(tmp_path / "student")
+        path.write_bytes(whole)
+    assert load_student(tmp_path / "student").scores == {"cider": 1.5}
+
+
+def test_bare_weights_over_a_student_are_listed_again(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "student")
+    tiny.student(5).save_pretrained(tmp_path / "student")
+    found = load_student(tmp_path / "student")
+    assert torch.equal(found.model.words.weight, tiny.student(5).words.weight) and found.scores == {
+        "cider": 1.5
+    }
+
+
+@pytest.mark.parametrize("name", ["student", "baseline"])
+def test_students_without_checksums_are_read(name):
+    assert "files" not in json.loads((checkpoints.embedded(name) / Student.FILE).read_text())
+    assert load_student(checkpoints.embedded(name)).scores["test/cider"] > 1
+
+
+@pytest.mark.parametrize("change", [
+    {"decoding": {"evil": 1}}, {"decoding": {"max_length": "x"}}, {"decoding": None}, {"frames": {"frames": "x"}},
+    {"frames": 5}, {"scores": {"cider": "x"}}, {"odd": 1}, {"files": {"../x": "0"}}, {"files": 5},
+])  # fmt: skip
+def test_values_of_another_kind_are_named(folder, tmp_path, change):
+    shutil.copytree(folder, tmp_path / "student")
+    path = tmp_path / "student" / Student.FILE
+    metadata = json.loads(path.read_text())
+    del metadata["crc32"], metadata["files"]
+    path.write_text(json.dumps(metadata | change))
+    with pytest.raises(ValueError, match=rf"^{path} [^\n]*$"):
+        load_student(tmp_path / "student")

@@ -1,11 +1,13 @@
 """The command line: a short fit from end to end, and a user's mistakes in one line."""
 
 import json
+import os
 import re
 
 import pytest
 import tiny
 import tiny_git
+import torch
 from pictures import photo
 from transformers import GitForCausalLM
 
@@ -108,3 +110,45 @@ def test_the_reason_of_an_error():
     assert reason(IsADirectoryError(21, "Is a directory", "x")).endswith("Is a directory: 'x'")
     worker = "Caught ValueError in DataLoader worker process 0.\nOriginal Traceback (most\n  x\na.ValueError: b: c\n"
     assert reason(ValueError(worker)) == "b: c"
+
+
+class Evil:
+    def __reduce__(self):
+        return os.mkdir, ("executed",)
+
+
+STATE = {"state_dict": {"w": torch.zeros(1)}, "pytorch-lightning_version": "2.6.0"}
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (STATE | {"odd": Evil()}, "evil.ckpt is refused: .*mkdir"),
+        (
+            STATE | {"hyper_parameters": {"_class_path": "evil.Module"}},
+            "the checkpoint is of another network: ",
+        ),
+        ({"weights": 1}, "evil.ckpt is no checkpoint of a training$"),
+        (None, "evil.ckpt is damaged"),
+    ],
+    ids=["pickle", "import", "no checkpoint", "empty"],
+)
+@pytest.mark.parametrize("plugins", [[], ["--trainer.plugins=[]"]], ids=["ours", "Lightning's"])
+def test_a_checkpoint_runs_nothing(run, tmp_path, monkeypatch, content, message, plugins):
+    (tmp_path / "evil.py").write_text("import os\nos.mkdir('executed')\nclass Module: pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "evil.ckpt").touch()
+    if content:
+        torch.save(content, "evil.ckpt")
+    model = ["--model=gitdistill.distillation.trainer.CaptionTrainer", "--model.tokenizer=toybox"]
+    tiny.student().save_pretrained("student")
+    model += ["--model.model=gitdistill.StudentCandidateV1.from_pretrained", "--model.model.folder=student"]
+    for path in (
+        "evil.ckpt",
+        (tmp_path / "evil.ckpt").as_uri(),
+        "http://127.0.0.1:9/evil.ckpt",
+        "simplecache::x",
+    ):
+        found = run("test", *QUIET[:1], *QUIET[2:], *model, *DATA, *plugins, f"--ckpt_path={path}")
+        assert re.search(message if path == "evil.ckpt" else "is an address: download", found), found
+        assert "\n" not in found and not (tmp_path / "executed").exists()

@@ -1,5 +1,6 @@
 """A student as ONNX: the numbers, the searches and the captions are PyTorch's."""
 
+import json
 import logging
 import shutil
 from types import SimpleNamespace
@@ -98,11 +99,15 @@ def test_mistakes(run, student, folder, tmp_path, monkeypatch):
         (lambda: onnx_export.export_student(load_student(folder), tmp_path), "only a StudentCandidateV1"),
         (lambda: onnx.OnnxStudent(weights), "does not describe an OnnxStudent"),
         (lambda: load_student(folder).save(tmp_path), "has no weights to save"),
-        (lambda: load_student(broken), "there is no .*step.onnx"),
+        (lambda: load_student(broken), "lacks step.onnx, which gitdistill.json lists"),
     ]:
         with pytest.raises((ValueError, FileNotFoundError), match=message):
             action()
     (broken / onnx.ENCODER).write_bytes((folder / onnx.ENCODER).read_bytes()[:1000])
+    (broken / onnx.STEP).write_bytes((folder / onnx.STEP).read_bytes())
+    with pytest.raises(ValueError, match="encoder.onnx is damaged: gitdistill.json has another checksum"):
+        load_student(broken)
+    (broken / Student.FILE).unlink()
     with pytest.raises(ValueError, match="encoder.onnx is not readable as ONNX"):
         load_student(broken)
     there.num_frames = there.exact_frames = 2  # as for a student that was exported with two
@@ -131,3 +136,31 @@ def test_all_files_or_none(student, tmp_path, monkeypatch):
     with pytest.raises(OSError, match="nothing was written: no space left"):
         onnx_export.export_student(student, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "change", [{"mean": None}, {"std": []}, {"image_size": 0}, {"vocab_size": 10**10}, {"odd": 1}]
+)
+def test_settings_of_another_kind_are_named(folder, tmp_path, change):
+    shutil.copytree(folder, tmp_path / "there")
+    (tmp_path / "there" / Student.FILE).unlink()
+    path = tmp_path / "there" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(ValueError, match=rf"^{path}[^\n]*$"):
+        load_student(tmp_path / "there")
+
+
+def test_a_changed_byte_is_named(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "there")
+    for path in (
+        (tmp_path / "there") / name for name in (onnx.STEP, onnx.ENCODER, "config.json", "tokenizer.json")
+    ):
+        whole = path.read_bytes()
+        for place in range(0, len(whole), len(whole) // 5):
+            path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+            with pytest.raises(
+                ValueError, match=f"^{path} is damaged: gitdistill.json has another checksum$"
+            ):
+                load_student(tmp_path / "there")
+        path.write_bytes(whole)
+    assert load_student(tmp_path / "there").scores == {"cider": 1.5}
