@@ -118,10 +118,10 @@ def chosen(places, without=()):
 
 
 BUDGETS = {
-    "core": (chosen(CORE), 3890),
-    "first reading": (chosen(FIRST, without=NOT_FIRST), 1910),
-    "package": (SOURCES, 11000),
-    "tests": (read(ROOT / "tests"), 10500),
+    "core": (chosen(CORE), 4290),
+    "first reading": (chosen(FIRST, without=NOT_FIRST), 2010),
+    "package": (SOURCES, 11850),
+    "tests": (read(ROOT / "tests"), 11700),
 }
 
 

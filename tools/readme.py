@@ -22,6 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "experiments"), str(ROOT / "benchmarks")]  # scripts, in no package
 import decoding  # noqa: E402
 import lookalikes  # noqa: E402
+import memory  # noqa: E402
 import real_size  # noqa: E402
 import report  # noqa: E402
 import smaller  # noqa: E402
@@ -110,6 +111,7 @@ def experiments() -> dict[str, list[str]]:
     for name, path, make in (
         ("real_size", MEASURES / "real_size.json", real_size.table),
         ("step", ROOT / "benchmarks" / "step.json", step.table),
+        ("memory", ROOT / "benchmarks" / "memory.json", lambda rows: "\n".join(memory.table(rows))),
     ):
         if path.is_file():
             found[name] = make(json.loads(path.read_text())).splitlines()

@@ -1,6 +1,7 @@
 """Pictures from files, upright and in RGB, read by Pillow; still ones and moving ones (animated WebP, PNG, AVIF)."""
 
 import io
+import math
 import os
 import stat
 import warnings
@@ -22,6 +23,7 @@ IMAGES = {
 # The formats that are tried, whatever a file is called: none of them needs another program, or another file.
 FORMATS = "AVIF", "BMP", "GIF", "HEIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP"
 MOVING = "AVIF", "PNG", "WEBP"  # where several pictures are a video, read here; PyAV reads GIF better
+MANY_PIXELS, STRIP = 16_000_000, 256  # what is larger is reduced first; rows that are copied at a time
 MOST_PIXELS = 100_000_000  # of a picture; a larger one is refused before any memory is taken for it
 
 
@@ -46,6 +48,7 @@ def opened(path, content: bytes | None = None):
     """Pillow's picture, of which only the header has been read; UnidentifiedImageError if it is none."""
     if content is None:
         check_regular(path)
+    Image.init()  # registers the formats
     formats = [name for name in FORMATS if name in Image.OPEN]
     if os.fspath(path).lower().endswith(".tga"):  # nothing in the file says so
         formats.append("TGA")
@@ -68,9 +71,18 @@ def read_image(path, content: bytes | None = None) -> Tensor:
 
 
 def as_tensor(image: Image.Image) -> Tensor:
-    """A picture that Pillow opened as uint8 [3, H, W], its EXIF orientation applied."""
+    """A picture that Pillow opened as uint8 [3, H, W], its EXIF orientation applied; one of more than `MANY_PIXELS` at
+    a half, a third, ... of its size."""
+    factor = math.ceil((image.width * image.height / MANY_PIXELS) ** 0.5)
+    if factor > 1:
+        image.draft("RGB", (image.width // factor, image.height // factor))  # JPEG decodes no more than that
+        factor = math.ceil((image.width * image.height / MANY_PIXELS) ** 0.5)
     ImageOps.exif_transpose(image, in_place=True)
-    return torch.from_numpy(np.array(as_rgb(image))).permute(2, 0, 1)
+    rgb = as_rgb(image.reduce(factor) if factor > 1 and image.mode in ("L", "RGB") else image)
+    pixels = np.empty((rgb.height, rgb.width, 3), np.uint8)
+    for top in range(0, rgb.height, STRIP):  # Pillow copies what it hands over
+        pixels[top : top + STRIP] = rgb.crop((0, top, rgb.width, min(top + STRIP, rgb.height)))
+    return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
 def as_rgb(image: Image.Image) -> Image.Image:

@@ -13,7 +13,6 @@ import math
 import os
 import random
 import re
-import shutil
 import sys
 import tarfile
 import urllib.error
@@ -35,10 +34,10 @@ from gitdistill.distillation.distributed import rank_and_world
 from gitdistill.escape import one_line
 from gitdistill.models.storage import (
     CHECKSUM,
-    SCRATCH,
     first_line,
     metadata_text,
     parse_metadata,
+    remove_leftovers,
     shorten,
     write_whole,
 )
@@ -82,7 +81,7 @@ def pack(items: list[Item], folder, per_shard: int = 1000, say=print) -> dict:
             raise ValueError(f"{folder} holds shards of other files or sizes: pack elsewhere or delete it")
         say(f"going on after {len(index['shards'])} shards in {folder}")
     folder.mkdir(parents=True, exist_ok=True)
-    _remove_leftovers(folder)
+    remove_leftovers(folder)
     for number in range(len(index["shards"]), -(-len(items) // per_shard)):
         first, name = number * per_shard, f"shard-{number:06d}.tar"
         entry = _write_shard(folder, name, first, items[first : first + per_shard], say)
@@ -92,14 +91,6 @@ def pack(items: list[Item], folder, per_shard: int = 1000, say=print) -> dict:
     index["finished"] = True
     _write_index(folder, index)
     return index
-
-
-def _remove_leftovers(folder: Path) -> None:
-    """Remove what killed calls of `pack` left in its folder, and nothing of anybody else's."""
-    for path in folder.glob(f"{SCRATCH}*"):
-        files = [] if path.is_symlink() or not path.is_dir() else [file.name for file in path.iterdir()]
-        if files and all(name == INDEX or SHARD.fullmatch(name) for name in files):
-            shutil.rmtree(path)
 
 
 def _write_shard(folder: Path, name: str, first: int, items: list[Item], say) -> dict:

@@ -69,8 +69,7 @@ def kl(
 
     T² Σ_v p(v) (log p(v) - log q(v)) with p = softmax(teacher / T) and q = softmax(student / T), averaged over the
     positions whose next token is not `pad_id`; 0 if there is none. T² keeps the size of the gradient when T changes.
-    Hinton, Vinyals and Dean 2015 (https://arxiv.org/abs/1503.02531). That is the forward KL, beta = 0; for others see
-    `_divergence`.
+    Hinton, Vinyals and Dean 2015 (https://arxiv.org/abs/1503.02531). For beta above 0 see `_divergence`.
 
     With a `TopK`, v runs over its k words and one bucket of all others, which keeps the student from giving these
     any probability for free. At T = 1 that is at most the full KL; with k = V it is the full KL. Top-k targets: Tan

@@ -295,6 +295,18 @@ def test_what_claims_to_be_huge_is_refused_at_once(tmp_path):
             read_clip(tmp_path / name, FrameRule(2))
 
 
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+def test_a_large_picture_is_reduced_first(tmp_path, suffix):
+    """Its parts stay where they are."""
+    picture = Image.new("RGB", (6000, 4000))
+    picture.paste((255, 255, 255), (3000, 0, 6000, 2000))
+    picture.save(tmp_path / f"a.{suffix}")
+    clip = read_image(tmp_path / f"a.{suffix}")
+    height, width = clip.shape[1:]
+    assert height * width <= 16_000_000 and width / height == 1.5
+    assert clip[:, : height // 2 - 9, width // 2 + 9 :].min() > 250 and clip[:, height // 2 + 9 :].max() < 5
+
+
 def test_a_gif_without_its_end_and_with_padding(tmp_path):
     frames = [Image.fromarray(frame) for frame in shades(6)]
     frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:], duration=100)
