@@ -6,6 +6,7 @@ import os
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 from types import SimpleNamespace
 from typing import NamedTuple
 
@@ -295,7 +296,8 @@ def _watch(path, content, rule: FrameRule, draw) -> list[Tensor]:
 
 
 def play(path):
-    """Yields (seconds since the first frame, frame) of a video file or camera; `BrokenFile` when it cannot go on."""
+    """Yields (seconds since the first frame, a function that gives the frame as `upright` does) of a video file or
+    camera; `BrokenFile` when it cannot go on."""
     av, first, count = pyav(), None, 0
     try:
         camera = str(path).startswith(CAMERA)
@@ -305,7 +307,7 @@ def play(path):
                 first = frame.pts if first is None else first
                 rate = stream.average_rate or 25  # where a frame does not say when it is shown
                 seconds = (count - 1) / rate if frame.pts is None else (frame.pts - first) * stream.time_base
-                yield float(seconds), frame
+                yield float(seconds), partial(upright, frame, stream.sample_aspect_ratio)
         if not count:
             raise ValueError("no frame of it can be decoded")
     except (av.error.FFmpegError, OSError, ValueError) as error:

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from gitdistill.data.files import center_crop
 from gitdistill.data.items import walk
-from gitdistill.data.video import IMAGES, VIDEOS, BrokenFile, play, upright
+from gitdistill.data.video import IMAGES, VIDEOS, BrokenFile, play
 from gitdistill.escape import one_line
 from gitdistill.models.storage import write_whole
 from gitdistill.use.captioner import load_captioner
@@ -207,9 +207,9 @@ def live(captioner, path, window: float, every: float, decoding: dict | None = N
         (caption,), (score,) = captioner.caption(clip[None], **(decoding or {}))
         return moment, caption, score, time.perf_counter() - started
 
-    for moment, frame in play(path):
+    for moment, picture in play(path):
         if not kept or moment - kept[-1][0] >= spacing:
-            kept.append((moment, center_crop(upright(frame)[None], captioner.size)[0]))
+            kept.append((moment, center_crop(picture()[None], captioner.size)[0]))
         while kept[0][0] < moment - window:
             kept.popleft()
         if moment >= due:
