@@ -22,7 +22,7 @@ from gitdistill.distillation.targets import TargetSpec
 from gitdistill.use.captioner import Student
 from gitdistill.world import ToyboxData, toybox_tokenizer
 
-COUNTS = pytest.mark.parametrize("count", [12, pytest.param(400, marks=pytest.mark.slow)])  # for each file
+COUNTS = pytest.mark.parametrize("count", [60, pytest.param(3000, marks=pytest.mark.slow)])  # for each file
 VALUES = (
     None,
     -1,
