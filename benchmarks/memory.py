@@ -18,8 +18,8 @@ import numpy as np
 from decoding import memory
 from PIL import Image
 
+from gitdistill.data.crops import center_crop
 from gitdistill.data.video import FrameRule, read_clip
-from gitdistill.models.preprocessing import center_crop
 
 SIZE, FRAMES = 224, 6
 PICTURES = {"small.jpg": (64, 48), "8000 x 6000.jpg": (8000, 6000), "10000 x 10000.png": (10_000, 10_000)}

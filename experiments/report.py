@@ -157,7 +157,7 @@ def finding(rows: list[dict]) -> str:
     """The largest gain whose interval lies above zero, as a sentence, with the number of runs and steps."""
     gained = {name: values for name, values in differences(rows).items() if values}
     runs = [row for row in rows if row["name"] != "teacher"]
-    basis = f"{len(runs)} runs of {max((row['steps'] for row in runs), default=0):,} steps"
+    basis = f"{len(runs)} runs"
     sure = [name for name, values in gained.items() if interval(values)[0] > 0]
     if not sure:
         return f"no gain is surely larger than the differences between seeds ({basis})"
@@ -220,7 +220,7 @@ def by_steps(rows: list[dict]):
             panel = name.partition(":")[0]
             panels.setdefault(panel, {})[label] = steps, marks
             levels[panel] = {"the teacher, test clips": teacher[FACTS]}
-    figure = plots.curves(panels, levels=levels, title=headline(rows))
+    figure = plots.curves(panels, levels=levels, ylabel="facts right (validation)", title=headline(rows))
     for axes in figure.axes:
         axes.set_ylim(0, 1.05)
     return figure

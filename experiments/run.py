@@ -240,15 +240,17 @@ class Best(pl.Callback):
 
 def train(bench: Bench, variant: Variant, seed: int, timed: bool = False) -> dict:
     """One run: the row of the table, scores on all test splits; `timed`: see `latency`."""
+    alone = set(variant.weights) == {"cross_entropy"}
+    cache = None if alone else bench.cache  # before the seed: whoever fills it draws random numbers
     pl.seed_everything(seed, verbose=False)
     student = bench.new_student(variant.student)
     steps = max(1, round(variant.share * bench.steps))
     settings = {"lr": bench.lr, "freeze": steps, "max_length": bench.max_length, **variant.options}
-    if set(variant.weights) == {"cross_entropy"}:
+    if alone:
         module = CaptionTrainer(student, bench.teacher.tokenizer, **settings)
     else:
         weights = dict.fromkeys((*WEIGHTS, "visual"), 0.0) | variant.weights
-        module = DistillationTrainer(bench.teacher, student, **weights, **settings, cache=bench.cache)
+        module = DistillationTrainer(bench.teacher, student, **weights, **settings, cache=cache)
     data = bench.data(variant, seed)
     often = {"val_check_interval": max(1, min(250, steps)), "check_val_every_n_epoch": None}
     best = Best(patience=bench.steps)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from pathlib import Path
 from types import SimpleNamespace
 
 import lookalikes
@@ -16,6 +17,8 @@ from tiny_git import git_config
 from gitdistill import DistillationTrainer
 from gitdistill.world import Clips, Scene, Toy, ToyboxData, toybox_tokenizer
 from gitdistill.world.features import CachedBackbone, FeatureClips, FeatureData
+
+NUMBERS = "100", "300", "1,000", "5,000"  # of captioned clips
 
 
 @pytest.fixture(scope="module")
@@ -195,10 +198,7 @@ def test_the_title_names_a_gain_only_where_its_interval_is_above_zero():
 
     rows = [row("a", 0, 0.1), row("a", 1, 0.11), row("b", 0, 0.15), row("b", 1, 0.162), row("c", 0, 0.9)]
     title = report.finding(rows)
-    assert (
-        "\u201cb\u201d gains +5.1 (+3.8 to +6.4) points of facts right" in title
-        and "5 runs of 450 steps" in title
-    )
+    assert "\u201cb\u201d gains +5.1 (+3.8 to +6.4) points of facts right" in title and "(5 runs)" in title
     assert report.finding(rows[:3]).startswith("no gain is surely larger")
 
 
@@ -239,6 +239,16 @@ def test_what_a_teacher_is_worth():
     assert "worth 3,200 captioned ones (1,800 to 5,600 by seed)" in report.headline(rows)
     rows.append(row("300 captioned: teacher", 3, 0.9))
     assert math.isnan(report.worth(rows)[2])
+
+
+def test_what_is_written_about_the_stored_runs_is_so():
+    """experiments/README.md and notebook 03: the gain falls with captions, and both controls gain nothing."""
+    gained = report.differences(report.load(Path(__file__).parents[1] / "data" / "experiments", "labels"))
+    means = [sum(gained[f"{n} captioned: teacher"]) / len(gained[f"{n} captioned: teacher"]) for n in NUMBERS]
+    assert means == sorted(means, reverse=True) and means[0] > 0.4 and means[-1] < 0.01
+    assert report.interval(gained["300 captioned: teacher"])[0] > 0.2
+    for control in ("teacher, these clips", "self-training"):
+        assert report.interval(gained[f"300 captioned: {control}"])[1] < 0.01
 
 
 def test_a_run_that_ended_early_keeps_its_best():

@@ -10,35 +10,18 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.transforms.v2 import functional as tv
 
 from gitdistill.data.base import CHOICE, ClipData, EpochSampler, Pooled, Sample, Samples, check_words, choose
+from gitdistill.data.crops import center_crop, random_resized_crop
 from gitdistill.data.items import Item, read_items
 from gitdistill.data.video import BrokenFile, FrameRule, read_clip
 from gitdistill.escape import one_line
 from gitdistill.metrics import normalise
-from gitdistill.models.preprocessing import center_crop
 from gitdistill.models.storage import shorten
 
 Source = str | None  # a path or an address
 NAMED = 1000  # files that are named in a warning
 FRAMES, CROP = 15_485_863, 32_452_843  # keep the random numbers of frames and of crops apart from others
-
-
-def random_resized_crop(frames: Tensor, size: int, draw: np.random.RandomState) -> Tensor:
-    """A random rectangle of frames [F, 3, H, W], the same in all, as [F, 3, size, size].
-
-    At least half of the area, sides 3 : 4 to 4 : 3 (Szegedy et al. 2015, https://arxiv.org/abs/1409.4842, whose
-    crops may be far smaller: these are still to show what the captions state). Never mirrored, since captions say
-    left and right."""
-    height, width = frames.shape[-2:]
-    area, stretch = draw.uniform(0.5, 1) * height * width, (4 / 3) ** draw.uniform(-0.5, 0.5)
-    tall, wide = min(height, round(area**0.5 / stretch)), min(width, round(area**0.5 * stretch))
-    top, left = draw.randint(height - tall + 1), draw.randint(width - wide + 1)
-    still = len(frames) > 1 and frames.stride(0) == 0
-    one = frames[:1] if still else frames
-    crop = tv.resized_crop(one, top, left, tall, wide, [size, size], tv.InterpolationMode.BICUBIC, True)
-    return crop.expand(len(frames), -1, -1, -1).contiguous() if still else crop
 
 
 @dataclass
@@ -58,7 +41,7 @@ class FilePool:
         """Frames [F, 3, size, size] of an item; BrokenFile when its file cannot be read."""
         clip = read_clip(self.items[number].path, self.rule, self.draw(view, number, FRAMES))
         if not self.views:
-            return center_crop(clip, self.size).contiguous()
+            return center_crop(clip, self.size)
         return random_resized_crop(clip, self.size, self.draw(view, number, CROP))
 
     def draw(self, epoch: int, number: int, purpose: int) -> np.random.RandomState:

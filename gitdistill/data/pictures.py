@@ -21,7 +21,7 @@ IMAGES = {
     *(".ppm", ".tga", ".tif", ".tiff", ".webp"),
 }
 # The formats that are tried, whatever a file is called: none of them needs another program, or another file.
-FORMATS = "AVIF", "BMP", "GIF", "HEIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP"
+FORMATS = "AVIF", "BMP", "GIF", "HEIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP"
 MOVING = "AVIF", "PNG", "WEBP"  # where several pictures are a video, read here; PyAV reads GIF better
 MANY_PIXELS, STRIP = 16_000_000, 256  # what is larger is reduced first; rows that are copied at a time
 MOST_PIXELS = 100_000_000  # of a picture; a larger one is refused before any memory is taken for it

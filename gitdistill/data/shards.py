@@ -27,7 +27,8 @@ import numpy as np
 from torch.utils.data import IterableDataset, get_worker_info
 
 from gitdistill.data.base import CHOICE, Order, Sample, check_words, choose
-from gitdistill.data.files import CaptionedData, Source, center_crop
+from gitdistill.data.crops import center_crop
+from gitdistill.data.files import CaptionedData, Source
 from gitdistill.data.items import SPLITS, SURROGATE, Item, read_items
 from gitdistill.data.video import BrokenFile, FrameRule, read_clip
 from gitdistill.distillation.distributed import rank_and_world

@@ -3,7 +3,6 @@
 import math
 
 import numpy as np
-import PIL
 import torch
 from PIL import Image
 from torch import Tensor
@@ -11,8 +10,6 @@ from torchvision.transforms.v2 import functional as tv
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-PILLOW = int(PIL.__version__.partition(".")[0])
-LONG = 4  # pictures that are this many times as long as they are wide are cropped before they are resized
 
 
 def check_frames(frames: Tensor) -> Tensor:
@@ -35,8 +32,9 @@ def to_pixels(frames: Tensor, size: int, mean: tuple, std: tuple, longest: int |
     if frames.is_floating_point():
         return frames
     clips = frames.shape[:2]
-    frames = frames.flatten(0, 1)
-    frames = center_crop(frames, size) if longest is None else resize(frames, size, longest)
+    frames = resize(frames.flatten(0, 1), size, longest or math.inf)
+    if longest is None:
+        frames = tv.center_crop(frames, [size, size])
     mean, std = (torch.tensor(x, device=frames.device).view(3, 1, 1) for x in (mean, std))
     return ((frames / 255 - mean) / std).unflatten(0, clips)
 
@@ -54,45 +52,6 @@ def resize(frames: Tensor, size: int, longest: float) -> Tensor:
     images = (Image.fromarray(frame) for frame in frames.permute(0, 2, 3, 1).contiguous().numpy())
     arrays = [np.asarray(image.resize((width, height), Image.Resampling.BICUBIC)) for image in images]
     return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2)
-
-
-def center_crop(frames: Tensor, size: int) -> Tensor:
-    """Raw frames [R, 3, H, W] as [R, 3, size, size]: the shorter side resized, the centre cut out.
-
-    A still that stands for several frames is resized once. Of a long picture the rest is not computed.
-    """
-    if len(frames) > 1 and frames.stride(0) == 0:
-        return center_crop(frames[:1], size).expand(len(frames), -1, -1, -1)
-    height, width = frames.shape[-2:]
-    if frames.device.type != "cpu" or max(height, width) <= LONG * min(height, width):
-        return tv.center_crop(resize(frames, size, math.inf), [size, size])
-    tall, wide = fitted(height, width, size, math.inf)
-    order = [(3, wide), (2, tall)]
-    if PILLOW >= 13 and width < height and tall < height:  # the dimension that such a version begins with
-        order.reverse()
-    for dim, whole in order:
-        frames = resample(frames, dim, whole, round((whole - size) / 2), size)
-    return frames
-
-
-def resample(frames: Tensor, dim: int, whole: int, first: int, count: int) -> Tensor:
-    """Pillow's bicubic resize of uint8 `frames` along `dim` to `whole` pixels, of which `count` from `first` on.
-
-    The same bytes: Pillow's weights are whole numbers of 22 bits, and it rounds after each dimension.
-    """
-    length = frames.shape[dim]
-    scale, parts = length / whole, []
-    stretch = max(scale, 1.0)
-    for center in (np.arange(first, first + count) + 0.5) * scale:
-        start, stop = max(0, int(center - 2 * stretch + 0.5)), min(length, int(center + 2 * stretch + 0.5))
-        x = np.abs((np.arange(start, stop) - center + 0.5) / stretch)
-        weights = np.where(
-            x < 1, (1.5 * x - 2.5) * x * x + 1, np.where(x < 2, ((2.5 - 0.5 * x) * x - 4) * x + 2, 0)
-        )
-        weights = np.trunc(weights / weights.sum() * 2**22 + np.copysign(0.5, weights)).astype(np.int64)
-        found = np.tensordot(frames.narrow(dim, start, stop - start).numpy(), weights, (dim, 0))
-        parts.append(torch.from_numpy(np.clip((found + 2**21) >> 22, 0, 255).astype(np.uint8)))
-    return torch.stack(parts, dim)
 
 
 def fitted(height: int, width: int, size: int, longest: float) -> tuple[int, int]:

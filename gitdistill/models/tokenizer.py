@@ -29,9 +29,7 @@ def load_tokenizer(source) -> PreTrainedTokenizerBase:
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         else:
             tokenizer = BertTokenizerFast.from_pretrained(folder)
-        if (
-            not tokenizer("some words").input_ids or tokenizer.model_max_length < 1
-        ):  # some damage shows in use
+        if not tokenizer("some words").input_ids or tokenizer.model_max_length < 1:  # damage shows in use
             raise ValueError("it has no room for words")
     except Exception as error:  # damage shows in many ways
         raise ValueError(f"the tokenizer in {folder} cannot be read: {storage.first_line(error)}") from error

@@ -16,7 +16,7 @@ import torch
 from huggingface_hub import ModelHubMixin, snapshot_download
 from torch import Tensor
 
-from gitdistill.data.files import center_crop
+from gitdistill.data.crops import center_crop
 from gitdistill.data.video import FrameRule, read_clip
 from gitdistill.decoding import Decoded, decode
 from gitdistill.escape import markdown

@@ -19,10 +19,7 @@ def limit_configurations() -> None:
 
 def check_size(text: str) -> None:
     """A YAMLError when there is too much in a YAML text, or when it contains itself."""
-    sizes, open_nodes = (
-        {},
-        [[None, 0]],
-    )  # anchor -> values in it; anchors and values so far of what is not closed yet
+    sizes, open_nodes = {}, [[None, 0]]  # anchor -> values in it; [anchor, values so far] of what is open
     for event in yaml.parse(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
         if isinstance(event, yaml.CollectionStartEvent):
             open_nodes.append([event.anchor, 0])

@@ -19,7 +19,7 @@ from gitdistill.models.preprocessing import to_pixels
 
 ENCODER, STEP = "encoder.onnx", "step.onnx"
 ARCHITECTURE = "OnnxStudent"
-SETTINGS = (
+NUMBERS = [
     "vocab_size",
     "max_positions",
     "num_frames",
@@ -27,8 +27,8 @@ SETTINGS = (
     "eos_token_id",
     "pad_token_id",
     "image_size",
-)
-SETTINGS = dict.fromkeys(SETTINGS, int) | dict.fromkeys(("mean", "std"), list[float])
+]
+SETTINGS = dict.fromkeys(NUMBERS, int) | dict.fromkeys(("mean", "std"), list[float])
 
 
 def require(*packages: str) -> None:
@@ -60,9 +60,8 @@ class OnnxStudent:
         if config.pop("architecture", None) != ARCHITECTURE:
             raise ValueError(f"{folder}/config.json does not describe an {ARCHITECTURE}")
         storage.check_fields(config, SETTINGS, folder / "config.json")
-        if (len(config["mean"]), len(config["std"])) != (3, 3) or min(
-            config["image_size"], config["max_positions"]
-        ) < 1:
+        least = min(config["image_size"], config["max_positions"])
+        if least < 1 or (len(config["mean"]), len(config["std"])) != (3, 3):
             raise ValueError(f"{folder}/config.json holds sizes that no student has")
         for name in SETTINGS:
             setattr(self, name, config[name])

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from gitdistill.data.base import EpochSampler, Samples
+from gitdistill.decoding.loop import evaluation
 from gitdistill.models.backbone import TinyVIT
 from gitdistill.models.storage import write_whole
 from gitdistill.world.module import ToyboxData
@@ -57,9 +58,7 @@ class FeatureClips:
             write_whole(folder, {path.name: lambda target: self._fill(target, backbone, say)})
         self.maps = np.load(path, mmap_mode="r")
 
-    @torch.no_grad()
     def _fill(self, path: Path, backbone: TinyVIT, say) -> None:
-        backbone.eval()
         shape = (len(self.clips), self.clips.frames, backbone.channels[-1], *backbone.grids[-1])
         say(
             f"feature maps of {len(self.clips):,} {self.clips.split} clips: {2 * np.prod(shape) / 1e6:.0f} MB"
@@ -68,7 +67,8 @@ class FeatureClips:
         for start in range(0, len(self.clips), AT_ONCE):
             numbers = range(start, min(start + AT_ONCE, len(self.clips)))
             frames = torch.stack([self.clips.clip(n, masks=False, captions=0).frames for n in numbers])
-            maps[start : numbers.stop] = backbone(frames)[-1].numpy()
+            with evaluation(backbone):
+                maps[start : numbers.stop] = backbone(frames)[-1].numpy()
         maps.flush()
 
     def __len__(self) -> int:
@@ -88,9 +88,8 @@ def key(clips: Clips, backbone: TinyVIT) -> str:
     """A hash of everything that the maps depend on."""
     settings = (clips.split, clips.size, clips.seed, clips.frames, clips.image_size, clips.objects)
     digest = hashlib.sha256(repr((settings, backbone.config)).encode())
-    for number in range(
-        0, len(clips), max(1, len(clips) // 16)
-    ):  # differ when the code that draws has changed
+    some = range(0, len(clips), max(1, len(clips) // 16))  # differ when the code that draws has changed
+    for number in some:
         digest.update(clips.clip(number, masks=False).frames.numpy().tobytes())
     for name, value in sorted(backbone.state_dict().items()):
         digest.update(name.encode() + value.cpu().contiguous().numpy().tobytes())

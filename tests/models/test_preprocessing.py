@@ -1,8 +1,5 @@
 """Preprocessing against Pillow and torchvision's transforms of pictures, on a photograph."""
 
-import math
-
-import numpy as np
 import pytest
 import torch
 from matplotlib.cbook import get_sample_data
@@ -10,9 +7,7 @@ from PIL import Image
 from tiny_git import random_git
 from torch.testing import assert_close
 from torchvision import transforms
-from torchvision.transforms.v2 import functional as tv
 
-from gitdistill.models import preprocessing
 from gitdistill.models.preprocessing import CLIP_MEAN, CLIP_STD, area_means, fitted, to_pixels
 
 
@@ -104,24 +99,3 @@ def test_a_model_for_questions_sees_the_whole_image(photo, tmp_path):
 def test_area_means_are_those_of_adaptive_pooling(grid):
     maps = torch.randn(2, 3, 28, 28, generator=torch.Generator().manual_seed(0))
     assert_close(area_means(maps, grid), torch.nn.functional.adaptive_avg_pool2d(maps, grid))
-
-
-def test_a_long_picture_is_cropped_before_it_is_resized(monkeypatch):
-    """The same bytes as the centre of the whole picture, resized by Pillow; and nothing for what is cut off."""
-    draw = np.random.RandomState(0)
-    for _ in range(60):
-        size, short = int(draw.choice([16, 48, 96])), draw.randint(1, 100)
-        sides = short, int(short * draw.uniform(4.1, 15)) + 1
-        shape = 2, 3, *sides[:: draw.choice([-1, 1])]
-        frames = torch.from_numpy(draw.randint(0, 256, shape, dtype=np.uint8))
-        whole = preprocessing.resize(frames, size, math.inf)
-        expected = tv.center_crop(whole, [size, size])
-        assert torch.equal(preprocessing.center_crop(frames, size), expected), shape
-    asked = []
-    monkeypatch.setattr(preprocessing, "resize", lambda frames, *_: asked.append(len(frames)) or frames)
-    assert preprocessing.center_crop(torch.zeros(1, 3, 1, 10**7, dtype=torch.uint8), 224).shape[-2:] == (
-        224,
-        224,
-    )
-    still = torch.zeros(1, 3, 48, 48, dtype=torch.uint8).expand(6, -1, -1, -1)
-    assert preprocessing.center_crop(still, 48).shape == (6, 3, 48, 48) and asked == [1]

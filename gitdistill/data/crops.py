@@ -1,0 +1,80 @@
+"""Square frames cut out of pictures and videos, without work for what is cut off."""
+
+import math
+from collections.abc import Callable
+from functools import wraps
+
+import numpy as np
+import PIL
+import torch
+from torch import Tensor
+from torchvision.transforms.v2 import functional as tv
+
+from gitdistill.models.preprocessing import fitted, resize
+
+PILLOW = int(PIL.__version__.partition(".")[0])
+LONG = 4  # pictures that are this many times as long as they are wide are cropped before they are resized
+
+
+def once_for_stills(crop: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Let `crop(frames [F, 3, H, W], ...)` crop a still that stands for all frames once."""
+
+    @wraps(crop)
+    def cropped(frames: Tensor, *options) -> Tensor:
+        if len(frames) == 1 or frames.stride(0):
+            return crop(frames, *options)
+        return crop(frames[:1], *options).expand(len(frames), -1, -1, -1).contiguous()
+
+    return cropped
+
+
+@once_for_stills
+def center_crop(frames: Tensor, size: int) -> Tensor:
+    """Frames [F, 3, H, W] as [F, 3, size, size]: the shorter side resized, the centre cut out, as networks do.
+
+    Of a long picture the rest is not computed.
+    """
+    height, width = frames.shape[-2:]
+    if max(height, width) <= LONG * min(height, width):
+        return tv.center_crop(resize(frames, size, math.inf), [size, size])
+    tall, wide = fitted(height, width, size, math.inf)
+    order = [(3, wide), (2, tall)]
+    if PILLOW >= 13 and width < height and tall < height:  # the dimension that such a version begins with
+        order.reverse()
+    for dim, whole in order:
+        frames = resample(frames, dim, whole, round((whole - size) / 2), size)
+    return frames
+
+
+def resample(frames: Tensor, dim: int, whole: int, first: int, count: int) -> Tensor:
+    """Pillow's bicubic resize of uint8 `frames` along `dim` to `whole` pixels, of which `count` from `first` on.
+
+    The same bytes: Pillow's weights are whole numbers of 22 bits, and it rounds after each dimension.
+    """
+    length = frames.shape[dim]
+    scale, parts = length / whole, []
+    stretch = max(scale, 1.0)
+    for center in (np.arange(first, first + count) + 0.5) * scale:
+        start, stop = max(0, int(center - 2 * stretch + 0.5)), min(length, int(center + 2 * stretch + 0.5))
+        x = np.abs((np.arange(start, stop) - center + 0.5) / stretch)
+        weights = np.where(
+            x < 1, (1.5 * x - 2.5) * x * x + 1, np.where(x < 2, ((2.5 - 0.5 * x) * x - 4) * x + 2, 0)
+        )
+        weights = np.trunc(weights / weights.sum() * 2**22 + np.copysign(0.5, weights)).astype(np.int64)
+        found = np.tensordot(frames.narrow(dim, start, stop - start).numpy(), weights, (dim, 0))
+        parts.append(torch.from_numpy(np.clip((found + 2**21) >> 22, 0, 255).astype(np.uint8)))
+    return torch.stack(parts, dim)
+
+
+@once_for_stills
+def random_resized_crop(frames: Tensor, size: int, draw: np.random.RandomState) -> Tensor:
+    """A random rectangle of frames [F, 3, H, W], the same in all, as [F, 3, size, size].
+
+    At least half of the area, sides 3 : 4 to 4 : 3 (Szegedy et al. 2015, https://arxiv.org/abs/1409.4842, whose
+    crops may be far smaller: these are still to show what the captions state). Never mirrored, since captions say
+    left and right."""
+    height, width = frames.shape[-2:]
+    area, stretch = draw.uniform(0.5, 1) * height * width, (4 / 3) ** draw.uniform(-0.5, 0.5)
+    tall, wide = min(height, round(area**0.5 / stretch)), min(width, round(area**0.5 * stretch))
+    top, left = draw.randint(height - tall + 1), draw.randint(width - wide + 1)
+    return tv.resized_crop(frames, top, left, tall, wide, [size, size], tv.InterpolationMode.BICUBIC, True)
