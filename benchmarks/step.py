@@ -22,9 +22,9 @@ from decoding import machine
 
 from gitdistill import DistillationTrainer, GenerativeImageTextTeacher, StudentCandidateV1
 from gitdistill.distillation.cache import TeacherCache
+from gitdistill.distillation.caption_trainer import CaptionTrainer
 from gitdistill.distillation.optim import MuonAdamW
 from gitdistill.distillation.targets import TargetSpec
-from gitdistill.distillation.trainer import CaptionTrainer
 from gitdistill.models.storage import write_whole
 from gitdistill.world import ToyboxData
 

@@ -32,8 +32,8 @@ from report import FACTS, draw, read_rows, table, write_rows
 
 from gitdistill import DistillationTrainer, GenerativeImageTextTeacher, StudentCandidateV1, TinyVIT
 from gitdistill.distillation.cache import TeacherCache
+from gitdistill.distillation.caption_trainer import CaptionTrainer
 from gitdistill.distillation.targets import TargetSpec, layer_pairs
-from gitdistill.distillation.trainer import CaptionTrainer
 from gitdistill.models.storage import write_whole
 from gitdistill.world import ToyboxData
 from gitdistill.world.features import CachedBackbone, FeatureData
@@ -176,6 +176,7 @@ class Bench:
             text_features=tuple(dict.fromkeys(pair.teacher for pair in pairs if not pair.of_image)),
             attention=True,
             pseudo_captions=1,
+            visual_features=True,
         )
         data = ToyboxData(**self.sizes, fresh_captions=False, max_tokens=self.max_length)
         return TeacherCache.build(self.folder / "teacher", self.teacher, data, spec)

@@ -4,8 +4,8 @@ import pytorch_lightning as pl
 import tiny
 from pytorch_lightning.callbacks import ModelCheckpoint
 
+from gitdistill.distillation.caption_trainer import CaptionTrainer
 from gitdistill.distillation.resume import ExactResume, WholeCheckpoints
-from gitdistill.distillation.trainer import CaptionTrainer
 from gitdistill.world import toybox_tokenizer
 
 QUIET = {"accelerator": "cpu", "enable_progress_bar": False, "enable_model_summary": False, "logger": False}

@@ -21,7 +21,8 @@ FORBIDDEN = {
     "viz": {"models", "distillation", "decoding"},
 }
 NOT_FIRST = ("models.checkpoints", "models.storage")  # who reads the core for the first time skips these
-FIRST = ("models", "hooks", "distillation.losses", "distillation.targets", "distillation.trainer")
+FIRST = ("models", "hooks", "distillation.losses", "distillation.targets")
+FIRST += ("distillation.caption_trainer", "distillation.trainer")
 
 
 def read(folder):

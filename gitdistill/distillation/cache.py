@@ -27,6 +27,7 @@ KEPT_WORDS = 8  # likeliest words stored per token
 METADATA = dict.fromkeys(("format", "pseudo_captions", "k", "max_tokens", "clips", "captions", "pad"), int)
 METADATA |= {"clip_bytes": int, "shard_clips": int, "fingerprint": dict, "names": list[str]}
 METADATA |= dict.fromkeys(("dtype", "feature_dtype", "teacher_dtype"), str)
+BY_CLIP = ("image_features/", "visual_features")  # all else is stored by caption
 SHARD_CLIPS = 256  # clips per shard, rounded up to whole batches
 
 
@@ -159,7 +160,7 @@ class TeacherCache:
             if name == "logits":
                 parts = ("logits/log_p", "logits/words", "logits/log_rest")
                 found[name] = losses.TopK(*(self._rows(part, rows, device, length - 1) for part in parts))
-            elif name.startswith("image_features/"):
+            elif name.startswith(BY_CLIP):
                 found[name] = self._rows(name, clips, device).flatten(0, 1)
             else:
                 found[name] = self._rows(name, rows, device, length)
@@ -205,7 +206,7 @@ def allocate(folder: Path, teacher, data, spec, settings: dict, say, held: ExitS
 
 @torch.no_grad()
 def stored_targets(teacher, batch: dict, spec: TargetSpec, settings: dict) -> dict[str, Tensor]:
-    """What is stored of a batch of whole clips: by clip "quality" and "image_features/…", by caption all else."""
+    """What is stored of a batch of whole clips: by clip "quality" and `BY_CLIP`, by caption all else."""
     device, dtype = next(teacher.parameters()).device, targets.parse_dtype(settings["teacher_dtype"])
     frames, tokens = batch["frames"].to(device), batch["tokens"].to(device)
     pad, clips, stored = teacher.pad_token_id, len(frames), {}
@@ -218,7 +219,7 @@ def stored_targets(teacher, batch: dict, spec: TargetSpec, settings: dict) -> di
         top = losses.top_k(found.pop("logits"), settings["k"])
         found |= {"logits/log_p": top.log_p, "logits/words": top.words, "logits/log_rest": top.log_rest}
     for name, value in found.items():
-        if name.startswith("image_features/"):
+        if name.startswith(BY_CLIP):
             value = value.unflatten(0, (clips, -1))
         else:
             missing = 0, settings["max_tokens"] - tokens.shape[1]

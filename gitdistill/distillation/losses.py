@@ -135,6 +135,13 @@ def top_k(logits: Tensor, k: int) -> TopK:
     return TopK(log_p, words, log_rest)
 
 
+def expand(teacher: TopK, size: int) -> Tensor:
+    """Log-probabilities [B*K, T-1, V] of all `size` words; the bucket's mass is spread evenly over its words."""
+    others = (size - (teacher.words < size).sum(-1)).clamp(min=1)
+    rest = (teacher.log_rest - others.log())[..., None].expand(*others.shape, size + 1)
+    return rest.scatter(-1, teacher.words, teacher.log_p)[..., :size]
+
+
 def restrict_vocabulary(teacher: Tensor | TopK, subset: Tensor, unknown: int) -> Tensor | TopK:
     """A teacher's distribution over the student's `vocab_subset`; the mass of all other words goes to `unknown`.
 

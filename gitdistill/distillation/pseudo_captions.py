@@ -73,6 +73,9 @@ class CaptionFilter:
 
 
 def join_captions(a: Tensor, b: Tensor, pad_id: int) -> Tensor:
-    """Captions [B, K, T] and [B, L, T'] of the same clips together, [B, K+L, max(T, T')]."""
-    longest = max(a.shape[-1], b.shape[-1])
-    return torch.cat([F.pad(x, (0, longest - x.shape[-1]), value=pad_id) for x in (a, b)], dim=1)
+    """Captions [B, K, T] and [B, L, T'] of the same clips together, [B, K+L, max(T, T')].
+
+    Or what belongs to their tokens, [B, K, T, ...] and [B, L, T', ...].
+    """
+    longest, inner = max(a.shape[2], b.shape[2]), (0, 0) * (a.dim() - 3)
+    return torch.cat([F.pad(x, (*inner, 0, longest - x.shape[2]), value=pad_id) for x in (a, b)], dim=1)

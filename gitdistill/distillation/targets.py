@@ -26,6 +26,7 @@ class TargetSpec:
         over the captions' tokens.
     attention: the attention from each token to the image, averaged over heads and layers.
     pseudo_captions: how many captions per clip the teacher decodes itself.
+    visual_features: what its image encoder makes of the clip, from which it can read further captions.
     """
 
     logits: bool = True
@@ -33,10 +34,11 @@ class TargetSpec:
     text_features: tuple[str, ...] = ()
     attention: bool = False
     pseudo_captions: int = 0
+    visual_features: bool = False
 
     def names(self) -> list[str]:
-        """Keys of the targets: "logits", "attention", "image_features/<path>", "text_features/<path>"."""
-        flags = [name for name in ("logits", "attention") if getattr(self, name)]
+        """Keys of the targets: "logits", "attention", "visual_features", "image_features/<path>" and so on."""
+        flags = [name for name in ("logits", "attention", "visual_features") if getattr(self, name)]
         kinds = ("image_features", "text_features")
         return flags + [f"{kind}/{path}" for kind in kinds for path in getattr(self, kind)]
 
@@ -50,20 +52,27 @@ def parse_dtype(name: str) -> torch.dtype:
 
 @torch.no_grad()
 def teacher_targets(
-    teacher, frames: Tensor, tokens: Tensor, spec: TargetSpec, dtype: torch.dtype = torch.float32
+    teacher,
+    frames: Tensor,
+    tokens: Tensor,
+    spec: TargetSpec,
+    dtype: torch.dtype = torch.float32,
+    visual_features: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """The teacher's targets for a batch, float32, under the keys of `spec.names()`.
 
     "logits" [B*K, T, V]; "image_features/…" [B*F, h, w, D] without class tokens; "text_features/…" [B*K, T, D];
-    "attention" [B*K, T, F*h*w], normalised over the image. With `dtype` bfloat16 or float16 the teacher runs under
-    autocast.
+    "attention" [B*K, T, F*h*w], normalised over the image; "visual_features" [B, N, Dv]. With `dtype` bfloat16 or
+    float16 the teacher runs under autocast. If `visual_features` are given, its image encoder does not run.
     """
     paths = [*spec.image_features, *spec.text_features, *([TEACHER_ATTENTION] if spec.attention else [])]
     half = torch.autocast(frames.device.type, dtype, enabled=dtype != torch.float32)
     with record(teacher, paths) as seen, half:
-        output = teacher(frames, tokens)
+        output = teacher(frames, tokens, *([] if visual_features is None else [visual_features]))
     count = total_frames(frames)
     targets = {"logits": output.logits} if spec.logits else {}
+    if spec.visual_features:
+        targets["visual_features"] = output.visual_features
     if spec.attention:  # a layer's first call is the image's own pass, its last one the text's
         layers = [calls[-1] for path, calls in seen.items() if path.endswith(".attention.softmax")]
         mean = torch.stack(layers).float().mean((0, 2))
@@ -139,8 +148,8 @@ class FeaturePair:
 
     @property
     def projected(self) -> bool:
-        """True where the student's width is projected to the teacher's; relations need no projector."""
-        return self.term != "relations"
+        """True where a linear layer projects the student's width to the teacher's."""
+        return self.term in ("features", "visual", "hidden")
 
     def student_features(self, activation, count: int, tokens: Tensor) -> Tensor:
         """The student's side as [B*F, h, w, D] or [B*K, T, D]; of several maps, the last."""

@@ -23,7 +23,8 @@ class Outputs:
 
     Token ids and logits index the student's `vocab_subset`, if it has one.
 
-    tokens: long [B, K, T]; the first `num_captions` of a clip's K captions are its own, the others the teacher's.
+    tokens: long [B, K, T]; of a clip's K captions the first `num_captions` are the batch's, the last `num_own` drawn
+    by the student, those between them pseudo-captions of the teacher.
     pad_id: the padding token. logits: the student's, [B, K, T, V]. features, attention: the student's, as in
     `FeaturePair.student_features` and `attention_over_image`. targets: the teacher's, see `teacher_targets`.
     num_frames: frames per clip.
@@ -37,6 +38,7 @@ class Outputs:
     attention: Tensor | None
     targets: dict
     num_frames: int
+    num_own: int = 0
 
     @property
     def is_word(self) -> Tensor:
@@ -60,7 +62,7 @@ class LossTerm:
     @property
     def image_only(self) -> bool:
         """True where it compares image features alone, and so does not reach the student's decoder."""
-        return bool(self.pairs) and all(pair.of_image for pair in self.pairs)
+        return bool(self.pairs) and not self.needs and all(pair.of_image for pair in self.pairs)
 
 
 def student_outputs(student: nn.Module, frames: Tensor, tokens: Tensor, pairs, attention: bool = False):
@@ -79,11 +81,12 @@ def student_outputs(student: nn.Module, frames: Tensor, tokens: Tensor, pairs, a
 
 
 def caption_loss(x: Outputs, pseudo: bool, smoothing: float) -> Tensor:
-    """Cross-entropy of the clips' own captions or of the pseudo-captions.
+    """Cross-entropy of the batch's captions or of the pseudo-captions.
 
     A caption with only a start token contributes 0 to the mean over captions.
     """
-    chosen = slice(x.num_captions, None) if pseudo else slice(x.num_captions)
+    pseudo_captions = slice(x.num_captions, x.tokens.shape[1] - x.num_own)
+    chosen = pseudo_captions if pseudo else slice(x.num_captions)
     logits, tokens = x.logits[:, chosen].flatten(0, 1), x.tokens[:, chosen].flatten(0, 1)
     share = (tokens[:, 1:] != x.pad_id).any(1).float().mean()
     return share * losses.cross_entropy(logits, tokens, x.pad_id, smoothing)

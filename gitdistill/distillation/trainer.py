@@ -1,28 +1,25 @@
-"""Training a captioner with or without a teacher, as Lightning modules.
+"""Distillation as a Lightning module.
 
-`CaptionTrainer` trains on captions by cross-entropy. `DistillationTrainer` adds the teacher: one function gives the
-outputs of both networks for a batch, and a flat list of `LossTerm`s compares them.
-
-A batch is a dict: "frames" uint8 [B, F, 3, H, W], "tokens" long [B*K, T], for scoring "references" (B lists of
-captions), and optionally "clip" (their numbers) and "scenes" (their ground truth).
+One function gives the outputs of student and teacher for a batch, and a flat list of `LossTerm`s compares them. For
+batches see `caption_trainer`.
 """
 
 import os
-from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 
-import pytorch_lightning as pl
 import torch
-from pytorch_lightning.strategies import DDPStrategy
 from torch import Tensor, nn
 
 from gitdistill.decoding.loop import evaluation
 from gitdistill.distillation import losses, terms
 from gitdistill.distillation.cache import TeacherCache
-from gitdistill.distillation.checks import LossWatch, check_gradients, frozen
-from gitdistill.distillation.optim import optimizer_and_schedule
+from gitdistill.distillation.caption_trainer import CaptionTrainer
+from gitdistill.distillation.checks import check_gradients
+from gitdistill.distillation.custom_terms import custom_term, named_terms
+from gitdistill.distillation.distributed import rank_and_world
+from gitdistill.distillation.own_captions import draw_captions, join_targets
 from gitdistill.distillation.pseudo_captions import CaptionFilter, join_captions, pseudo_captions
-from gitdistill.distillation.scoring import Predictions
 from gitdistill.distillation.targets import (
     TargetSpec,
     layer_pairs,
@@ -30,109 +27,9 @@ from gitdistill.distillation.targets import (
     teacher_targets,
     total_frames,
 )
-from gitdistill.distillation.terms import LossTerm, Outputs, student_outputs, subset_logits, to_vocab_subset
+from gitdistill.distillation.terms import LossTerm, Outputs, student_outputs, to_vocab_subset
 from gitdistill.models.teacher import GenerativeImageTextTeacher
-from gitdistill.models.tokenizer import check_same_vocabulary, load_tokenizer
-
-
-class CaptionTrainer(pl.LightningModule):
-    """Trains `model` on captions by cross-entropy, and scores the captions that it decodes.
-
-    Args:
-        model: a network of this package, or any that takes (frames, tokens) and follows the protocol of
-            `gitdistill.decoding`.
-        tokenizer: decodes token ids; or where to load it from, as for `GenerativeImageTextTeacher`.
-        lr, weight_decay: peak learning rate and decay of the optimiser.
-        warmup: steps of linear warm-up, before a cosine down to 1 % at the last step.
-        muon: Muon for the inner matrices instead of AdamW throughout (see `gitdistill.distillation.optim`).
-        freeze: steps during which the vision encoder is frozen, batch-norm statistics included.
-        label_smoothing: as in GIT's own training (0.1 there).
-        max_length: maximum tokens of a decoded caption, start token included.
-
-    Raises ValueError unless model and tokenizer have the same vocabulary and special tokens.
-    """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        tokenizer,
-        lr: float = 2e-3,
-        weight_decay: float = 0.01,
-        warmup: int = 50,
-        muon: bool = True,
-        freeze: int = 0,
-        label_smoothing: float = 0.0,
-        max_length: int = 24,
-    ):
-        super().__init__()
-        self.model = model
-        self.tokenizer = load_tokenizer(tokenizer) if isinstance(tokenizer, str | os.PathLike) else tokenizer
-        check_same_vocabulary(self.tokenizer, model)
-        self.lr, self.weight_decay, self.warmup, self.muon = lr, weight_decay, warmup, muon
-        self.freeze, self.label_smoothing, self.max_length = freeze, label_smoothing, max_length
-        self.predictions, self.loss_watch = Predictions(), LossWatch()
-
-    def configure_optimizers(self):
-        return optimizer_and_schedule(self, self.trainer, self.lr, self.weight_decay, self.warmup, self.muon)
-
-    def setup(self, stage: str) -> None:
-        """Tell DistributedDataParallel not to wait for parameters that are frozen or that no loss reaches."""
-        if isinstance(self.trainer.strategy, DDPStrategy):
-            # Private, because Lightning takes this option only where the strategy is made.
-            self.trainer.strategy._ddp_kwargs.setdefault("find_unused_parameters", True)
-
-    def loss_terms(self, batch: dict) -> dict[str, Tensor]:
-        """The weighted terms of the loss by name; their sum is minimised."""
-        output = self.model(batch["frames"], batch["tokens"])
-        tokens, pad = to_vocab_subset(self.model, batch["tokens"])
-        loss = losses.cross_entropy(subset_logits(output), tokens, pad, self.label_smoothing)
-        return {"cross_entropy": loss}
-
-    @property
-    def vision_encoder(self) -> nn.Module:
-        """The student's backbone, or GIT's image encoder."""
-        return self.model.backbone if hasattr(self.model, "backbone") else self.model.image_encoder
-
-    def on_train_start(self) -> None:
-        self.model.train()  # a loaded network is in eval mode, and Lightning leaves it so
-
-    def training_step(self, batch: dict, batch_idx: int) -> Tensor:
-        with frozen(self.vision_encoder) if self.global_step < self.freeze else nullcontext():
-            terms = self.loss_terms(batch)
-        total = sum(terms.values())
-        self.log_dict({f"train/{name}": value.detach() for name, value in terms.items()})
-        self.log("train/loss", total.detach(), prog_bar=True)
-        where = f"step {self.global_step}, epoch {self.current_epoch}, batch {batch_idx}"
-        self.loss_watch.check(total, terms, where, batch.get("clip"))
-        return total
-
-    def on_train_end(self) -> None:
-        self.loss_watch.finish()
-
-    def validation_step(self, batch: dict, batch_idx: int, dataloader_idx: int = 0) -> None:
-        self.predict("val", dataloader_idx, batch)
-
-    def test_step(self, batch: dict, batch_idx: int, dataloader_idx: int = 0) -> None:
-        self.predict("test", dataloader_idx, batch)
-
-    def predict(self, stage: str, dataloader_idx: int, batch: dict) -> None:
-        """Decode a batch's captions for `log_scores`.
-
-        Splits are called as `val_names` or `test_names` of the data module say, or "test", "test_1" and so on.
-        """
-        names = getattr(self.trainer.datamodule, f"{stage}_names", (stage,))
-        split = names[dataloader_idx] if dataloader_idx < len(names) else f"{stage}_{dataloader_idx}"
-        self.predictions.add(split, self.model, batch, self.tokenizer, self.max_length)
-
-    def log_scores(self) -> None:
-        """Log the scores of all predictions since the last call, of all ranks together."""
-        score_scenes = getattr(self.trainer.datamodule, "caption_scores", None)
-        for split, scores in self.predictions.scores(score_scenes).items():
-            self.log_dict({f"{split}/{name}": float(value) for name, value in scores.items()})
-            self.log(f"{split}_cider", float(scores["cider"]), prog_bar=split == "val", logger=False)
-        self.predictions = Predictions()
-
-    on_validation_epoch_end = on_test_epoch_end = log_scores
+from gitdistill.models.tokenizer import to_text
 
 
 class DistillationTrainer(CaptionTrainer):
@@ -156,6 +53,8 @@ class DistillationTrainer(CaptionTrainer):
             the values of the image that the text reads there.
         sequence: weight of the cross-entropy of the teacher's own captions (sequence-level distillation, Kim and
             Rush 2016, https://arxiv.org/abs/1606.07947).
+        terms: further loss terms: name -> (function, weight), or where the function lies -> weight; see
+            `custom_terms`.
         temperature: of `kl`.
         feature_pairs: student's module path -> teacher's. The first output of each is compared over the image's
             grid, after a linear projector to the teacher's width. By default the student's mixed memory with the
@@ -163,11 +62,15 @@ class DistillationTrainer(CaptionTrainer):
         feature_kind: "mse" or "cosine"; see `losses.feature`.
         teacher_captions: how many pseudo-captions per clip join the batch's captions; 1 if `sequence` is on,
             otherwise 0. All of the teacher's terms apply to them.
+        own_captions: the share of a batch's clips for which the student draws a caption, at `own_temperature`. All of
+            the teacher's terms apply to them; see `own_captions.draw_captions`. A cache then holds visual features.
+        tokenizer: the student's, if its vocabulary is not the teacher's. Captions then pass as text, and no term
+            that compares words or their features is possible.
         caption_filter: which pseudo-captions are left out; see `CaptionFilter`.
         cache: a `TeacherCache`, or its folder: then the teacher is not run during training. A folder without a
             finished cache is filled when the fit starts.
         teacher_dtype: what the teacher computes in; "bfloat16" is faster on hardware that supports it.
-        options: as for `CaptionTrainer`; the tokenizer is the teacher's.
+        options: as for `CaptionTrainer`.
 
     Raises ValueError when the vocabularies or special tokens differ, when the cache was made by another teacher or
     from other data, and when a loss does not reach the student.
@@ -185,12 +88,16 @@ class DistillationTrainer(CaptionTrainer):
         attention: float = 0.0,
         relations: float = 0.0,
         sequence: float = 0.0,
+        terms: dict | None = None,
         temperature: float = 1.0,
         beta: float = 0.0,
         feature_pairs: dict[str, str] | str | None = None,
         feature_kind: str = "mse",
         teacher_captions: int | None = None,
         caption_filter: CaptionFilter | None = None,
+        own_captions: float = 0.0,
+        own_temperature: float = 1.0,
+        tokenizer=None,
         cache: str | os.PathLike | TeacherCache | None = None,
         teacher_dtype: str = "float32",
         **options,
@@ -198,24 +105,25 @@ class DistillationTrainer(CaptionTrainer):
         if isinstance(teacher, str | os.PathLike):
             teacher = GenerativeImageTextTeacher.from_pretrained(teacher)
         student = student if isinstance(student, nn.Module) else student.model  # as `load_student` holds it
-        super().__init__(student, teacher.tokenizer, **options)
-        self._teacher = (teacher,)  # a tuple hides it from nn.Module
-        self._dtype, self._cache, self._gradients_checked = parse_dtype(teacher_dtype), cache, False
-        self.teacher_dtype, self.caption_filter = teacher_dtype, caption_filter or CaptionFilter()
+        super().__init__(student, tokenizer or teacher.tokenizer, **options)
+        self._teacher, self._gradients_checked = (teacher,), False  # a tuple hides it from nn.Module
+        self._cache, self._dtype, self.teacher_dtype = cache, parse_dtype(teacher_dtype), teacher_dtype
+        self.own_captions, self.own_temperature = own_captions, own_temperature
+        self.caption_filter = caption_filter or CaptionFilter()
         weights = {"cross_entropy": cross_entropy, "sequence": sequence, "kl": kl, "attention": attention}
         weights |= {"features": features, "visual": visual, "hidden": hidden, "relations": relations}
         self.loss_weights, self.projectors = weights, nn.ModuleDict()
-        self.terms = self._active_terms(feature_pairs, feature_kind, temperature=temperature, beta=beta)
+        self.terms = self._active_terms(feature_pairs, feature_kind, terms, temperature, beta)
         self.spec = self._target_spec(int(bool(sequence)) if teacher_captions is None else teacher_captions)
         self._build_projectors()
 
-    def _active_terms(self, feature_pairs, feature_kind: str, **divergence) -> list[LossTerm]:
+    def _active_terms(self, feature_pairs, feature_kind, custom, temperature, beta) -> list[LossTerm]:
         """The terms whose weight is not 0."""
         captions = partial(terms.caption_loss, smoothing=self.label_smoothing)
         known = [
             LossTerm("cross_entropy", partial(captions, pseudo=False)),
             LossTerm("sequence", partial(captions, pseudo=True)),
-            LossTerm("kl", partial(terms.kl_loss, **divergence), needs=("logits",)),
+            LossTerm("kl", partial(terms.kl_loss, temperature=temperature, beta=beta), needs=("logits",)),
             LossTerm("attention", terms.attention_loss, needs=("attention",)),
         ]
         pairs = layer_pairs(self._teacher[0], self.model, feature_pairs)
@@ -223,16 +131,39 @@ class DistillationTrainer(CaptionTrainer):
             group = tuple(pair for pair in pairs if pair.term == name)
             loss = partial(terms.pairs_loss, pairs=group, projectors=self.projectors, kind=feature_kind)
             known.append(LossTerm(name, loss, group))
+        for name, (function, weight) in named_terms(custom or {}).items():
+            if name in self.loss_weights:
+                raise ValueError(f"{name} is a term already: give yours another name")
+            self.loss_weights[name] = weight
+            known.append(custom_term(name, function, pairs))
+            if isinstance(function, nn.Module):
+                self.projectors[name] = function  # so that its parameters learn
         return [term for term in known if self.loss_weights[term.name]]
 
     def _target_spec(self, captions: int) -> TargetSpec:
         """All that the active terms need of the teacher."""
+        self._check_vocabulary()
+        words = any(not term.image_only for term in self.terms if term.needs or term.pairs)
+        if not 0 <= self.own_captions <= 1 or (self.own_captions and not words):
+            rule = "between 0 and 1, above 0 only beside a term that compares words, such as kl"
+            raise ValueError(f"own_captions must be {rule}; it is {self.own_captions}")
         if self.loss_weights["sequence"] and not captions:
             raise ValueError("sequence trains on the teacher's captions: teacher_captions must be at least 1")
         image = dict.fromkeys(pair.teacher for pair in self.pairs if pair.of_image)
         text = dict.fromkeys(pair.teacher for pair in self.pairs if not pair.of_image)
         needs = {need for term in self.terms for need in term.needs}
-        return TargetSpec("logits" in needs, tuple(image), tuple(text), "attention" in needs, captions)
+        grading = bool(self.own_captions) and self._cache is not None
+        return TargetSpec(
+            "logits" in needs, tuple(image), tuple(text), "attention" in needs, captions, grading
+        )
+
+    def _check_vocabulary(self) -> None:
+        """A ValueError where a student with words of its own is to be compared word by word."""
+        self.same_words = self.tokenizer.get_vocab() == self._teacher[0].tokenizer.get_vocab()
+        wrong = [term.name for term in self.terms if (term.needs or term.pairs) and not term.image_only]
+        wrong += ["cache"] if self._cache is not None else []
+        if wrong and not self.same_words:
+            raise ValueError(f"the student's vocabulary is not the teacher's: go without {', '.join(wrong)}")
 
     def _build_projectors(self) -> None:
         """A linear layer from the student's width to the teacher's for each projected pair, as one frame shows."""
@@ -298,24 +229,37 @@ class DistillationTrainer(CaptionTrainer):
         clips, frames = len(batch["frames"]), batch["frames"]
         num_captions = len(batch["tokens"]) // clips
         batch = self._add_pseudo_captions(batch) if self.spec.pseudo_captions else batch
+        tokens, own = batch["tokens"].unflatten(0, (clips, -1)), self._draw_captions(frames)
+        if own is not None:
+            tokens = join_captions(tokens, own, self.model.pad_token_id)
         logits, features, attention = student_outputs(
-            self.model, frames, batch["tokens"], self.pairs, self.spec.attention
+            self.model, frames, tokens.flatten(0, 1), self.pairs, self.spec.attention
         )
-        targets = self._teacher_outputs(batch) if self.spec.names() else {}
+        targets = self._teacher_outputs(batch, tokens, own) if self.spec.names() else {}
         if "logits" in targets and getattr(self.model, "vocab_subset", None) is not None:
             subset, unknown = self.model.vocab_subset, self.model.subset_unk_token_id
             targets["logits"] = losses.restrict_vocabulary(targets["logits"], subset, unknown)
-        tokens, pad = to_vocab_subset(self.model, batch["tokens"])
-        tokens, logits = (x.unflatten(0, (clips, -1)) for x in (tokens, logits))
-        per_clip = total_frames(frames) // clips
-        return Outputs(tokens, num_captions, pad, logits, features, attention, targets, per_clip)
+        tokens, pad = to_vocab_subset(self.model, tokens)
+        logits, per_clip = logits.unflatten(0, (clips, -1)), total_frames(frames) // clips
+        num_own = 0 if own is None else own.shape[1]
+        return Outputs(tokens, num_captions, pad, logits, features, attention, targets, per_clip, num_own)
+
+    def _draw_captions(self, frames: Tensor) -> Tensor | None:
+        """The student's own captions [B, 1, T] of this step, which the seed decides; None without `own_captions`."""
+        if not self.own_captions:
+            return None
+        rank, world = rank_and_world()
+        seed = (torch.initial_seed() + self.global_step * world + rank) % 2**63
+        settings = self.own_captions, self.own_temperature, self.max_length
+        return draw_captions(self.model, frames, *settings, seed)
 
     def _add_pseudo_captions(self, batch: dict) -> dict:
-        """The batch with the teacher's captions after each clip's own."""
+        """The batch with the teacher's captions after those of each clip."""
         clips, count, pad = len(batch["frames"]), self.spec.pseudo_captions, self.model.pad_token_id
         if self._cache is None:
             found = pseudo_captions(self.teacher, batch["frames"], count, self.max_length, self._dtype)
             captions = self.caption_filter.apply(*found, pad)
+            captions = captions if self.same_words else self._translate(captions)
         else:
             captions, numbers = self.cache.pseudo_captions(batch["clip"], count, self.caption_filter)
             numbers = torch.cat([batch["caption"].unflatten(0, (clips, -1)), numbers], dim=1)
@@ -323,11 +267,41 @@ class DistillationTrainer(CaptionTrainer):
         tokens = join_captions(batch["tokens"].unflatten(0, (clips, -1)), captions, pad)
         return {**batch, "tokens": tokens.flatten(0, 1)}
 
-    def _teacher_outputs(self, batch: dict) -> dict:
-        """The teacher's targets for a batch, from the cache if there is one."""
+    def _translate(self, captions: Tensor) -> Tensor:
+        """The teacher's captions [B, K, T] in the student's tokens; an empty one has only a start token."""
+        texts = to_text(captions.flatten(0, 1), self._teacher[0].tokenizer)
+        settings = {
+            "padding": True,
+            "truncation": True,
+            "max_length": self.max_length,
+            "return_tensors": "pt",
+        }
+        tokens = self.tokenizer(texts, **settings).input_ids.to(captions.device)
+        empty = torch.tensor([not text.strip() for text in texts], device=tokens.device)
+        tokens[:, 1:].masked_fill_(empty[:, None], self.model.pad_token_id)
+        return tokens.unflatten(0, captions.shape[:2])
+
+    def _teacher_outputs(self, batch: dict, tokens: Tensor, own: Tensor | None) -> dict:
+        """The teacher's targets for captions `tokens` [B, K, T], the last of them `own`.
+
+        With a cache the teacher reads only `own`, from the visual features that are stored.
+        """
+        frames = batch["frames"]
         if self._cache is None:
-            return teacher_targets(self.teacher, batch["frames"], batch["tokens"], self.spec, self._dtype)
-        return self.cache.read(batch["clip"], batch["caption"], batch["tokens"], self.spec)
+            if not self.same_words:  # only image features are compared
+                tokens = torch.full_like(tokens[:, :1, :1], self._teacher[0].bos_token_id)
+            return teacher_targets(self.teacher, frames, tokens.flatten(0, 1), self.spec, self._dtype)
+        targets = self.cache.read(batch["clip"], batch["caption"], batch["tokens"], self.spec)
+        if own is None:
+            return targets
+        features, spec = (
+            targets.pop("visual_features"),
+            replace(self.spec, image_features=(), visual_features=False),
+        )
+        graded = teacher_targets(self.teacher, frames, own.flatten(0, 1), spec, self._dtype, features)
+        if spec.logits:
+            graded["logits"] = losses.top_k(graded["logits"], self.cache.metadata["k"])
+        return join_targets(targets, graded, len(own))
 
     @property
     def cache(self) -> TeacherCache:

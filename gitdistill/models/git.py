@@ -181,7 +181,10 @@ class GenerativeImageTextModel(nn.Module):
         hidden, cache = self._read_text(tokens, cache)
         return self.head(hidden[-1]), cache
 
-    def forward(self, frames: Tensor, tokens: Tensor) -> GitOutput:
-        features = self.encode(frames)
+    def forward(self, frames: Tensor, tokens: Tensor, visual_features: Tensor | None = None) -> GitOutput:
+        """`visual_features` [B, N, Dv] of these frames spare the image encoder; see `encode`."""
+        features = (
+            self.encode(frames) if visual_features is None else visual_features.to(self.head.weight.dtype)
+        )
         hidden, _ = self._read_text(tokens, self.read_image(features))
         return GitOutput(self.head(hidden[-1]), features, hidden)

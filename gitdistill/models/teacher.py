@@ -40,8 +40,8 @@ class GenerativeImageTextTeacher(nn.Module):
         return super().train(False)
 
     @torch.no_grad()
-    def forward(self, frames: Tensor, tokens: Tensor) -> GitOutput:
-        return self.model(frames, tokens)
+    def forward(self, frames: Tensor, tokens: Tensor, visual_features: Tensor | None = None) -> GitOutput:
+        return self.model(frames, tokens, visual_features)
 
     @torch.no_grad()
     def prefill(self, frames: Tensor) -> KVCache:

@@ -11,7 +11,7 @@ import torch
 from pytorch_lightning.loggers import CSVLogger
 from torch import nn
 
-from gitdistill.distillation.trainer import CaptionTrainer
+from gitdistill.distillation.caption_trainer import CaptionTrainer
 from gitdistill.models.storage import write_whole
 from gitdistill.models.student import StudentCandidateV1
 from gitdistill.use.captioner import Student, tokenizer_files

@@ -14,7 +14,7 @@ from gitdistill.data import FileData, ShardData
 from gitdistill.data.base import encode
 from gitdistill.data.items import read_items
 from gitdistill.data.shards import pack
-from gitdistill.distillation.trainer import CaptionTrainer
+from gitdistill.distillation.caption_trainer import CaptionTrainer
 from gitdistill.world import ToyboxData, toybox_tokenizer
 
 SMALL = {"num_frames": 2, "image_size": tiny.SIDE, "batch_size": 2, "tokenizer": toybox_tokenizer()}

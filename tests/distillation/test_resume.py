@@ -26,8 +26,9 @@ from pytorch_lightning.strategies import DDPStrategy
 from gitdistill import __main__
 from gitdistill.data import FileData
 from gitdistill.data.base import ClipLoader
+from gitdistill.distillation.caption_trainer import CaptionTrainer
 from gitdistill.distillation.resume import WholeCheckpoints, read_checkpoint
-from gitdistill.distillation.trainer import CaptionTrainer, DistillationTrainer
+from gitdistill.distillation.trainer import DistillationTrainer
 from gitdistill.world.module import ToyboxData, toybox_tokenizer
 
 TRAINING = {"state_dict": {}, "pytorch-lightning_version": "2.6.0"}
@@ -313,7 +314,10 @@ def config(folder, kind, steps=12, **trainer):
         "class_path": "gitdistill.StudentCandidateV1.from_pretrained",
         "init_args": {"folder": "../student"},
     }
-    model = {"class_path": "gitdistill.distillation.trainer.CaptionTrainer", "init_args": {"model": student}}
+    model = {
+        "class_path": "gitdistill.distillation.caption_trainer.CaptionTrainer",
+        "init_args": {"model": student},
+    }
     if kind != "plain":
         options = {"teacher": "../teacher", "student": student, "freeze": 4}
         model = {"class_path": "gitdistill.DistillationTrainer", "init_args": options}

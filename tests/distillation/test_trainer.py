@@ -11,10 +11,11 @@ import torch
 from gitdistill.decoding import beam
 from gitdistill.distillation import distributed, losses, scoring, terms
 from gitdistill.distillation.cache import TeacherCache
+from gitdistill.distillation.caption_trainer import CaptionTrainer
 from gitdistill.distillation.checks import LossWatch, check_finite, check_gradients
 from gitdistill.distillation.pseudo_captions import CaptionFilter
 from gitdistill.distillation.targets import TargetSpec
-from gitdistill.distillation.trainer import CaptionTrainer, DistillationTrainer
+from gitdistill.distillation.trainer import DistillationTrainer
 from gitdistill.models.student import StudentCandidateV1
 from gitdistill.use.captioner import Student
 from gitdistill.use.export import as_stored, export_run

@@ -41,7 +41,7 @@ def own(run, tmp_path):
 def test_a_fit_exports_what_it_tested(run, tmp_path):
     tiny.git().save_pretrained(tmp_path / "start")
     model = [
-        "--model=gitdistill.distillation.trainer.CaptionTrainer",
+        "--model=gitdistill.distillation.caption_trainer.CaptionTrainer",
         f"--model.model={PRETRAIN}.embedded_git",
     ]
     model += ["--model.model.folder=start", "--model.tokenizer=toybox"]
@@ -140,7 +140,7 @@ def test_a_checkpoint_runs_nothing(run, tmp_path, monkeypatch, content, message,
     (tmp_path / "evil.ckpt").touch()
     if content:
         torch.save(content, "evil.ckpt")
-    model = ["--model=gitdistill.distillation.trainer.CaptionTrainer", "--model.tokenizer=toybox"]
+    model = ["--model=gitdistill.distillation.caption_trainer.CaptionTrainer", "--model.tokenizer=toybox"]
     tiny.student().save_pretrained("student")
     model += ["--model.model=gitdistill.StudentCandidateV1.from_pretrained", "--model.model.folder=student"]
     for path in (

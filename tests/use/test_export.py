@@ -6,7 +6,7 @@ import pytest
 import pytorch_lightning as pl
 import tiny
 
-from gitdistill.distillation.trainer import CaptionTrainer
+from gitdistill.distillation.caption_trainer import CaptionTrainer
 from gitdistill.use.export import export_run, training_log
 from gitdistill.world import toybox_tokenizer
 
