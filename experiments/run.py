@@ -1,6 +1,7 @@
 """What distillation gains: runs all variants of an experiment with several seeds, into a table and a picture.
 
-    python experiments/run.py losses               every loss alone beside the captions, left out, and added
+    python experiments/run.py losses               each loss of the recipe left out, each other one added
+    python experiments/run.py own_captions         captions that the student draws: how many, by which divergence
     python experiments/run.py labels               100 to 5,000 captioned clips, with and without a teacher
     python experiments/run.py sizes                width and depth of the student against its time
     python experiments/run.py losses --draw        no runs: prints the table and draws the picture of those that exist
@@ -27,6 +28,7 @@ from functools import cached_property
 from pathlib import Path
 
 import pytorch_lightning as pl
+import terms
 import torch
 from report import FACTS, draw, read_rows, table, write_rows
 
@@ -49,6 +51,15 @@ WEIGHTS = {
     "sequence": 1.0,
 }
 """Weight of each loss where it is on; at first all gradients are as large as cross-entropy's, features' larger."""
+CUSTOM = {
+    "decoupled": 1.0,
+    "dist": 1.0,
+    "standardised": 1.0,
+    "relational": 1.0,
+    "activation_maps": 1.0,
+    "contrastive": 1.0,
+}
+"""Weights of the losses of `terms.py`, chosen likewise."""
 RECIPE = ("cross_entropy", "kl", "features")
 """The losses of the recipe. `visual` is in no variant: it compares the backbone, which is frozen."""
 
@@ -58,7 +69,8 @@ class Variant:
     """One way to train a student.
 
     name: its name in table and picture. against: name of the variant it is compared with.
-    weights: loss -> weight, all others 0. student, options: of `StudentCandidateV1`, of `DistillationTrainer`.
+    weights: loss -> weight, all others 0; a name that `DistillationTrainer` does not know is one of `terms.py`.
+    student, options: of `StudentCandidateV1`, of `DistillationTrainer`.
     labelled: number of captioned clips; None: all. only: train on captioned clips alone. share: of the usual steps.
     author: name of the variant whose student, of the same seed, captions the clips that nobody captioned.
     """
@@ -75,22 +87,36 @@ class Variant:
 
 
 def weigh(*names: str) -> dict[str, float]:
-    return {name: WEIGHTS[name] for name in names}
+    return {name: (WEIGHTS | CUSTOM)[name] for name in names}
 
 
-def losses(_) -> Iterator[Variant]:
-    """Each loss beside cross-entropy, without it where that works, left out of the recipe, and added to it."""
-    alone, recipe = "cross_entropy alone", "recipe: " + " + ".join(RECIPE)
-    yield Variant(alone, alone, weigh("cross_entropy"))
-    for name in list(WEIGHTS)[1:]:
-        yield Variant(f"cross_entropy + {name}", alone, weigh("cross_entropy", name))
-    for name in ("kl", "sequence"):
-        yield Variant(f"{name} alone", alone, weigh(name))
-    yield Variant(recipe, alone, weigh(*RECIPE))
-    yield Variant("recipe - cross_entropy", recipe, weigh(*RECIPE[1:]))
-    for name in WEIGHTS:
-        if name not in RECIPE:
-            yield Variant(f"recipe + {name}", recipe, weigh(*RECIPE, name))
+def losses(pool: int) -> Iterator[Variant]:
+    """Each loss of the recipe left out, each other loss added or in the place of KL. 300 clips are captioned."""
+    few = {"labelled": min(300, pool), "options": {"teacher_captions": 1}}
+    name = "recipe: " + " + ".join(RECIPE)
+    yield Variant(name, name, weigh(*RECIPE), **few)
+    for left in RECIPE:
+        yield Variant(f"recipe - {left}", name, weigh(*(loss for loss in RECIPE if loss != left)), **few)
+    for added in (
+        *(loss for loss in WEIGHTS if loss not in RECIPE),
+        "relational",
+        "activation_maps",
+        "contrastive",
+    ):
+        yield Variant(f"recipe + {added}", name, weigh(*RECIPE, added), **few)
+    for other in ("sequence", "decoupled", "dist", "standardised"):
+        rest = (loss for loss in RECIPE if loss != "kl")
+        yield Variant(f"{other} instead of kl", name, weigh(*rest, other), **few)
+
+
+def own_captions(pool: int) -> Iterator[Variant]:
+    """The divergence of KL, and captions that the student draws. 300 clips are captioned."""
+    few, name = {"labelled": min(300, pool)}, "recipe"
+    for share in (0.0, 0.25, 1.0):
+        for beta in (0.0, 0.5, 1.0):
+            words = [f"{share:.0%} own captions"] * (share > 0) + [f"beta {beta}"] * (beta > 0)
+            options = {"teacher_captions": 1, "own_captions": share, "beta": beta}
+            yield Variant(", ".join([name, *words]), name, weigh(*RECIPE), options=options, **few)
 
 
 def labels(pool: int) -> Iterator[Variant]:
@@ -135,7 +161,7 @@ def shape(student: dict) -> str:
     return "width {embed_dim}, layers {layers}, mixer {mixer_layers}".format(**student)
 
 
-EXPERIMENTS = {function.__name__: function for function in (losses, labels, sizes)}
+EXPERIMENTS = {function.__name__: function for function in (losses, own_captions, labels, sizes)}
 
 
 @dataclass
@@ -211,6 +237,12 @@ class Bench:
         path = self.captions_file(variant.name, seed)
         write_whole(path.parent, {path.name: lambda target: target.write_text(json.dumps(captions), "utf-8")})
 
+    def term(self, name: str, student: StudentCandidateV1):
+        """A loss of `terms.py`."""
+        if name == "contrastive":
+            return terms.Contrastive(len(student.memory_norm.weight), self.teacher.config.hidden_size)
+        return getattr(terms, name)
+
     def settings(self) -> dict:
         """Columns that are the same in all rows of a table."""
         return {"clips": self.clips, "steps": self.steps, "scored": self.scored}
@@ -250,8 +282,10 @@ def train(bench: Bench, variant: Variant, seed: int, timed: bool = False) -> dic
     if alone:
         module = CaptionTrainer(student, bench.teacher.tokenizer, **settings)
     else:
-        weights = dict.fromkeys((*WEIGHTS, "visual"), 0.0) | variant.weights
-        module = DistillationTrainer(bench.teacher, student, **weights, **settings, cache=cache)
+        named = [name for name in CUSTOM if name in variant.weights]
+        custom = {name: (bench.term(name, student), variant.weights[name]) for name in named}
+        weights = {name: variant.weights.get(name, 0.0) for name in (*WEIGHTS, "visual")}
+        module = DistillationTrainer(bench.teacher, student, **weights, **settings, terms=custom, cache=cache)
     data = bench.data(variant, seed)
     often = {"val_check_interval": max(1, min(250, steps)), "check_val_every_n_epoch": None}
     best = Best(patience=bench.steps)

@@ -29,7 +29,7 @@ from gitdistill.distillation.targets import (
 )
 from gitdistill.distillation.terms import LossTerm, Outputs, student_outputs, to_vocab_subset
 from gitdistill.models.teacher import GenerativeImageTextTeacher
-from gitdistill.models.tokenizer import to_text
+from gitdistill.models.tokenizer import check_same_vocabulary, translate
 
 
 class DistillationTrainer(CaptionTrainer):
@@ -162,7 +162,9 @@ class DistillationTrainer(CaptionTrainer):
         self.same_words = self.tokenizer.get_vocab() == self._teacher[0].tokenizer.get_vocab()
         wrong = [term.name for term in self.terms if (term.needs or term.pairs) and not term.image_only]
         wrong += ["cache"] if self._cache is not None else []
-        if wrong and not self.same_words:
+        if self.same_words:
+            check_same_vocabulary(self._teacher[0], self.model)
+        elif wrong:
             raise ValueError(f"the student's vocabulary is not the teacher's: go without {', '.join(wrong)}")
 
     def _build_projectors(self) -> None:
@@ -259,27 +261,17 @@ class DistillationTrainer(CaptionTrainer):
         if self._cache is None:
             found = pseudo_captions(self.teacher, batch["frames"], count, self.max_length, self._dtype)
             captions = self.caption_filter.apply(*found, pad)
-            captions = captions if self.same_words else self._translate(captions)
+            if not self.same_words:
+                words = self._teacher[0].tokenizer, self.tokenizer
+                captions = translate(captions.flatten(0, 1), *words, self.model.max_positions).unflatten(
+                    0, (clips, -1)
+                )
         else:
             captions, numbers = self.cache.pseudo_captions(batch["clip"], count, self.caption_filter)
             numbers = torch.cat([batch["caption"].unflatten(0, (clips, -1)), numbers], dim=1)
             batch = {**batch, "caption": numbers.flatten()}
         tokens = join_captions(batch["tokens"].unflatten(0, (clips, -1)), captions, pad)
         return {**batch, "tokens": tokens.flatten(0, 1)}
-
-    def _translate(self, captions: Tensor) -> Tensor:
-        """The teacher's captions [B, K, T] in the student's tokens; an empty one has only a start token."""
-        texts = to_text(captions.flatten(0, 1), self._teacher[0].tokenizer)
-        settings = {
-            "padding": True,
-            "truncation": True,
-            "max_length": self.max_length,
-            "return_tensors": "pt",
-        }
-        tokens = self.tokenizer(texts, **settings).input_ids.to(captions.device)
-        empty = torch.tensor([not text.strip() for text in texts], device=tokens.device)
-        tokens[:, 1:].masked_fill_(empty[:, None], self.model.pad_token_id)
-        return tokens.unflatten(0, captions.shape[:2])
 
     def _teacher_outputs(self, batch: dict, tokens: Tensor, own: Tensor | None) -> dict:
         """The teacher's targets for captions `tokens` [B, K, T], the last of them `own`.

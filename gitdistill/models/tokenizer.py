@@ -1,5 +1,6 @@
 """Captions as token ids and as text, for teacher and student alike."""
 
+import torch
 from torch import Tensor
 from transformers import AutoTokenizer, BertTokenizerFast, PreTrainedTokenizerBase
 
@@ -56,10 +57,14 @@ def vocabulary(source) -> dict[str, int]:
 
 
 def check_same_vocabulary(one, other) -> None:
-    """A ValueError unless two models, or a tokenizer and a model, agree in size and special tokens."""
+    """A ValueError unless two models, or a tokenizer and a model, agree in size and special tokens.
+
+    A model may have more words than its tokenizer: embeddings are often padded to a multiple of 64.
+    """
     theirs, kinds = vocabulary(other), (type(one).__name__, type(other).__name__)
     for name, value in vocabulary(one).items():
-        if value != theirs[name]:
+        padded = name == "vocab_size" and hasattr(one, "get_vocab") and value < theirs[name]
+        if value != theirs[name] and not padded:
             raise ValueError(
                 f"vocabularies differ: {name} is {value} in {kinds[0]}, {theirs[name]} in {kinds[1]}"
             )
@@ -70,6 +75,15 @@ def to_text(tokens: Tensor, tokenizer: PreTrainedTokenizerBase) -> list[str]:
     end = tokenizer.sep_token_id
     rows = [row[: row.index(end)] if end in row else row for row in tokens.tolist()]
     return tokenizer.batch_decode(rows, skip_special_tokens=True)
+
+
+def translate(tokens: Tensor, source, target, max_length: int) -> Tensor:
+    """Captions [R, T] of one tokenizer in the tokens of another; an empty one has only a start token."""
+    texts = to_text(tokens, source)
+    found = target(texts, padding=True, truncation=True, max_length=max_length, return_tensors="pt").input_ids
+    empty = torch.tensor([[not text.strip()] for text in texts])
+    found[:, 1:].masked_fill_(empty, target.pad_token_id)
+    return found.to(tokens.device)
 
 
 def generate_captions(model, frames: Tensor, tokenizer: PreTrainedTokenizerBase, **decoding) -> list[str]:
