@@ -52,14 +52,15 @@ WEIGHTS = {
 }
 """Weight of each loss where it is on; at first all gradients are as large as cross-entropy's, features' larger."""
 CUSTOM = {
-    "decoupled": 1.0,
-    "dist": 1.0,
+    "decoupled": 0.5,
+    "dist": 10.0,
     "standardised": 1.0,
-    "relational": 1.0,
-    "activation_maps": 1.0,
+    "relational": 30.0,
+    "activation_maps": 1000.0,
     "contrastive": 1.0,
 }
-"""Weights of the losses of `terms.py`, chosen likewise."""
+"""Weights of the losses of `terms.py`: at first their gradients are about as large as KL's, those of activation maps
+smaller."""
 RECIPE = ("cross_entropy", "kl", "features")
 """The losses of the recipe. `visual` is in no variant: it compares the backbone, which is frozen."""
 
@@ -395,7 +396,7 @@ def main() -> int:
     parser.add_argument("experiment", choices=EXPERIMENTS)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--only", default="", metavar="TEXT", help="variants with this in their name")
-    parser.add_argument("--steps", type=int, default=Bench.steps)
+    parser.add_argument("--steps", type=int, help="of a run; by default 1,000 for labels, otherwise 500")
     parser.add_argument("--clips", type=int, default=Bench.clips, help="in the pool")
     parser.add_argument("--scored", type=int, default=Bench.scored, help="clips of each test split")
     parser.add_argument("--out", type=Path, default=ROOT / "data" / "experiments", help="folder of the table")
@@ -407,7 +408,8 @@ def main() -> int:
         if not options.draw:
             # the caches of another pool lie elsewhere
             folder = ROOT / "runs" / "experiments" / f"pool_{options.clips}"
-            bench = Bench(folder, options.clips, options.steps, options.scored)
+            steps = options.steps or (1000 if options.experiment == "labels" else 500)
+            bench = Bench(folder, options.clips, steps, options.scored)
             run(bench, options.experiment, options.seeds, options.out, options.only)
         print(table(options.out, options.experiment))
         draw(options.out, options.experiment)

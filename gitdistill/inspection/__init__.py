@@ -8,6 +8,14 @@ then the text's). A caption of T tokens has T - 1 maps: the map of a word comes 
 """
 
 from gitdistill.inspection.attention import AttentionMaps, attention_maps, rollout
+from gitdistill.inspection.calibration import (
+    calibration_error,
+    mean_risk,
+    reliability,
+    risk_coverage,
+    with_interval,
+    word_confidence,
+)
 from gitdistill.inspection.explanation import explain, gradient_attention, occlusion, shuffled
 from gitdistill.inspection.grounding import bootstrap, mask_on_grid, pointing_game, referents, scores_by_kind
 from gitdistill.inspection.similarity import cka, cka_map, features, joint_pca, rank_correlation, ridge

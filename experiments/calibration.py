@@ -1,0 +1,142 @@
+"""Do the networks know when they are wrong? Confidence against correctness, of words and of whole captions.
+
+    python experiments/calibration.py             writes data/experiments/calibration.csv and two pictures
+    python experiments/calibration.py --clips 50 --out runs/calibration      fewer clips
+
+Words: at each place of a true caption, the probability of the likeliest word, which is right if the caption goes on
+with it. Captions: the greedy caption's mean probability of a word (the geometric mean), right if all facts that it
+states are. Intervals are 95 % bootstrap intervals over clips.
+"""
+
+import argparse
+import math
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from report import write_rows
+
+from gitdistill import GenerativeImageTextTeacher, load_student
+from gitdistill.decoding import greedy
+from gitdistill.inspection import (
+    calibration_error,
+    mean_risk,
+    reliability,
+    risk_coverage,
+    with_interval,
+    word_confidence,
+)
+from gitdistill.models.storage import write_whole
+from gitdistill.models.tokenizer import to_text
+from gitdistill.viz import plots
+from gitdistill.world import Clips
+from gitdistill.world.facts import facts_scores
+
+ROOT = Path(__file__).resolve().parents[1]
+KEPT = 0.8  # of the captions, in the table
+
+
+def words(network, tokenizer, clips: list) -> tuple:
+    """Confidence, right and clip of each word of each clip's first caption."""
+    found = [
+        word_confidence(network, clip.frames, torch.tensor(tokenizer(clip.captions[0])["input_ids"]))
+        for clip in clips
+    ]
+    confidence, right = (np.concatenate(part) for part in zip(*found))
+    return confidence, right, np.repeat(np.arange(len(clips)), [len(part) for part, _ in found])
+
+
+def captions(network, tokenizer, clips: list) -> tuple:
+    """Confidence, right and clip of each clip's greedy caption."""
+    confidence, right = [], []
+    for clip in clips:
+        decoded = greedy(network, clip.frames[None])
+        text = to_text(decoded.tokens[:, 0], tokenizer)
+        confidence.append(math.exp(float(decoded.scores)))
+        right.append(facts_scores(text, [clip.scene])["all_right"])
+    return np.array(confidence), np.array(right), np.arange(len(clips))
+
+
+def risk_at(confidence, right, coverage: float = KEPT) -> float:
+    """The share of wrong ones among the most confident `coverage` of all."""
+    return float(risk_coverage(confidence, right)[1][math.ceil(coverage * len(right)) - 1])
+
+
+def run(networks: dict, tokenizer, clips: list) -> tuple[list[dict], dict]:
+    """A row for each network and kind, and what the pictures show: kind -> network -> (confidence, right)."""
+    rows, seen = [], {"words": {}, "captions": {}}
+    for name, network in networks.items():
+        for kind, look in (("words", words), ("captions", captions)):
+            confidence, right, clip = look(network, tokenizer, clips)
+            seen[kind][name] = confidence, right
+            row = {"network": name, "kind": kind, "number": len(right), "right": float(np.mean(right))}
+            row["confidence"] = float(np.mean(confidence))
+            for score, measure in (("error", calibration_error), ("risk", mean_risk), ("risk_80", risk_at)):
+                row[score], row[f"{score}_low"], row[f"{score}_high"] = with_interval(
+                    measure, confidence, right, clip
+                )
+            rows.append(row)
+    return rows, seen
+
+
+def table(rows: list[dict]) -> list[str]:
+    """The README's table."""
+    titles = f"| | | right | confidence | calibration error | wrong of the surest {KEPT:.0%} | mean risk |"
+    lines = [titles, "|---|---|---|---|---|---|---|"]
+    for row in rows:
+        cells = [f"{float(row[k]):.1%}" for k in ("right", "confidence")]
+        for k in ("error", "risk_80", "risk"):
+            value, low, high = (float(row[f"{k}{end}"]) for end in ("", "_low", "_high"))
+            cells.append(f"{value:.1%} ({low:.1%} to {high:.1%})")
+        lines.append(f"| {row['network']} | {row['kind']} | {' | '.join(cells)} |")
+    return lines
+
+
+def draw(rows: list[dict], seen: dict, folder: Path) -> None:
+    """Write calibration.png and coverage.png."""
+    errors = [f"{row['network']} {row['error']:.1%}" for row in rows if row["kind"] == "words"]
+    lines, risks = {}, {}
+    for kind, found in seen.items():
+        for name, values in found.items():
+            sure, share, _ = map(list, zip(*reliability(*values)))
+            lines.setdefault(f"{kind}: share right", {})[name] = sure, share
+            coverage, risk = risk_coverage(*values)
+            some = np.linspace(len(risk) // 20, len(risk) - 1, 40).astype(int)  # the first ones are noise
+            risks.setdefault(f"{kind}: share wrong", {})[name] = coverage[some], risk[some]
+        ends = (0.0, 1.0)
+        lines[f"{kind}: share right"]["as confident as right"] = ends, ends
+    pictures = {
+        "calibration.png": plots.curves(
+            lines, xlabel="confidence", title="Calibration error of words: " + ", ".join(errors)
+        ),
+        "coverage.png": plots.curves(
+            risks, xlabel="share of the most confident", title="Who is unsure is wrong more often"
+        ),
+    }
+    pictures = {name: plots.png(figure) for name, figure in pictures.items()}
+    for name, picture in pictures.items():
+        write_whole(folder, {name: lambda path, picture=picture: path.write_bytes(picture)})
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--clips", type=int, default=500, help="of the test split")
+    parser.add_argument("--out", type=Path, default=ROOT / "data" / "experiments", help="folder of the table")
+    options = parser.parse_args()
+    teacher = GenerativeImageTextTeacher.from_pretrained("toybox")
+    students = {"distilled student": "student", "same student without a teacher": "baseline"}
+    networks = {name: load_student(ROOT / "data" / folder).model.eval() for name, folder in students.items()}
+    pool = Clips("test", options.clips)
+    clips = [pool.clip(number, masks=False) for number in range(len(pool))]
+    rows, seen = run({"teacher": teacher, **networks}, teacher.tokenizer, clips)
+    write_rows(options.out / "calibration.csv", rows)
+    draw(rows, seen, options.out)
+    print("\n".join(table(rows)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
