@@ -15,6 +15,7 @@ import statistics
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -30,6 +31,7 @@ from gitdistill.world import ToyboxData
 
 ROOT = Path(__file__).resolve().parents[1]
 
+RECIPE = ("kl", "features")
 TERMS = ("kl", "features", "hidden", "visual", "attention", "relations", "sequence")
 OFF = dict.fromkeys(TERMS, 0.0)
 CASES = {
@@ -38,12 +40,16 @@ CASES = {
     "+ KL + features (the recipe)": ("kl", "features"),
     **{f"+ {name}": (name,) for name in TERMS[2:]},
     "all eight": TERMS,
+    "the recipe, own captions for a quarter": (*RECIPE, 0.25),
+    "the recipe, own captions for all": (*RECIPE, 1.0),
 }
 
 
 def all_targets(teacher, student) -> TargetSpec:
     """What all losses together need of a teacher."""
-    return DistillationTrainer(teacher, student, **dict.fromkeys(TERMS, 1.0)).spec
+    return replace(
+        DistillationTrainer(teacher, student, **dict.fromkeys(TERMS, 1.0)).spec, visual_features=True
+    )
 
 
 def step(module, optimizer, batch: dict) -> None:
@@ -62,7 +68,10 @@ def measure(teacher, student, data: ToyboxData, folder: Path, batches: int, froz
         if terms is None:
             module = CaptionTrainer(own, teacher.tokenizer)
         else:
-            module = DistillationTrainer(teacher, own, **OFF | dict.fromkeys(terms, 1.0), cache=cache)
+            *_, share = terms  # of own captions
+            options = {"own_captions": share} if isinstance(share, float) else {}
+            weights = OFF | {name: 1.0 for name in terms if name in TERMS}
+            module = DistillationTrainer(teacher, own, **weights, **options, cache=cache)
         module.log_dict = lambda values: None  # there is no Trainer to log to
         if frozen:
             module.vision_encoder.requires_grad_(False).eval()

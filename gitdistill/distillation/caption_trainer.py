@@ -16,6 +16,7 @@ from gitdistill.distillation.checks import LossWatch, frozen
 from gitdistill.distillation.optim import optimizer_and_schedule
 from gitdistill.distillation.scoring import Predictions
 from gitdistill.distillation.terms import subset_logits, to_vocab_subset
+from gitdistill.models.git import GenerativeImageTextModel
 from gitdistill.models.tokenizer import check_same_vocabulary, load_tokenizer
 
 
@@ -24,8 +25,8 @@ class CaptionTrainer(pl.LightningModule):
 
     Args:
         model: a network of this package, or any that takes (frames, tokens) and follows the protocol of
-            `gitdistill.decoding`.
-        tokenizer: decodes token ids; or where to load it from, as for `GenerativeImageTextTeacher`.
+            `gitdistill.decoding`; or where to load a GIT from, which then learns on.
+        tokenizer: decodes token ids; or where to load it from. By default that of the GIT that is loaded.
         lr, weight_decay: peak learning rate and decay of the optimiser.
         warmup: steps of linear warm-up, before a cosine down to 1 % at the last step.
         muon: Muon for the inner matrices instead of AdamW throughout (see `gitdistill.distillation.optim`).
@@ -38,8 +39,8 @@ class CaptionTrainer(pl.LightningModule):
 
     def __init__(
         self,
-        model: nn.Module,
-        tokenizer,
+        model: nn.Module | str | os.PathLike,
+        tokenizer=None,
         lr: float = 2e-3,
         weight_decay: float = 0.01,
         warmup: int = 50,
@@ -49,6 +50,11 @@ class CaptionTrainer(pl.LightningModule):
         max_length: int = 24,
     ):
         super().__init__()
+        if isinstance(model, str | os.PathLike):
+            tokenizer = tokenizer or model
+            model = GenerativeImageTextModel.from_pretrained(model)
+        elif tokenizer is None:
+            raise ValueError("a network needs a tokenizer beside it: give tokenizer=")
         self.model = model
         self.tokenizer = load_tokenizer(tokenizer) if isinstance(tokenizer, str | os.PathLike) else tokenizer
         check_same_vocabulary(self.tokenizer, model)
