@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 from types import SimpleNamespace
 
+import calibration
 import lookalikes
 import pytest
 import real_size
@@ -155,7 +156,8 @@ def test_an_experiment_continues_where_it_stopped(bench, tmp_path, monkeypatch, 
 def test_every_kind_of_variant_can_be_trained(bench, variants):
     """Of those that differ in numbers alone, one."""
     every = [variant for found in variants.values() for variant in found]
-    kinds = {(*v.weights, *v.options, bool(v.labelled), v.only, *v.student): v for v in every}
+    own = [bool(v.options.get("own_captions")) for v in every]
+    kinds = {(*v.weights, *v.options, bool(v.labelled), v.only, *v.student, o): v for v, o in zip(every, own)}
     for variant in kinds.values():
         student = {name: min(value, 2) for name, value in variant.student.items() if name != "embed_dim"}
         row = run.train(bench, dataclasses.replace(variant, student=student, share=0.5), 0)
@@ -299,3 +301,17 @@ def test_the_student_of_a_run_has_the_pretrained_backbone(bench):
         next(bench.backbone.parameters()).add_(1)
     weights = bench.new_student({}).backbone.state_dict()
     torch.testing.assert_close(bench.known, dict(weights), atol=0, rtol=0)
+
+
+def test_calibration_of_words_and_captions(tmp_path):
+    teacher = tiny.teacher()
+    pool = Clips("test", 4, frames=tiny.FRAMES, image_size=tiny.SIDE)
+    clips = [pool.clip(number, masks=False) for number in range(4)]
+    rows, seen = calibration.run({"teacher": teacher}, teacher.tokenizer, clips)
+    tokens = sum(len(teacher.tokenizer(clip.captions[0])["input_ids"]) - 1 for clip in clips)
+    assert [(row["kind"], row["number"]) for row in rows] == [("words", tokens), ("captions", 4)]
+    assert all(row["error_low"] <= row["error"] <= row["error_high"] for row in rows)
+    assert len(calibration.table(rows)) == 2 + len(rows)
+    calibration.draw(rows, seen, tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"calibration.png", "coverage.png"}
+    assert calibration.risk_at([0.9, 0.8, 0.7, 0.6, 0.5], [1, 1, 0, 1, 0]) == 0.25

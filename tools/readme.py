@@ -20,6 +20,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "experiments"), str(ROOT / "benchmarks")]  # scripts, in no package
+import calibration  # noqa: E402
 import decoding  # noqa: E402
 import lookalikes  # noqa: E402
 import memory  # noqa: E402
@@ -32,7 +33,7 @@ from gitdistill import GenerativeImageTextTeacher, StudentCandidateV1  # noqa: E
 from gitdistill.use import plan  # noqa: E402
 from gitdistill.viz import plots  # noqa: E402
 
-EXPERIMENTS = ("labels", "losses", "sizes")
+EXPERIMENTS = ("labels", "losses", "own_captions", "sizes")
 MEASURES = ROOT / "data" / "experiments"
 PLANS = {"laptop": "student", "gpu": "coco", "cluster": "msrvtt"}  # table -> configuration
 MEASURED = ("results.csv", "minutes.csv", "overview.png")
@@ -128,7 +129,7 @@ def all_tables() -> dict[str, list[str]]:
     tables = {"results": results(), "seeds": seeds(), "notebooks": notebooks(), "scores": scores()}
     tables |= decoding.tables(json.loads((ROOT / "benchmarks" / "decoding.json").read_text()))
     tables |= experiments() | plans()
-    for name, script in {"smaller": smaller, "lookalikes": lookalikes}.items():
+    for name, script in {"smaller": smaller, "lookalikes": lookalikes, "calibration": calibration}.items():
         if (MEASURES / f"{name}.csv").is_file():
             tables[name] = script.table(rows(MEASURES / f"{name}.csv"))
     return tables
