@@ -1,8 +1,10 @@
-"""Activations by module path, through one context manager that removes its hooks.
+"""Activations by module path: `record` sees them, `edit` replaces them; both remove their hooks.
 
     with record(student, ["backbone.net.stages_2", "layers.*.cross_attention.softmax"]) as seen:
         student(frames, tokens)
     seen["backbone.net.stages_2"][0]        # the output of the first call
+    with edit(student, {"memory_norm": torch.zeros_like}):
+        student(frames, tokens)             # as if it saw nothing
 
 After baukit's `Trace` (https://github.com/davidbau/baukit). Attention weights are activations like any other: every
 attention module of this package has a child `softmax`, TinyViT's too (`….attn.softmax`).
@@ -10,7 +12,7 @@ attention module of this package has a child `softmax`, TinyViT's too (`….attn
 
 import dataclasses
 import difflib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from fnmatch import fnmatchcase
 from typing import Any
@@ -48,11 +50,7 @@ def record(model: nn.Module, names: str | list[str], detach: bool = True) -> Ite
     matched but not called (containers, say) are removed from it, and all hooks from the model. Raises KeyError when a
     name matches no module, and at the end RuntimeError when no module that a name matches was called.
     """
-    names = [names] if isinstance(names, str) else list(names)
-    matched = {name: paths(model, name) for name in names}
-    for name in names:
-        if not matched[name]:
-            raise KeyError(f"no module is called {name}{suggest(name, paths(model))}")
+    matched = match(model, [names] if isinstance(names, str) else names)
     wanted = {path for found in matched.values() for path in found}
     recording = Recording({path: [] for path in paths(model) if path in wanted})
     with ExitStack() as handles:
@@ -65,6 +63,49 @@ def record(model: nn.Module, names: str | list[str], detach: bool = True) -> Ite
             raise RuntimeError(f"nothing was captured at {name}: the model did not call it while recording")
     for path in [path for path, captured in recording.items() if not captured]:
         del recording[path]
+
+
+@contextmanager
+def edit(model: nn.Module, changes: dict[str, Callable]) -> Iterator[None]:
+    """Replace what the named modules return, for as long as the context lasts.
+
+    Args:
+        changes: module path, or pattern as in `paths` -> a function of the module's output that gives the new output.
+            It is called at every call of the module. One that gives its argument back changes no bit, except at a
+            `softmax`: attention takes another kernel as soon as anybody listens there.
+
+    Hooks run in the order in which they were made: a `record` that was entered before sees what the module returned,
+    one that was entered inside sees the edited output. Errors are as for `record`; ValueError for a function that
+    gives None.
+    """
+    edited, matched = set(), match(model, changes)
+
+    def editor(name: str, change: Callable):
+        def hook(module: nn.Module, inputs: tuple, output: Any) -> Any:
+            edited.add(name)
+            if (new := change(output)) is None:
+                raise ValueError(f"the edit of {name} gives None: it must return the new output")
+            return new
+
+        return hook
+
+    with ExitStack() as handles:
+        for name, found in matched.items():
+            for path in found:
+                hook = model.get_submodule(path).register_forward_hook(editor(name, changes[name]))
+                handles.callback(hook.remove)
+        yield
+    if idle := [name for name in matched if name not in edited]:
+        raise RuntimeError(f"nothing was edited at {idle[0]}: the model did not call it while editing")
+
+
+def match(model: nn.Module, names) -> dict[str, list[str]]:
+    """Each name with the module paths that it matches; KeyError for one that matches nothing."""
+    found = {name: paths(model, name) for name in names}
+    for name in found:
+        if not found[name]:
+            raise KeyError(f"no module is called {name}{suggest(name, paths(model))}")
+    return found
 
 
 def suggest(path: str, known) -> str:

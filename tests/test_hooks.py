@@ -1,4 +1,4 @@
-"""record: what it captures, and what it must never do."""
+"""record and edit: what they see and change, and what they must never do."""
 
 from collections import namedtuple
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from torch.testing import assert_close
 from transformers.modeling_outputs import BaseModelOutput
 
 from gitdistill.decoding import greedy
-from gitdistill.hooks import paths, record
+from gitdistill.hooks import edit, paths, record
 
 FRAMES = torch.randint(
     0, 256, (2, 2, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
@@ -236,3 +236,43 @@ def test_a_layer_gives_its_hidden_state(student, teacher):
         with record(model, "layers.?") as seen:
             output = model(FRAMES, TOKENS)
         assert_close(seen["layers.0"][-1], output.hidden_states[1])
+
+
+def test_an_edit_that_changes_nothing_changes_no_bit():
+    student = tiny.student().eval()
+    frames, tokens = torch.zeros(1, tiny.FRAMES, 3, 32, 32, dtype=torch.uint8), torch.tensor([[2, 5, 3]])
+    plain = student(frames, tokens).logits
+    with edit(student, {"layers.?": lambda output: output, "backbone": lambda output: output}):
+        assert torch.equal(student(frames, tokens).logits, plain)
+    assert torch.equal(student(frames, tokens).logits, plain)
+
+
+def test_an_edit_reaches_the_output_and_nests_with_recordings():
+    net = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
+    x = torch.randn(3, 2)
+    with record(net, "1") as before, edit(net, {"1": lambda y: y + 1}), record(net, "1") as after:
+        assert torch.equal(net(x), net[1](net[0](x)))
+    assert torch.equal(after["1"][0], before["1"][0] + 1)
+    with edit(net, {"1": lambda y: 2 * y}), edit(net, {"1": lambda y: y + 1}):
+        torch.testing.assert_close(net(x), 2 * before["1"][0] + 1)
+    torch.testing.assert_close(net(x), before["1"][0])
+
+
+def test_no_edit_stays_after_an_error():
+    net = nn.Sequential(nn.Linear(2, 2))
+    with pytest.raises(ZeroDivisionError), edit(net, {"0": lambda y: 1 / 0}):
+        net(torch.zeros(1, 2))
+    net(torch.zeros(1, 2))
+
+
+def test_edits_that_are_none():
+    net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    with pytest.raises(KeyError, match="no module is called 7"), edit(net, {"7": lambda y: y}):
+        pass
+    with (
+        pytest.raises(RuntimeError, match="nothing was edited at 1"),
+        edit(net, {"0": lambda y: y, "1": lambda y: y}),
+    ):
+        net[0](torch.zeros(1, 2))
+    with pytest.raises(ValueError, match="the edit of 0 gives None"), edit(net, {"0": lambda y: None}):
+        net(torch.zeros(1, 2))

@@ -1,0 +1,145 @@
+"""Interventions: change something inside a captioner that reads a caption, and see what becomes of each word.
+
+What a network attends to need not be what it uses. Here attention is cut, heads are silenced and features exchanged,
+and the words' log-probabilities [T-1] show the effect. As in `attention`, a caption of T tokens has T - 1 of them.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gitdistill.decoding.loop import evaluation
+from gitdistill.distillation.targets import total_frames
+from gitdistill.hooks import edit, paths, record
+from gitdistill.inspection.attention import log_probs, prepared, text_attention
+
+
+@dataclass(frozen=True)
+class Cut:
+    """What the text may not attend to: image cells, earlier words, or anything at all.
+
+    cells: boolean [F, h, w], true where the image may not be attended to. words: boolean [T], likewise for the caption
+    (in a student that is the self-attention). With neither, the heads that read the image are silent. layers, heads:
+    where the cut is made; by default everywhere.
+    """
+
+    cells: Tensor | None = None
+    words: Tensor | None = None
+    layers: tuple[int, ...] | None = None
+    heads: tuple[int, ...] | None = None
+
+
+def with_cuts(model, frames: Tensor, tokens: Tensor, cuts: list[Cut]) -> Tensor:
+    """Log-probabilities [R, T-1] of a caption's words under each of R cuts; `Cut(heads=())` cuts nothing.
+
+    Attention that is left is scaled up to sum to one again. frames [F, 3, H, W] or [3, H, W], tokens [T]. The clip is
+    encoded once: the cuts are R captions of it. After Geva et al. 2023 (attention knockout,
+    https://arxiv.org/abs/2304.14767); silent heads: Michel et al. 2019 (https://arxiv.org/abs/1905.10650).
+    """
+    model, clip, caption = prepared(model, frames, tokens)
+    watched, prefix = text_attention(model)
+    count, length = total_frames(clip), len(tokens)
+
+    def editor(layer: int, reads_image: bool, reads_text: bool):
+        def cut(weights: Tensor) -> Tensor:
+            rows, columns = weights.shape[2:]
+            if prefix and rows == columns:  # GIT's own pass over the image
+                return weights
+            image = columns - rows * reads_text
+            keep = torch.ones(len(cuts), weights.shape[1], length, columns, dtype=torch.bool)
+            for number, one in enumerate(cuts):
+                if (one.layers is None or layer in one.layers) and (reads_image or one.words is not None):
+                    heads = slice(None) if one.heads is None else list(one.heads)
+                    keep[number, heads] &= kept(one, image, columns, number, count)
+            left = weights * keep.transpose(0, 1).flatten(1, 2).to(weights.device)  # (H, R*T, S)
+            return left / left.sum(-1, keepdim=True).clamp(min=1e-12)
+
+        return cut
+
+    edits = {path: editor(layer, True, prefix) for layer, path in enumerate(watched)}
+    if not prefix:
+        self_attention = (path.replace("cross_attention", "self_attention") for path in watched)
+        edits |= {path: editor(layer, False, True) for layer, path in enumerate(self_attention)}
+    with evaluation(model), edit(model, edits):
+        logits = model(clip, caption.expand(len(cuts), -1)).logits
+    return logits[:, :-1].log_softmax(-1).gather(-1, caption[0, 1:].expand(len(cuts), -1)[..., None])[..., 0]
+
+
+def kept(cut: Cut, image: int, columns: int, number: int, frames: int) -> Tensor:
+    """Boolean [S]: the columns that a cut leaves, of `image` image tokens and of the text of all captions."""
+    keep = torch.ones(columns, dtype=torch.bool)
+    if cut.cells is None and cut.words is None:
+        return ~keep
+    if cut.cells is not None and image:
+        cells = cut.cells.flatten(1)  # (F, h*w)
+        classes = image // frames - cells.shape[1]
+        if len(cells) != frames or classes not in (0, 1):
+            raise ValueError(
+                f"cells {list(cut.cells.shape)} do not fit {frames} frames of {image // frames} image tokens"
+            )
+        keep[:image] = ~torch.nn.functional.pad(cells, (classes, 0)).flatten()
+    if cut.words is not None and columns > image:
+        start = image + number * len(cut.words)
+        keep[start : start + len(cut.words)] = ~cut.words
+    return keep
+
+
+def head_effects(model, frames: Tensor, tokens: Tensor) -> Tensor:
+    """How much each word's log-probability falls when one head is silent: [L, H, T-1]."""
+    watched, _ = text_attention(getattr(model, "model", model))
+    inner = getattr(model, "model", model)
+    heads = inner.get_submodule(watched[0].removesuffix(".softmax")).heads
+    cuts = [Cut(layers=(layer,), heads=(head,)) for layer in range(len(watched)) for head in range(heads)]
+    found = with_cuts(model, frames, tokens, [Cut(heads=()), *cuts])
+    return (found[:1] - found[1:]).unflatten(0, (len(watched), heads))
+
+
+def patched(
+    model, source: Tensor, frames: Tensor, tokens: Tensor, path: str, places: Tensor | None = None
+) -> Tensor:
+    """Log-probabilities [T-1] of a caption of `frames` when a module returns what it returns for `source`.
+
+    path: a module that sees the image alone, such as "image_encoder.layers.2" or "backbone". places: boolean [N], which
+    of its tokens are exchanged, if it returns [B, N, D]; all by default. Activation patching: Meng et al. 2022
+    (https://arxiv.org/abs/2202.05262).
+    """
+    model, clip, caption = prepared(model, frames, tokens)
+    other = prepared(model, source, tokens)[1]
+    with evaluation(model), record(model, path) as seen:
+        model(other, caption)
+    stored = seen[path][0]
+
+    def exchange(output):
+        return stored if places is None else torch.where(places.to(output.device)[:, None], stored, output)
+
+    with evaluation(model), edit(model, {path: exchange}):
+        return log_probs(model, clip, caption)[0]
+
+
+def logit_lens(model, frames: Tensor, tokens: Tensor) -> Tensor:
+    """Logits [L+1, T-1, V] that the head reads off the text after each layer, the embedded words first.
+
+    nostalgebraist 2020, https://www.lesswrong.com/posts/AcKRB8wDpdaN6v6ru. Belrose et al. 2023 discuss its limits
+    (https://arxiv.org/abs/2303.08112).
+    """
+    model, clip, caption = prepared(model, frames, tokens)
+    with evaluation(model):
+        *early, last = model(clip, caption).hidden_states
+        norm = getattr(model, "norm", torch.nn.Identity())  # GIT's layers end with a norm of their own
+        logits = model.head(torch.cat([norm(torch.cat(early)), last])[:, :-1])
+        return model._expand(logits) if hasattr(model, "_expand") else logits
+
+
+def image_lens(model, frames: Tensor) -> Tensor:
+    """Logits [L, N, V] that GIT's head reads off its image tokens: as they enter the decoder, then after each layer.
+
+    ValueError for a student, whose image tokens do not live where its words do.
+    """
+    model, clip, start = prepared(model, frames, torch.tensor([model.bos_token_id] * 2))
+    if not paths(model, "projection.1") or not text_attention(model)[1]:
+        raise ValueError("only GIT reads image and words with the same layers")
+    inner = [f"layers.{number}" for number in range(len(model.layers) - 1)]
+    with evaluation(model), record(model, ["projection", *inner]) as seen:
+        model(clip, start)
+        return model.head(torch.cat([calls[0] for calls in seen.values()]))
