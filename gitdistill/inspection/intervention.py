@@ -5,6 +5,7 @@ and the words' log-probabilities [T-1] show the effect. As in `attention`, a cap
 """
 
 from dataclasses import dataclass
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -93,6 +94,21 @@ def head_effects(model, frames: Tensor, tokens: Tensor) -> Tensor:
     cuts = [Cut(layers=(layer,), heads=(head,)) for layer in range(len(watched)) for head in range(heads)]
     found = with_cuts(model, frames, tokens, [Cut(heads=()), *cuts])
     return (found[:1] - found[1:]).unflatten(0, (len(watched), heads))
+
+
+def cell_effects(model, frames: Tensor, tokens: Tensor, grid: tuple[int, int], reach: int = 1) -> Tensor:
+    """How much each word's log-probability falls when it may not attend to a place, in all frames: [T-1, *grid].
+
+    A place is a cell and its neighbours, `reach` cells to each side.
+    """
+    count = 1 if frames.dim() == 3 else len(frames)
+    cuts = [Cut(heads=())]
+    for row, column in product(*map(range, grid)):
+        cells = torch.zeros(count, *grid, dtype=torch.bool)
+        cells[:, max(0, row - reach) : row + reach + 1, max(0, column - reach) : column + reach + 1] = True
+        cuts.append(Cut(cells=cells))
+    found = with_cuts(model, frames, tokens, cuts)
+    return (found[:1] - found[1:]).T.unflatten(1, grid)
 
 
 def patched(

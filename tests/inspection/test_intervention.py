@@ -7,7 +7,15 @@ import torch
 from gitdistill.hooks import edit, record
 from gitdistill.inspection import intervention
 from gitdistill.inspection.attention import log_probs
-from gitdistill.inspection.intervention import Cut, head_effects, image_lens, logit_lens, patched, with_cuts
+from gitdistill.inspection.intervention import (
+    Cut,
+    cell_effects,
+    head_effects,
+    image_lens,
+    logit_lens,
+    patched,
+    with_cuts,
+)
 
 NETWORKS = {"teacher": tiny.git, "student": tiny.student}
 GRID = {"teacher": (2, 2), "student": (2, 2)}
@@ -98,6 +106,13 @@ def test_a_silent_head_is_one_without_values(model, clips):
     effects = head_effects(model, clips[0], TOKENS)
     assert effects.shape == (2, attention.heads, len(TOKENS) - 1)
     torch.testing.assert_close(effects[1, 0], plain(model, clips[0]) - silent, **SPREAD)
+
+
+def test_the_effect_of_a_place_is_that_of_its_cells(model, clips):
+    found = cell_effects(model, clips[0], TOKENS, (2, 2), reach=0)
+    one = with_cuts(model, clips[0], TOKENS, [Cut(cells=cells((slice(None), 1, 0)))])[0]
+    assert found.shape == (len(TOKENS) - 1, 2, 2)
+    torch.testing.assert_close(found[:, 1, 0], plain(model, clips[0]) - one, **SPREAD)
 
 
 def test_words_that_are_not_seen_do_not_matter(model, clips):
