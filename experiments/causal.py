@@ -174,7 +174,7 @@ def head_map(heads: list[dict], network: str):
         ]
     best = names[int(values[:, KINDS.index("motion")].argmax())]
     title = f"{network.capitalize()}: nats that words lose when a head is silent; most motion in {best}"
-    return plots.similarity(values, names, list(KINDS), title=title)
+    return plots.effects(values, names, list(KINDS), title=title)
 
 
 def main() -> int:

@@ -52,5 +52,5 @@ def pixels(picture, mode="RGB"):
     """A figure, card or explorer as an array of whole numbers."""
     if hasattr(picture, "picture"):
         picture = bytes(picture.picture.value)
-    data = picture if isinstance(picture, bytes) else plots.png(picture)
+    data = picture if isinstance(picture, bytes) else plots.png(picture, scale=1)
     return np.asarray(Image.open(io.BytesIO(data)).convert(mode), dtype=int)

@@ -6,6 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import calibration
+import causal
 import lookalikes
 import pytest
 import real_size
@@ -315,3 +316,35 @@ def test_calibration_of_words_and_captions(tmp_path):
     calibration.draw(rows, seen, tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"calibration.png", "coverage.png"}
     assert calibration.risk_at([0.9, 0.8, 0.7, 0.6, 0.5], [1, 1, 0, 1, 0]) == 0.25
+
+
+def test_words_are_about_the_thing_that_they_name_or_that_moves():
+    scene = SimpleNamespace(
+        toys=[SimpleNamespace(names={"object": ("cat",), "colour": ("red",)}) for _ in range(1)]
+    )
+    assert causal.named(["a", "red", "cat", "jumps"], scene) == {
+        1: ("colour", 0),
+        2: ("object", 0),
+        3: ("motion", 0),
+    }
+
+
+def test_cuts_are_apart_and_of_one_size():
+    pool = Clips("test", 30, frames=tiny.FRAMES, objects=2)
+    clip = next(pool.clip(number) for number in range(30))
+    cuts = causal.cuts_of(clip, (8, 8), torch.Generator().manual_seed(0))
+    for k in range(2):
+        own, other, rest = (cuts.get((cut, k)) for cut in causal.CUTS)
+        assert own.any() and not (own & rest).any() and own.sum() == rest.sum()
+        assert other is None or not (own & other).any()
+
+
+def test_what_words_depend_on(tmp_path):
+    networks = {"teacher": tiny.git().eval(), "student": tiny.student().eval()}
+    pool = Clips("test", 4, frames=tiny.FRAMES, image_size=tiny.SIDE, objects=2)
+    clips = [pool.clip(number) for number in range(4)]
+    cuts, heads, deleted = causal.run(networks, toybox_tokenizer(), clips, explained=1)
+    assert {row["network"] for row in cuts} == set(networks) and {"object"} <= {row["kind"] for row in cuts}
+    assert len(causal.table(cuts)) == 2 + len({(row["network"], row["kind"]) for row in cuts})
+    assert len(causal.table(deleted, "explanation", ("network",))) == 4
+    assert causal.head_map(heads, "teacher").alt.startswith("Effects: Teacher")

@@ -13,8 +13,8 @@ from PIL import Image
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
 LONGEST_CELL = 30  # lines
-LARGEST_NOTEBOOK = 1.5e6  # bytes
-LARGEST_PICTURE = 300e3  # bytes
+LARGEST_NOTEBOOK = 2.5e6  # bytes
+LARGEST_PICTURE = 600e3  # bytes
 SMALLEST_PICTURE = 200  # pixels of the longer side
 FAINTEST_PICTURE = 5  # standard deviation of the grey values, of 255
 

@@ -21,6 +21,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "experiments"), str(ROOT / "benchmarks")]  # scripts, in no package
 import calibration  # noqa: E402
+import causal  # noqa: E402
 import decoding  # noqa: E402
 import lookalikes  # noqa: E402
 import memory  # noqa: E402
@@ -129,6 +130,9 @@ def all_tables() -> dict[str, list[str]]:
     tables = {"results": results(), "seeds": seeds(), "notebooks": notebooks(), "scores": scores()}
     tables |= decoding.tables(json.loads((ROOT / "benchmarks" / "decoding.json").read_text()))
     tables |= experiments() | plans()
+    if (MEASURES / "causal.csv").is_file():
+        tables["causal"] = causal.table(rows(MEASURES / "causal.csv"))
+        tables["deletions"] = causal.table(rows(MEASURES / "deletions.csv"), "explanation", ("network",))
     for name, script in {"smaller": smaller, "lookalikes": lookalikes, "calibration": calibration}.items():
         if (MEASURES / f"{name}.csv").is_file():
             tables[name] = script.table(rows(MEASURES / f"{name}.csv"))

@@ -110,7 +110,7 @@ class LiveBoard(pl.Callback):
             return
         picture = self.picture()
         data = {"image/png": plots.png(picture), "text/plain": repr(picture)}
-        options = {"metadata": {"image/png": {"alt": picture.alt}}, "raw": True}
+        options = {"metadata": picture.shown_as, "raw": True}
         if self.handle is None:
             self.handle = display(data, display_id=True, **options)
         else:

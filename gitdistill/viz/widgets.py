@@ -68,7 +68,7 @@ def explore(pictures, axes, play=None):
 
 
 def _bytes(picture):
-    return picture if isinstance(picture, bytes) else plots.png(picture)
+    return picture if isinstance(picture, bytes) else plots.png(picture, scale=1)
 
 
 # -- one explorer for each picture that moves --------------------------------------------------------------------

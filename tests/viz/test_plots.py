@@ -53,6 +53,7 @@ PICTURES = {
     "similarity": (ALIKE, ["a", "b"], ["x", "y", "z"]),
     "components": (frames(9), {"teacher": COLOURS}, [0.3, 0.2, 0.1]),
     "explanations": (frames()[0], WHY, {"trained": {"rollout": 0.5}}),
+    "effects": ([[1.0, -0.2]], ["cut"], ["a", "bell"]),
     "pointing_game": (BOARDS, {"object": 0.1, "colour": 0.12}),
     "pointing_examples": (frames(2), attention(2, 1)[:, 0], torch.ones(2, 24, 24), ["a", "b"]),
     "board": (PANELS, CAPTIONS, 20),
@@ -122,14 +123,16 @@ def test_a_notebook_shows_the_picture_with_alternative_text(monkeypatch):
     figure._ipython_display_()
     ((data, metadata),) = shown
     assert data["image/png"] == plots.png(figure) and data["text/plain"].startswith("<Picture size")
-    assert metadata == {"image/png": {"alt": "Parameters: Half"}}
+    width, height = (int(80 * inches) for inches in figure.get_size_inches())
+    assert metadata == {"image/png": {"alt": "Parameters: Half", "width": width, "height": height}}
+    assert Image.open(io.BytesIO(data["image/png"])).size == (2 * width, 2 * height)
 
 
 def test_a_small_png_keeps_a_rare_bright_colour():
     figure = plots.heads(pointer((4, 12, 6, 6), (2, 5, 1, 1)), frames(1, 96)[0] // 4)
     full = io.BytesIO()
-    figure.savefig(full, dpi=figure.dpi)
-    assert abs(pixels(figure) - pixels(full.getvalue())).max() <= 16
+    figure.savefig(full, dpi=2 * figure.dpi)
+    assert abs(pixels(plots.png(figure)) - pixels(full.getvalue())).max() <= 16
     assert len(plots.png(figure)) < full.tell() / 1.3
 
 
@@ -333,6 +336,13 @@ def test_similarity_prints_the_large_and_rings_the_best_of_each_row():
     assert {(t.get_position(), t.get_text()) for t in before.texts} == {((0, 0), ".90"), ((2, 1), ".55")}
     rings = [axes.collections[0].get_offsets().tolist() for axes in (before, after)]
     assert rings == [[[0, 0], [2, 1]], [[2, 0], [0, 1]]]
+
+
+def test_effects_print_every_number_on_one_scale_around_zero():
+    figure = plots.effects({"teacher": [[2.0, -0.25]], "student": [[0.0, 1.0]]}, ["cut"], ["a", "bell"])
+    teacher, student = figure.axes[:2]
+    assert [text.get_text() for text in teacher.texts] == ["2.0", "-0.2"]
+    assert teacher.images[0].get_clim() == student.images[0].get_clim() == (-2.0, 2.0)
 
 
 def test_components_are_red_green_and_blue_or_the_first_one_alone():

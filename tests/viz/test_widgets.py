@@ -35,7 +35,7 @@ def test_every_position_shows_its_own_picture_equal_labels_or_not():
     pictures = {at: bytes(at) for at in POSITIONS} | {(2, 1): figure}
     widget = widgets.explore(pictures, AXES)
     assert bytes(widget.picture.value) == bytes((0, 0))
-    assert visit(widget)[0] == pictures | {(2, 1): plots.png(figure)}
+    assert visit(widget)[0] == pictures | {(2, 1): plots.png(figure, scale=1)}
     assert widget.children == (*widget.sliders.values(), widget.picture)
     assert all(slider.continuous_update for slider in widget.sliders.values())
 

@@ -1,8 +1,8 @@
 """Pictures: arrays in, `Figure` out. Nothing here loads a model, and pyplot keeps no reference to anything.
 
-All arguments may be torch tensors or numpy arrays, on any device. One style for all pictures: at most 11 inches
-at 80 dpi; cividis for amounts; PuOr around zero for differences; Okabe and Ito's colours
-(https://jfly.uni-koeln.de/color/) for categories, each with a mark, dash or hatch of its own, so that a print
+All arguments may be torch tensors or numpy arrays, on any device. One style for all pictures: at most 11 inches at 80
+dpi on the page, and twice as fine in the file; cividis for amounts; PuOr around zero for differences; Okabe and Ito's
+colours (https://jfly.uni-koeln.de/color/) for categories, each with a mark, dash or hatch of its own, so that a print
 in grey still tells them apart; maps as sharp cells over a grey photo; numbers where they matter. `title` states
 what the picture shows, and becomes the alternative text for readers who cannot see it.
 
@@ -15,7 +15,7 @@ Letters: B clips, F frames, O objects, C channels, H x W pixels, h x w cells of 
 from gitdistill.viz.plots.attention import frame_word_map, gaze, heads, overview
 from gitdistill.viz.plots.cards import frame_word_card, head_card, module_card, word_card
 from gitdistill.viz.plots.clips import film
-from gitdistill.viz.plots.explanation import explanations, pointing_examples, pointing_game
+from gitdistill.viz.plots.explanation import effects, explanations, pointing_examples, pointing_game
 from gitdistill.viz.plots.features import components, feature_maps, similarity
 from gitdistill.viz.plots.model import budget, token_mask
 from gitdistill.viz.plots.networks import architecture

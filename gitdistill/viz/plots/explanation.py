@@ -124,3 +124,29 @@ def _scores(axes, kinds, board, below, **look):
     axes.errorbar(mean, y, xerr=[mean - low, high - mean], linestyle="", capsize=3, **look)
     for at, right, value in zip(y, high, mean):
         axes.text(right + 0.015, at, f"{value:.0%}", va="center", fontsize=9)
+
+
+@style.plot
+def effects(values, rows, columns, label="nats lost", title=None):
+    """What interventions do: a row for each, a column for each word or kind of word; every number is printed.
+
+    values: [R, C], or label -> such an array for several networks side by side, on one scale around zero.
+    """
+    maps = style.some(values if isinstance(values, dict) else {"": values}, "values")
+    maps = {name: style.array(v, "values", (len(rows), len(columns))) for name, v in maps.items()}
+    cell = max(0.5, min(0.9, (style.WIDTH - 3.0) / (len(columns) * len(maps))))
+    size = 3.0 + cell * len(columns) * len(maps), 1.3 + 0.34 * len(rows)
+    figure = style.figure(*size, "Effects", title)
+    grid = figure.subplots(1, len(maps), squeeze=False, sharey=True)[0]
+    scale = style.differences(*maps.values())
+    for axes, (name, v) in zip(grid, maps.items()):
+        axes.imshow(v, cmap=scale.cmap, norm=scale.norm, aspect="auto")
+        for (r, c), value in np.ndenumerate(v):
+            strong = abs(value) > 0.6 * scale.norm.vmax
+            axes.text(c, r, f"{value:.1f}", color="white" if strong else "black", fontsize=9, **style.CENTRE)
+        axes.set_title(name)
+        axes.set_xticks(np.arange(len(columns)), columns, rotation=30, ha="right", rotation_mode="anchor")
+        axes.tick_params(length=0)
+    grid[0].set_yticks(np.arange(len(rows)), rows)
+    style.colour_bar(figure, scale, label, ax=list(grid), aspect=20, fraction=0.05)
+    return figure

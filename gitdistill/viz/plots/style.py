@@ -62,22 +62,27 @@ class Picture(Figure):
     top = 0.0  # inches that the title takes
     exact = False  # fit the palette: smooth backgrounds of frames would otherwise turn into bands
 
+    @property
+    def shown_as(self) -> dict:
+        """What a notebook should know of its PNG: alternative text, and the size on the page, half that of the PNG."""
+        width, height = (round(inches * self.dpi) for inches in self.get_size_inches())
+        return {"image/png": {"alt": self.alt, "width": width, "height": height}}
+
     def _ipython_display_(self):
         from IPython.display import display
 
-        data = {"image/png": png(self), "text/plain": repr(self)}
-        display(data, metadata={"image/png": {"alt": self.alt}}, raw=True)
+        display({"image/png": png(self), "text/plain": repr(self)}, metadata=self.shown_as, raw=True)
 
 
-def png(figure: Figure) -> bytes:
-    """The figure as PNG bytes; the same figure gives the same bytes.
+def png(figure: Figure, scale: int = 2) -> bytes:
+    """The figure as PNG bytes, `scale` pixels for each of its own; the same figure gives the same bytes.
 
     A palette of 256 colours makes them three times smaller. Where a picture asks for exact colours, the palette is
     fitted to them, which takes several times as long.
     """
     full, small = io.BytesIO(), io.BytesIO()
     with mpl.style.context(STYLE):
-        figure.savefig(full, format="png", dpi=figure.dpi, metadata={"Software": None})
+        figure.savefig(full, format="png", dpi=scale * figure.dpi, metadata={"Software": None})
     fit = int(getattr(figure, "exact", False))
     image = Image.open(full).convert("RGB")
     # Maximum coverage keeps rare colours, like a thin line's, which a median cut would blend away.
@@ -89,7 +94,7 @@ def png(figure: Figure) -> bytes:
 
 def animation(figures, milliseconds=900) -> bytes:
     """Figures of one size as an endless animated PNG; the last one stays three times as long as the others."""
-    images = [Image.open(io.BytesIO(png(figure))).convert("RGB") for figure in some(figures, "figures")]
+    images = [Image.open(io.BytesIO(png(figure, 1))).convert("RGB") for figure in some(figures, "figures")]
     palette = images[-1].quantize(64, method=Image.Quantize.MAXCOVERAGE, dither=0)
     images = [image.quantize(palette=palette, dither=0) for image in images]
     out, times = io.BytesIO(), [milliseconds] * (len(images) - 1) + [3 * milliseconds]
