@@ -345,6 +345,24 @@ def test_effects_print_every_number_on_one_scale_around_zero():
     assert teacher.images[0].get_clim() == student.images[0].get_clim() == (-2.0, 2.0)
 
 
+def test_a_network_has_one_colour_and_mark_whatever_stands_beside_it():
+    alone = plots.curves({"captions only": ([0, 1], [1.0, 2.0])})
+    several = plots.curves({name: ([0, 1], [1.0, 2.0]) for name in ("odd", "captions only", "teacher")})
+    looks = [
+        {line.get_label(): (line.get_color(), line.get_marker()) for line in figure.axes[0].lines}
+        for figure in (alone, several)
+    ]
+    assert looks[0]["captions only"] == looks[1]["captions only"]
+    assert len(set(looks[1].values())) == 3
+    bars = plots.scores({"captions only": {"CIDEr": 1.0}}).axes[0].patches
+    assert mpl.colors.to_hex(bars[0].get_facecolor()).upper() == looks[0]["captions only"][0]
+    assert plots.style.slots(["distilled", "distilled student", "teacher"]) == {
+        "distilled": 1,
+        "distilled student": 2,
+        "teacher": 0,
+    }
+
+
 def test_components_are_red_green_and_blue_or_the_first_one_alone():
     maps = np.zeros((2, 3, 3, 3))
     maps[1, 0, 2] = (1.0, 0.5, 0.0)

@@ -92,9 +92,9 @@ def pointing_game(boards, chance=None, title=None, others=None):
     high = 0.27 if others is None else 0.38
     figure = style.figure(8.5, 0.45 + len(kinds) * (0.3 + high * len(boards)), "Grounding of words", title)
     axes = figure.subplots()
-    step = 0.8 / len(boards)
+    step, places = 0.8 / len(boards), style.slots(boards)
     for k, (label, board) in enumerate(boards.items()):
-        at, look = -0.4 + (k + 0.5) * step, style.mark(k) | {"markersize": 8}
+        at, look = -0.4 + (k + 0.5) * step, style.mark(places[label]) | {"markersize": 8}
         apart = 0.0 if others is None else 0.2 * step
         _scores(axes, kinds, board, at - apart, label=label, **look)
         if others is not None:

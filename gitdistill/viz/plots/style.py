@@ -33,6 +33,14 @@ MARKS = ("o", "s", "^", "D", "v", "P", "X", "*")
 HATCHES = ("", "///", "...", "\\\\\\", "xxx", "---", "ooo", "+++")
 ACCENT, TINT, GREY = OKABE_ITO[1], "#FCE4D2", "#777777"  # what is pointed at, its background, what is faint
 LUMA = np.array([0.299, 0.587, 0.114])
+# Networks look the same in all pictures, whatever stands beside them: label -> place in the lists above.
+NETWORKS = {"teacher": 0, "distilled": 1, "distilled student": 1, "with a teacher": 1, "captions only": 2}
+NETWORKS |= {
+    "captions alone": 2,
+    "same student without a teacher": 2,
+    "untrained": 3,
+    "student, untrained": 3,
+}
 CENTRE = {"ha": "center", "va": "center"}
 OURS = {
     "font.size": 10,
@@ -295,6 +303,16 @@ def outline(axes, mask, left, top=0, margin=2, thin=1.0):
     y, x = (np.arange(n) - 1 for n in wide.shape)
     for colour, thickness in (("white", 2.6), ("black", 1.0)):
         axes.contour(x + left, y + top, wide, [0.5], colors=colour, linewidths=thin * thickness)
+
+
+def slots(labels):
+    """Label -> its place in the lists of colours and marks: a network's own, or the next that is free."""
+    found = {}
+    for label in labels:
+        if NETWORKS.get(label, -1) not in (-1, *found.values()):
+            found[label] = NETWORKS[label]
+    free = (k for k in range(2 * len(OKABE_ITO) + len(labels)) if k not in set(found.values()))
+    return {label: found[label] if label in found else next(free) for label in labels}
 
 
 def colour(k):

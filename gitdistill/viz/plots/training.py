@@ -46,9 +46,9 @@ def _shared(panels):
 
 
 def _panel(axes, lines, shared, levels, log):
-    order = shared + [label for label in lines if label not in shared]
+    places = style.slots(shared + [label for label in lines if label not in shared])
     for label, (steps, values) in lines.items():
-        _curve(axes, label, steps, values, order.index(label))
+        _curve(axes, label, steps, values, places[label])
     for k, (label, value) in enumerate(levels.items(), start=3):
         axes.axhline(value, color="black", linestyle=style.line(k)["linestyle"], linewidth=1.2)
         place = {"xycoords": ("axes fraction", "data"), "xytext": (0, 3), "textcoords": "offset points"}
@@ -150,10 +150,11 @@ def scores(table, title=None, shared=False):
     everything = [value for row in table.values() for value in row.values() if value is not None]
     for axes, name in zip(grid, names):
         values = {k: row[name] for k, row in enumerate(table.values()) if row.get(name) is not None}
+        places = list(style.slots(table).values())
         in_range = everything if shared else list(values.values())
         top = max([abs(value) for value in in_range] + [1e-9])
         for k, value in values.items():
-            axes.barh(k, value, 0.7, **style.bar(k))
+            axes.barh(k, value, 0.7, **style.bar(places[k]))
             axes.text(max(value, 0) + top / 40, k, style.number(value), va="center", fontsize=9)
         low = min([*in_range, 0])
         axes.set(title=name, xlim=(low * 1.1, top * 1.3), xticks=[])
