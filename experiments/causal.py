@@ -164,17 +164,24 @@ def table(rows: list[dict], columns: str = "cut", lines: tuple[str, ...] = ("net
 
 
 def head_map(heads: list[dict], network: str):
-    """A picture: heads in rows, kinds of words in columns."""
-    rows = [row for row in heads if row["network"] == network]
-    names = list(dict.fromkeys(f"layer {row['layer']}, head {row['head']}" for row in rows))
-    values = torch.zeros(len(names), len(KINDS))
-    for row in rows:
-        values[names.index(f"layer {row['layer']}, head {row['head']}"), KINDS.index(row["kind"])] = row[
-            "effect"
-        ]
-    best = names[int(values[:, KINDS.index("motion")].argmax())]
-    title = f"{network.capitalize()}: nats that words lose when a head is silent; most motion in {best}"
-    return plots.effects(values, names, list(KINDS), title=title)
+    """A picture: for each kind of word, layers in rows and heads in columns."""
+    maps = {}
+    for kind in KINDS:
+        rows = [row for row in heads if (row["network"], row["kind"]) == (network, kind)]
+        maps[kind] = torch.zeros(max(row["layer"] for row in rows), max(row["head"] for row in rows))
+        for row in rows:
+            maps[kind][row["layer"] - 1, row["head"] - 1] = row["effect"]
+    layers, count = maps["motion"].shape
+    layer, head = divmod(int(maps["motion"].argmax()), count)
+    others = ", ".join(
+        f"of {kind} {float(maps[kind][layer, head]):.2f}" for kind in KINDS if kind != "motion"
+    )
+    title = f"{network.capitalize()}: without head {head + 1} of layer {layer + 1}, words of motion lose "
+    title += f"{float(maps['motion'].max()):.2f} nats, those {others}"
+    rows, columns = (
+        [f"{name} {k + 1}" for k in range(size)] for name, size in (("layer", layers), ("head", count))
+    )
+    return plots.effects(maps, rows, columns, title=title)
 
 
 def main() -> int:

@@ -24,7 +24,7 @@ def read_rows(path: Path) -> list[dict]:
         return []
     with path.open(newline="", encoding="utf-8") as file:
         return [
-            {name: number(text) for name, text in row.items() if text != ""} | {"against": row["against"]}
+            {name: number(text) for name, text in row.items() if text != "" or name == "against"}
             for row in csv.DictReader(file)
         ]
 

@@ -339,9 +339,11 @@ def test_similarity_prints_the_large_and_rings_the_best_of_each_row():
 
 
 def test_effects_print_every_number_on_one_scale_around_zero():
-    figure = plots.effects({"teacher": [[2.0, -0.25]], "student": [[0.0, 1.0]]}, ["cut"], ["a", "bell"])
+    figure = plots.effects({"teacher": [[2.0, -0.25]], "student": [[-0.01, 1.0]]}, ["cut"], ["a", "bell"])
     teacher, student = figure.axes[:2]
-    assert [text.get_text() for text in teacher.texts] == ["2.0", "-0.2"]
+    assert [text.get_text() for text in teacher.texts] == ["2.0", "-0.2"] and student.texts[
+        0
+    ].get_text() == "0.0"
     assert teacher.images[0].get_clim() == student.images[0].get_clim() == (-2.0, 2.0)
 
 

@@ -139,11 +139,19 @@ def effects(values, rows, columns, label="nats lost", title=None):
     figure = style.figure(*size, "Effects", title)
     grid = figure.subplots(1, len(maps), squeeze=False, sharey=True)[0]
     scale = style.differences(*maps.values())
+    digits = 1 if scale.norm.vmax >= 2 else 2
     for axes, (name, v) in zip(grid, maps.items()):
         axes.imshow(v, cmap=scale.cmap, norm=scale.norm, aspect="auto")
         for (r, c), value in np.ndenumerate(v):
             strong = abs(value) > 0.6 * scale.norm.vmax
-            axes.text(c, r, f"{value:.1f}", color="white" if strong else "black", fontsize=9, **style.CENTRE)
+            axes.text(
+                c,
+                r,
+                f"{round(value, digits) + 0.0:.{digits}f}",
+                color="white" if strong else "black",
+                fontsize=9,
+                **style.CENTRE,
+            )
         axes.set_title(name)
         axes.set_xticks(np.arange(len(columns)), columns, rotation=30, ha="right", rotation_mode="anchor")
         axes.tick_params(length=0)
