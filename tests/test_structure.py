@@ -119,10 +119,10 @@ def chosen(places, without=()):
 
 
 BUDGETS = {
-    "core": (chosen(CORE), 4250),
-    "first reading": (chosen(FIRST, without=NOT_FIRST), 1970),
-    "package": (SOURCES, 11850),
-    "tests": (read(ROOT / "tests"), 11700),
+    "core": (chosen(CORE), 4600),
+    "first reading": (chosen(FIRST, without=NOT_FIRST), 2135),
+    "package": (SOURCES, 12500),
+    "tests": (read(ROOT / "tests"), 12700),
 }
 
 

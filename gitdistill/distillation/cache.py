@@ -77,6 +77,7 @@ class TeacherCache:
         Raises ValueError naming what differs if the folder holds another cache, OSError if the disk is too small.
         """
         settings = {"names": spec.names(), "pseudo_captions": spec.pseudo_captions, "k": k, "dtype": dtype}
+        teacher_dtype = targets.chosen_dtype(teacher_dtype, teacher)
         settings |= {"feature_dtype": feature_dtype, "teacher_dtype": teacher_dtype}
         rank, _ = distributed.rank_and_world()
         with ExitStack() as held:
@@ -112,7 +113,8 @@ class TeacherCache:
             cache = cls.build(cache, teacher, data, spec, teacher_dtype=teacher_dtype)
         elif not isinstance(cache, cls):
             cache = cls(cache)
-            check_match(cache.folder, cache.metadata, {"teacher_dtype": teacher_dtype})
+            if teacher_dtype != "auto":
+                check_match(cache.folder, cache.metadata, {"teacher_dtype": teacher_dtype})
         cache.check(teacher, data)
         if lacking := cache.lacks(spec):
             raise ValueError(f"the cache in {cache.folder} lacks {', '.join(lacking)}: build another")
@@ -180,7 +182,6 @@ class TeacherCache:
 
 def allocate(folder: Path, teacher, data, spec, settings: dict, say, held: ExitStack) -> tuple[dict, list]:
     """Metadata, on disk from here on, and (clips, path) of the shards that are missing; `held` gets a lock on them."""
-    targets.parse_dtype(settings["teacher_dtype"])
     settings, identity = settings | {"max_tokens": data.max_tokens}, fingerprint(teacher, data)
     if known := (folder / "cache.json").is_file():
         metadata = read_metadata(folder)
@@ -207,7 +208,7 @@ def allocate(folder: Path, teacher, data, spec, settings: dict, say, held: ExitS
 @torch.no_grad()
 def stored_targets(teacher, batch: dict, spec: TargetSpec, settings: dict) -> dict[str, Tensor]:
     """What is stored of a batch of whole clips: by clip "quality" and `BY_CLIP`, by caption all else."""
-    device, dtype = next(teacher.parameters()).device, targets.parse_dtype(settings["teacher_dtype"])
+    device, dtype = next(teacher.parameters()).device, getattr(torch, settings["teacher_dtype"])
     frames, tokens = batch["frames"].to(device), batch["tokens"].to(device)
     pad, clips, stored = teacher.pad_token_id, len(frames), {}
     if count := spec.pseudo_captions:

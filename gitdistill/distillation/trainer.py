@@ -22,8 +22,8 @@ from gitdistill.distillation.own_captions import draw_captions, join_targets
 from gitdistill.distillation.pseudo_captions import CaptionFilter, join_captions, pseudo_captions
 from gitdistill.distillation.targets import (
     TargetSpec,
+    chosen_dtype,
     layer_pairs,
-    parse_dtype,
     teacher_targets,
     total_frames,
 )
@@ -69,7 +69,8 @@ class DistillationTrainer(CaptionTrainer):
         caption_filter: which pseudo-captions are left out; see `CaptionFilter`.
         cache: a `TeacherCache`, or its folder: then the teacher is not run during training. A folder without a
             finished cache is filled when the fit starts.
-        teacher_dtype: what the teacher computes in; "bfloat16" is faster on hardware that supports it.
+        teacher_dtype: what the teacher computes in: "float32", "bfloat16" or "float16"; "auto" for bfloat16 where it is
+            faster. A cache that exists decides for itself.
         options: as for `CaptionTrainer`.
 
     Raises ValueError when the vocabularies or special tokens differ, when the cache was made by another teacher or
@@ -107,9 +108,9 @@ class DistillationTrainer(CaptionTrainer):
         student = student if isinstance(student, nn.Module) else student.model  # as `load_student` holds it
         super().__init__(student, tokenizer or teacher.tokenizer, **options)
         self._teacher, self._gradients_checked = (teacher,), False  # a tuple hides it from nn.Module
-        self._cache, self._dtype, self.teacher_dtype = cache, parse_dtype(teacher_dtype), teacher_dtype
+        self._cache, self.caption_filter = cache, caption_filter or CaptionFilter()
         self.own_captions, self.own_temperature = own_captions, own_temperature
-        self.caption_filter = caption_filter or CaptionFilter()
+        self.teacher_dtype = teacher_dtype
         weights = {"cross_entropy": cross_entropy, "sequence": sequence, "kl": kl, "attention": attention}
         weights |= {"features": features, "visual": visual, "hidden": hidden, "relations": relations}
         self.loss_weights, self.projectors = weights, nn.ModuleDict()
@@ -175,7 +176,7 @@ class DistillationTrainer(CaptionTrainer):
         here, there = device_of(self.model), device_of(teacher)
         with evaluation(self.model):
             _, features, _ = student_outputs(self.model, frames.to(here), tokens.to(here), self.pairs)
-        targets = teacher_targets(teacher, frames.to(there), tokens.to(there), self.spec)
+        targets = teacher_targets(teacher, frames.to(there), tokens.to(there), self.spec, self._precision)
         for pair in self.pairs:
             if pair.projected:
                 width = features[pair].shape[-1], targets[pair.target].shape[-1]
@@ -183,6 +184,10 @@ class DistillationTrainer(CaptionTrainer):
 
     student = property(lambda self: self.model)
     pairs = property(lambda self: [pair for term in self.terms for pair in term.pairs])
+
+    @property
+    def _precision(self) -> torch.dtype:
+        return getattr(torch, chosen_dtype(self.teacher_dtype, self.model))
 
     @property
     def teacher(self) -> GenerativeImageTextTeacher:
@@ -259,7 +264,7 @@ class DistillationTrainer(CaptionTrainer):
         """The batch with the teacher's captions after those of each clip."""
         clips, count, pad = len(batch["frames"]), self.spec.pseudo_captions, self.model.pad_token_id
         if self._cache is None:
-            found = pseudo_captions(self.teacher, batch["frames"], count, self.max_length, self._dtype)
+            found = pseudo_captions(self.teacher, batch["frames"], count, self.max_length, self._precision)
             captions = self.caption_filter.apply(*found, pad)
             if not self.same_words:
                 words = self._teacher[0].tokenizer, self.tokenizer
@@ -282,7 +287,7 @@ class DistillationTrainer(CaptionTrainer):
         if self._cache is None:
             if not self.same_words:  # only image features are compared
                 tokens = torch.full_like(tokens[:, :1, :1], self._teacher[0].bos_token_id)
-            return teacher_targets(self.teacher, frames, tokens.flatten(0, 1), self.spec, self._dtype)
+            return teacher_targets(self.teacher, frames, tokens.flatten(0, 1), self.spec, self._precision)
         targets = self.cache.read(batch["clip"], batch["caption"], batch["tokens"], self.spec)
         if own is None:
             return targets
@@ -290,7 +295,7 @@ class DistillationTrainer(CaptionTrainer):
             targets.pop("visual_features"),
             replace(self.spec, image_features=(), visual_features=False),
         )
-        graded = teacher_targets(self.teacher, frames, own.flatten(0, 1), spec, self._dtype, features)
+        graded = teacher_targets(self.teacher, frames, own.flatten(0, 1), spec, self._precision, features)
         if spec.logits:
             graded["logits"] = losses.top_k(graded["logits"], self.cache.metadata["k"])
         return join_targets(targets, graded, len(own))

@@ -85,7 +85,7 @@ class LiveBoard(pl.Callback):
 
     def on_train_end(self, trainer, module):
         self._snapshot(trainer.global_step, module)
-        self._show()
+        self._show(scale=2)
 
     def _note(self, step, found):
         for name, value in found.items():
@@ -102,14 +102,14 @@ class LiveBoard(pl.Callback):
             state = module.model.state_dict()
             self.weights[step] = {name: weight.cpu().clone() for name, weight in state.items()}
 
-    def _show(self):
+    def _show(self, scale=1):  # a coarse picture takes half the time
         from IPython import get_ipython
         from IPython.display import display
 
         if get_ipython() is None:
             return
         picture = self.picture()
-        data = {"image/png": plots.png(picture), "text/plain": repr(picture)}
+        data = {"image/png": plots.png(picture, scale), "text/plain": repr(picture)}
         options = {"metadata": picture.shown_as, "raw": True}
         if self.handle is None:
             self.handle = display(data, display_id=True, **options)

@@ -9,7 +9,7 @@ import tiny
 import torch
 
 from gitdistill.decoding import beam
-from gitdistill.distillation import distributed, losses, scoring, terms
+from gitdistill.distillation import distributed, losses, scoring, targets, terms
 from gitdistill.distillation.cache import TeacherCache
 from gitdistill.distillation.caption_trainer import CaptionTrainer
 from gitdistill.distillation.checks import LossWatch, check_finite, check_gradients
@@ -568,7 +568,34 @@ def test_the_teacher_can_compute_in_bfloat16(batch):
 
 
 def test_an_unknown_precision_of_the_teacher_is_refused_at_once(tmp_path):
-    with pytest.raises(ValueError, match="^teacher_dtype must be float32, bfloat16 or float16, not 'bf16'$"):
+    with pytest.raises(ValueError, match="^teacher_dtype must be .* or auto, not 'bf16'$"):
         DistillationTrainer(tiny.teacher(), tiny.student(), teacher_dtype="bf16")
     with pytest.raises(ValueError, match="^teacher_dtype must be"):
         TeacherCache.build(tmp_path / "new", None, None, TargetSpec(), teacher_dtype="bf16")
+
+
+@pytest.mark.parametrize(("slow", "expected"), [("bfloat16", "float32"), ("float32", "bfloat16")])
+def test_auto_takes_the_precision_that_multiplies_faster(monkeypatch, slow, expected, data, tmp_path):
+    """With a clock that runs faster for one of them."""
+    kinds = iter(["float32"] * 10 + ["bfloat16"] * 10)
+    clock = [0.0]
+
+    def tick():
+        clock[0] += 2.0 if next(kinds) == slow else 1.0
+        return clock[0]
+
+    targets.fast_dtype.cache_clear()
+    monkeypatch.setattr(targets, "perf_counter", tick)
+    module = DistillationTrainer(tiny.teacher(), tiny.student(), teacher_dtype="auto", max_length=8)
+    assert module._precision == getattr(torch, expected)
+    pool = ToyboxData(
+        train_clips=4, batch_size=4, num_frames=tiny.FRAMES, image_size=tiny.SIDE, fresh_captions=False
+    )
+    options = {"teacher_dtype": "auto", "say": lambda _: None}
+    cache = TeacherCache.build(tmp_path / "cache", tiny.teacher(), pool, TargetSpec(), **options)
+    assert cache.metadata["teacher_dtype"] == expected
+    other = {"float32": "bfloat16", "bfloat16": "float32"}[expected]
+    monkeypatch.setattr(targets, "fast_dtype", lambda device: other)  # another machine takes what is there
+    TeacherCache.open(tmp_path / "cache", tiny.teacher(), pool, TargetSpec(), "auto")
+    with pytest.raises(ValueError, match="teacher_dtype is"):
+        TeacherCache.open(tmp_path / "cache", tiny.teacher(), pool, TargetSpec(), other)
