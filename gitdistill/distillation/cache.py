@@ -77,6 +77,8 @@ class TeacherCache:
         Raises ValueError naming what differs if the folder holds another cache, OSError if the disk is too small.
         """
         settings = {"names": spec.names(), "pseudo_captions": spec.pseudo_captions, "k": k, "dtype": dtype}
+        if teacher_dtype == "auto" and (Path(folder) / "cache.json").is_file():
+            teacher_dtype = read_metadata(Path(folder))["teacher_dtype"]
         teacher_dtype = targets.chosen_dtype(teacher_dtype, teacher)
         settings |= {"feature_dtype": feature_dtype, "teacher_dtype": teacher_dtype}
         rank, _ = distributed.rank_and_world()

@@ -597,5 +597,8 @@ def test_auto_takes_the_precision_that_multiplies_faster(monkeypatch, slow, expe
     other = {"float32": "bfloat16", "bfloat16": "float32"}[expected]
     monkeypatch.setattr(targets, "fast_dtype", lambda device: other)  # another machine takes what is there
     TeacherCache.open(tmp_path / "cache", tiny.teacher(), pool, TargetSpec(), "auto")
+    next((tmp_path / "cache").glob("*.safetensors")).unlink()  # unfinished
+    cache = TeacherCache.build(tmp_path / "cache", tiny.teacher(), pool, TargetSpec(), **options)
+    assert cache.metadata["teacher_dtype"] == expected
     with pytest.raises(ValueError, match="teacher_dtype is"):
         TeacherCache.open(tmp_path / "cache", tiny.teacher(), pool, TargetSpec(), other)
