@@ -112,7 +112,7 @@ SPOILT = {  # what the check says: the number of a cell, and what is changed in 
     "widget's view": (2, shown(picture() | {"application/vnd.jupyter.widget-view+json": {}})),
     "path of the machine": (0, printed("saved in /home/someone/runs")),
     "holds no PNG": (2, shown({"text/plain": "<Figure>"})),
-    "more than 300000": (2, shown(picture(side=400, noise=True))),
+    "more than 600000": (2, shown(picture(side=600, noise=True))),
     "less than 200": (2, shown(picture(side=100))),
     "without alternative text": (2, shown(picture(), metadata={})),
     "a blank figure": (2, shown(picture(blank=True))),

@@ -119,9 +119,9 @@ def chosen(places, without=()):
 
 
 BUDGETS = {
-    "core": (chosen(CORE), 4600),
-    "first reading": (chosen(FIRST, without=NOT_FIRST), 2135),
-    "package": (SOURCES, 12500),
+    "core": (chosen(CORE), 4625),
+    "first reading": (chosen(FIRST, without=NOT_FIRST), 2160),
+    "package": (SOURCES, 12530),
     "tests": (read(ROOT / "tests"), 12700),
 }
 

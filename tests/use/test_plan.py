@@ -79,7 +79,7 @@ def test_published_commands_warm_up_briefly_and_validate_to_the_end():
     text = (CONFIGS / "README.md").read_text().replace("\\\n", " ")
     commands = [line.partition("gitdistill fit ")[2].split() for line in text.splitlines() if "`" not in line]
     commands = [words for words in commands if words]
-    assert len(commands) == 5
+    assert len(commands) == 6
     for words in commands:
         given = dict(zip(words[::2], words[1::2]))
         config = yaml.safe_load((ROOT / given["--config"]).read_text())
