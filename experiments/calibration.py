@@ -8,7 +8,6 @@ with it. Captions: the greedy caption's mean probability of a word (the geometri
 states are. Intervals are 95 % bootstrap intervals over clips.
 """
 
-import argparse
 import math
 import sys
 from pathlib import Path
@@ -16,24 +15,22 @@ from pathlib import Path
 import numpy as np
 import torch
 from report import write_rows
+from shipped import arguments, networks, test_clips
 
-from gitdistill import GenerativeImageTextTeacher, load_student
 from gitdistill.decoding import greedy
 from gitdistill.inspection import (
+    bootstrap,
     calibration_error,
     mean_risk,
     reliability,
     risk_coverage,
-    with_interval,
     word_confidence,
 )
 from gitdistill.models.storage import write_whole
 from gitdistill.models.tokenizer import to_text
 from gitdistill.viz import plots
-from gitdistill.world import Clips
 from gitdistill.world.facts import facts_scores
 
-ROOT = Path(__file__).resolve().parents[1]
 KEPT = 0.8  # of the captions, in the table
 
 
@@ -73,9 +70,8 @@ def run(networks: dict, tokenizer, clips: list) -> tuple[list[dict], dict]:
             row = {"network": name, "kind": kind, "number": len(right), "right": float(np.mean(right))}
             row["confidence"] = float(np.mean(confidence))
             for score, measure in (("error", calibration_error), ("risk", mean_risk), ("risk_80", risk_at)):
-                row[score], row[f"{score}_low"], row[f"{score}_high"] = with_interval(
-                    measure, confidence, right, clip
-                )
+                found = bootstrap((confidence, right), clip, measure)
+                row |= dict(zip((score, f"{score}_low", f"{score}_high"), found))
             rows.append(row)
     return rows, seen
 
@@ -120,18 +116,8 @@ def draw(rows: list[dict], seen: dict, folder: Path) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--clips", type=int, default=500, help="of the test split")
-    parser.add_argument("--out", type=Path, default=ROOT / "data" / "experiments", help="folder of the table")
-    options = parser.parse_args()
-    teacher = GenerativeImageTextTeacher.from_pretrained("toybox")
-    students = {"distilled student": "student", "same student without a teacher": "baseline"}
-    networks = {name: load_student(ROOT / "data" / folder).model.eval() for name, folder in students.items()}
-    pool = Clips("test", options.clips)
-    clips = [pool.clip(number, masks=False) for number in range(len(pool))]
-    rows, seen = run({"teacher": teacher, **networks}, teacher.tokenizer, clips)
+    options = arguments(__doc__, clips=500).parse_args()
+    rows, seen = run(*networks(), test_clips(options.clips))
     write_rows(options.out / "calibration.csv", rows)
     draw(rows, seen, options.out)
     print("\n".join(table(rows)))

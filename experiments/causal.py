@@ -10,15 +10,13 @@ better it tells what the word depends on, the more is lost (the deletion score o
 https://arxiv.org/abs/1806.07421, on attention instead of pixels). Intervals are 95 % bootstrap intervals over clips.
 """
 
-import argparse
 import sys
 from collections import defaultdict
-from pathlib import Path
 
 import torch
 from report import write_rows
+from shipped import arguments, networks, test_clips
 
-from gitdistill import GenerativeImageTextTeacher, load_student
 from gitdistill.inspection import (
     Cut,
     attention_maps,
@@ -33,10 +31,8 @@ from gitdistill.inspection import (
 )
 from gitdistill.models.storage import write_whole
 from gitdistill.viz import plots
-from gitdistill.world import Clips
 from gitdistill.world.lexicon import PHRASES
 
-ROOT = Path(__file__).resolve().parents[1]
 KINDS = ("object", "colour", "motion")
 TOP = 0.2  # share of the places that is cut
 CUTS = ("the named thing", "another thing", "as many other cells")
@@ -185,26 +181,15 @@ def head_map(heads: list[dict], network: str):
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--clips", type=int, default=200, help="of the test split")
+    parser = arguments(__doc__, clips=200)
     parser.add_argument(
         "--explained", type=int, default=60, help="of these, for the comparison with explanations"
     )
-    parser.add_argument(
-        "--out", type=Path, default=ROOT / "data" / "experiments", help="folder of the tables"
-    )
     options = parser.parse_args()
-    teacher = GenerativeImageTextTeacher.from_pretrained("toybox")
-    students = {"distilled student": "student", "same student without a teacher": "baseline"}
-    networks = {name: load_student(ROOT / "data" / folder).model.eval() for name, folder in students.items()}
-    networks = {"teacher": teacher.model, **networks, "teacher, shuffled weights": shuffled(teacher.model)}
-    pool = Clips("test", options.clips)
-    clips = [pool.clip(number) for number in range(len(pool))]
-    tables = dict(
-        zip(("causal", "heads", "deletions"), run(networks, teacher.tokenizer, clips, options.explained))
-    )
+    found, tokenizer = networks()
+    found["teacher, shuffled weights"] = shuffled(found["teacher"])
+    clips = test_clips(options.clips, masks=True)
+    tables = dict(zip(("causal", "heads", "deletions"), run(found, tokenizer, clips, options.explained)))
     for name, rows in tables.items():
         write_rows(options.out / f"{name}.csv", rows)
     for name, file in {"teacher": "heads_teacher.png", "distilled student": "heads_student.png"}.items():

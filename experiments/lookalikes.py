@@ -9,20 +9,15 @@ group of the right one (a ram and a goat; tiger, leopard and cat) is averaged ov
 clips. Chance is that share for a network that finds all wrong objects equally likely.
 """
 
-import argparse
 import sys
 from collections import defaultdict
-from pathlib import Path
 
 import torch
 from report import write_rows
+from shipped import arguments, networks, test_clips
 
-from gitdistill import GenerativeImageTextTeacher, load_student
 from gitdistill.inspection import bootstrap
-from gitdistill.world import Clips
 from gitdistill.world.lexicon import OBJECTS
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 def nouns(tokenizer) -> dict[str, list[int]]:
@@ -67,7 +62,7 @@ def run(networks: dict, tokenizer, clips: list) -> list[dict]:
     for name, network in networks.items():
         rows = shares(network, tokenizer, clips)
         mean = {key: sum(row[key] for row in rows) / len(rows) for key in ("wrong", "alike", "chance")}
-        _, low, high, *_ = bootstrap([row["alike"] for row in rows], [row["clip"] for row in rows])
+        _, low, high = bootstrap([row["alike"] for row in rows], [row["clip"] for row in rows])
         found.append({"network": name, "words": len(rows), **mean, "low": low, "high": high})
     return found
 
@@ -84,18 +79,8 @@ def table(rows: list[dict]) -> list[str]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--clips", type=int, default=500, help="of the test split")
-    parser.add_argument("--out", type=Path, default=ROOT / "data" / "experiments", help="folder of the table")
-    options = parser.parse_args()
-    teacher = GenerativeImageTextTeacher.from_pretrained("toybox")
-    students = {"distilled student": "student", "same student without a teacher": "baseline"}
-    networks = {name: load_student(ROOT / "data" / folder).model.eval() for name, folder in students.items()}
-    pool = Clips("test", options.clips)
-    clips = [pool.clip(number, masks=False) for number in range(len(pool))]
-    rows = run({"teacher": teacher, **networks}, teacher.tokenizer, clips)
+    options = arguments(__doc__, clips=500).parse_args()
+    rows = run(*networks(), test_clips(options.clips))
     write_rows(options.out / "lookalikes.csv", rows)
     print("\n".join(table(rows)))
     return 0

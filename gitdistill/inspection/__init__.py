@@ -13,7 +13,6 @@ from gitdistill.inspection.calibration import (
     mean_risk,
     reliability,
     risk_coverage,
-    with_interval,
     word_confidence,
 )
 from gitdistill.inspection.explanation import explain, gradient_attention, occlusion, shuffled

@@ -2,9 +2,8 @@
 
 Guo et al. 2017 (https://arxiv.org/abs/1706.04599) for the calibration error, Geifman and El-Yaniv 2017
 (https://arxiv.org/abs/1705.08500) for risk against coverage. Confidences and correctness are arrays of length N.
+`bootstrap` gives intervals: its `statistic` takes any of these scores.
 """
-
-from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -19,7 +18,10 @@ def reliability(confidence, right, bins: int = 10) -> list[tuple[float, float, i
 
 
 def calibration_error(confidence, right, bins: int = 10) -> float:
-    """Expected calibration error: the mean distance of confidence and share right over the groups, 0 to 1."""
+    """Expected calibration error: the mean distance of confidence and share right over the groups, 0 to 1.
+
+    It is never negative, so chance alone makes it larger than 0, and its bootstrap interval lies somewhat too high.
+    """
     groups = reliability(confidence, right, bins)
     return sum(size * abs(sure - share) for sure, share, size in groups) / len(right)
 
@@ -34,22 +36,6 @@ def risk_coverage(confidence, right) -> tuple[np.ndarray, np.ndarray]:
 def mean_risk(confidence, right) -> float:
     """The area under the risk-coverage curve: the lower, the better does confidence tell right from wrong."""
     return float(risk_coverage(confidence, right)[1].mean())
-
-
-def with_interval(statistic: Callable, confidence, right, groups, repeats: int = 1000, seed: int = 0):
-    """`statistic(confidence, right)` and its 95 % bootstrap interval: (value, low, high).
-
-    groups: for each value the clip it comes from; whole clips are drawn again, as by `bootstrap`. A calibration error
-    is never negative, so chance alone makes it larger than 0, and its interval lies somewhat too high.
-    """
-    confidence, right = _checked(confidence, right)
-    generator, groups = np.random.default_rng(seed), np.asarray(groups)
-    members = [np.flatnonzero(groups == group) for group in np.unique(groups)]
-    found = []
-    for _ in range(repeats):
-        drawn = np.concatenate([members[k] for k in generator.integers(len(members), size=len(members))])
-        found.append(statistic(confidence[drawn], right[drawn]))
-    return float(statistic(confidence, right)), *map(float, np.quantile(found, [0.025, 0.975]))
 
 
 @torch.no_grad()

@@ -3,6 +3,9 @@
 A map is a hit when its strongest cell lies on the named thing. The game needs clips with masks of the things.
 """
 
+from collections.abc import Callable
+
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -78,18 +81,26 @@ def scores_by_kind(rows: list[dict], score: str = "hit") -> dict[str, tuple[floa
     return found
 
 
-def bootstrap(values, groups, repeats: int = 1000, seed: int = 0) -> tuple[float, float, float]:
-    """The mean of `values` and its 95 % interval: (mean, low, high).
+def bootstrap(
+    values, groups, statistic: Callable | None = None, repeats: int = 1000, seed: int = 0
+) -> tuple[float, float, float]:
+    """A statistic of `values` and its 95 % interval: (value, low, high).
 
+    values: N numbers, or a tuple of several arrays of N numbers for a statistic of several (confidence and right).
     groups: for each value the clip it comes from. Whole clips are drawn again (Efron 1979; a cluster bootstrap),
-    since the words of one clip are not independent.
+        since the words of one clip are not independent.
+    statistic: function of the values, of each array in turn; by default their mean.
     """
-    values = torch.as_tensor(values, dtype=torch.float64)
-    if len(values) == 0:
+    values = values if isinstance(values, tuple) else (values,)
+    values, statistic = [np.asarray(part, dtype=float) for part in values], statistic or np.mean
+    if not len(values[0]):
         raise ValueError("values is empty: nothing to average")
-    _, which = torch.as_tensor(groups).unique(return_inverse=True)
-    sums, counts = torch.bincount(which, values), torch.bincount(which)
-    drawn = torch.randint(len(sums), (repeats, len(sums)), generator=torch.Generator().manual_seed(seed))
-    means = sums[drawn].sum(1) / counts[drawn].sum(1)
-    low, high = means.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-    return float(values.mean()), low, high
+    if any(len(part) != len(groups) for part in values):
+        raise ValueError(f"{[len(part) for part in values]} values for {len(groups)} groups")
+    _, which = np.unique(np.asarray(groups), return_inverse=True)
+    members = np.split(np.argsort(which, kind="stable"), np.cumsum(np.bincount(which))[:-1])
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.randint(len(members), (repeats, len(members)), generator=generator).tolist()
+    rows = (np.concatenate([members[k] for k in row]) for row in drawn)
+    low, high = np.quantile([statistic(*(part[row] for part in values)) for row in rows], [0.025, 0.975])
+    return float(statistic(*values)), float(low), float(high)

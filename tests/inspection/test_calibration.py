@@ -6,11 +6,11 @@ import tiny
 import torch
 
 from gitdistill.inspection import (
+    bootstrap,
     calibration_error,
     mean_risk,
     reliability,
     risk_coverage,
-    with_interval,
     word_confidence,
 )
 
@@ -45,10 +45,11 @@ def test_the_interval_draws_whole_clips():
     def share(confidence, right):
         return right.mean()
 
-    value, low, high = with_interval(share, np.ones(100), right, np.repeat(np.arange(50), 2))
-    _, low_words, high_words = with_interval(share, np.ones(100), right, np.arange(100))
+    values = np.ones(100), right
+    value, low, high = bootstrap(values, np.repeat(np.arange(50), 2), share)
+    _, low_words, high_words = bootstrap(values, np.arange(100), share)
     assert value == 0.5 and (high - low) > 1.25 * (high_words - low_words)
-    assert (low, high) == with_interval(share, np.ones(100), right, np.repeat(np.arange(50), 2))[1:]
+    assert (low, high) == bootstrap(values, np.repeat(np.arange(50), 2), share)[1:]
 
 
 def test_words_are_right_where_the_likeliest_one_comes_next():
