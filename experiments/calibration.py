@@ -92,6 +92,11 @@ def table(rows: list[dict]) -> list[str]:
 def draw(rows: list[dict], seen: dict, folder: Path) -> None:
     """Write calibration.png and coverage.png."""
     errors = [f"{row['network']} {row['error']:.1%}" for row in rows if row["kind"] == "words"]
+    wrong = ", ".join(
+        f"{row['network']} {row['risk_80']:.0%} of {1 - row['right']:.0%}"
+        for row in rows
+        if row["kind"] == "captions"
+    )
     lines, risks = {}, {}
     for kind, found in seen.items():
         for name, values in found.items():
@@ -107,7 +112,9 @@ def draw(rows: list[dict], seen: dict, folder: Path) -> None:
             lines, xlabel="confidence", title="Calibration error of words: " + ", ".join(errors)
         ),
         "coverage.png": plots.curves(
-            risks, xlabel="share of the most confident", title="Who is unsure is wrong more often"
+            risks,
+            xlabel="share of the most confident",
+            title=f"Wrong captions among the surest {KEPT:.0%}: {wrong}",
         ),
     }
     pictures = {name: plots.png(figure) for name, figure in pictures.items()}

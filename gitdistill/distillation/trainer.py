@@ -6,7 +6,7 @@ batches see `caption_trainer`.
 
 import os
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor, nn
@@ -108,13 +108,13 @@ class DistillationTrainer(CaptionTrainer):
         student = student if isinstance(student, nn.Module) else student.model  # as `load_student` holds it
         super().__init__(student, tokenizer or teacher.tokenizer, **options)
         self._teacher, self._gradients_checked = (teacher,), False  # a tuple hides it from nn.Module
-        self._cache, self.caption_filter = cache, caption_filter or CaptionFilter()
-        self.own_captions, self.own_temperature = own_captions, own_temperature
-        self.teacher_dtype = teacher_dtype
+        self.caption_filter, self.own_captions = caption_filter or CaptionFilter(), own_captions
+        self.own_temperature, self.teacher_dtype, self._cache = own_temperature, teacher_dtype, cache
         weights = {"cross_entropy": cross_entropy, "sequence": sequence, "kl": kl, "attention": attention}
         weights |= {"features": features, "visual": visual, "hidden": hidden, "relations": relations}
         self.loss_weights, self.projectors = weights, nn.ModuleDict()
         self.terms = self._active_terms(feature_pairs, feature_kind, terms, temperature, beta)
+        self._check_vocabulary()
         self.spec = self._target_spec(int(bool(sequence)) if teacher_captions is None else teacher_captions)
         self._build_projectors()
 
@@ -143,7 +143,6 @@ class DistillationTrainer(CaptionTrainer):
 
     def _target_spec(self, captions: int) -> TargetSpec:
         """All that the active terms need of the teacher."""
-        self._check_vocabulary()
         words = any(not term.image_only for term in self.terms if term.needs or term.pairs)
         if not 0 <= self.own_captions <= 1 or (self.own_captions and not words):
             rule = "between 0 and 1, above 0 only beside a term that compares words, such as kl"
@@ -158,9 +157,13 @@ class DistillationTrainer(CaptionTrainer):
             "logits" in needs, tuple(image), tuple(text), "attention" in needs, captions, grading
         )
 
+    @cached_property
+    def same_words(self) -> bool:
+        """Is the student's vocabulary the teacher's?"""
+        return self.tokenizer.get_vocab() == self._teacher[0].tokenizer.get_vocab()
+
     def _check_vocabulary(self) -> None:
         """A ValueError where a student with words of its own is to be compared word by word."""
-        self.same_words = self.tokenizer.get_vocab() == self._teacher[0].tokenizer.get_vocab()
         wrong = [term.name for term in self.terms if (term.needs or term.pairs) and not term.image_only]
         wrong += ["cache"] if self._cache is not None else []
         if self.same_words:
@@ -268,9 +271,8 @@ class DistillationTrainer(CaptionTrainer):
             captions = self.caption_filter.apply(*found, pad)
             if not self.same_words:
                 words = self._teacher[0].tokenizer, self.tokenizer
-                captions = translate(captions.flatten(0, 1), *words, self.model.max_positions).unflatten(
-                    0, (clips, -1)
-                )
+                captions = translate(captions.flatten(0, 1), *words, self.model.max_positions)
+                captions = captions.unflatten(0, (clips, -1))
         else:
             captions, numbers = self.cache.pseudo_captions(batch["clip"], count, self.caption_filter)
             numbers = torch.cat([batch["caption"].unflatten(0, (clips, -1)), numbers], dim=1)
@@ -291,10 +293,8 @@ class DistillationTrainer(CaptionTrainer):
         targets = self.cache.read(batch["clip"], batch["caption"], batch["tokens"], self.spec)
         if own is None:
             return targets
-        features, spec = (
-            targets.pop("visual_features"),
-            replace(self.spec, image_features=(), visual_features=False),
-        )
+        features = targets.pop("visual_features")
+        spec = replace(self.spec, image_features=(), visual_features=False)
         graded = teacher_targets(self.teacher, frames, own.flatten(0, 1), spec, self._precision, features)
         if spec.logits:
             graded["logits"] = losses.top_k(graded["logits"], self.cache.metadata["k"])

@@ -88,8 +88,8 @@ def kept(cut: Cut, image: int, columns: int, number: int, frames: int) -> Tensor
 
 def head_effects(model, frames: Tensor, tokens: Tensor) -> Tensor:
     """How much each word's log-probability falls when one head is silent: [L, H, T-1]."""
-    watched, _ = text_attention(getattr(model, "model", model))
     inner = getattr(model, "model", model)
+    watched, _ = text_attention(inner)
     heads = inner.get_submodule(watched[0].removesuffix(".softmax")).heads
     cuts = [Cut(layers=(layer,), heads=(head,)) for layer in range(len(watched)) for head in range(heads)]
     found = with_cuts(model, frames, tokens, [Cut(heads=()), *cuts])

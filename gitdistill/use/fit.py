@@ -58,7 +58,7 @@ def run(cli: type[FitCLI] = FitCLI, **options) -> FitCLI:
         subclass_mode_data=True,
         save_config_kwargs={"overwrite": True},
         parser_kwargs={"exit_on_error": False},
-        trainer_defaults={"callbacks": ExactResume(), "plugins": plugins},
+        trainer_defaults={"callbacks": ExactResume(), "plugins": plugins, "default_root_dir": "runs"},
         **options,
     )
 

@@ -50,6 +50,7 @@ def test_a_fit_exports_what_it_tested(run, tmp_path):
     assert files >= {"config.json", "model.safetensors", "tokenizer.json", "scores.json"}
     scores = json.loads((tmp_path / "end" / "scores.json").read_text())
     assert scores["steps"] == 1 and "unseen/cider" in scores
+    assert {path.name for path in tmp_path.iterdir()} == {"start", "end", "runs"}  # nothing else is left here
     GitForCausalLM.from_pretrained(tmp_path / "end")  # transformers reads it
 
 

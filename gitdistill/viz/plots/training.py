@@ -148,9 +148,9 @@ def scores(table, title=None, shared=False):
     figure = style.figure(max(5.0, 1.6 + 2.35 * columns), height, "Scores", title)
     grid = list(figure.subplots(rows, columns, squeeze=False, sharey=True).flat)
     everything = [value for row in table.values() for value in row.values() if value is not None]
+    places = list(style.slots(table).values())
     for axes, name in zip(grid, names):
         values = {k: row[name] for k, row in enumerate(table.values()) if row.get(name) is not None}
-        places = list(style.slots(table).values())
         in_range = everything if shared else list(values.values())
         top = max([abs(value) for value in in_range] + [1e-9])
         for k, value in values.items():
