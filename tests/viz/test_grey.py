@@ -37,10 +37,6 @@ def feature_maps(first, second):
     return plots.feature_maps(black()[0], {"layer": first})
 
 
-def module_card(first, second):
-    return plots.module_card(black()[0], [("layer", "8 x 4 x 4", 0.0, 1.0, 0.5, 1.0)], 0, first)
-
-
 def channels(side):
     """Eight channels with one strong cell each."""
     return np.stack([(8 - k) * pointer((side, side), (k % side, 1)) for k in range(8)])
@@ -59,13 +55,10 @@ EXCHANGED = {
         STRONG,
         NONE,
     ),
-    "word card": (lambda a, b: plots.word_card(black(2), "cup", {"a": a, "b": b}), STRONG, NONE),
     "ribbon": (lambda a, b: plots.ribbon({"greedy": (["a", "cup"], ["a", a], [0.9, 0.2])}), "cup", "bell"),
     "drafts": (lambda a, b: plots.drafts([([a], ["mill"])]), "mill", "bell"),
     "feature maps": (feature_maps, channels(4), -channels(4)),
-    "module card": (module_card, channels(4), -channels(4)),
     "fine feature maps": (feature_maps, channels(24), -channels(24)),
-    "fine module card": (module_card, channels(24), -channels(24)),
 }
 
 

@@ -10,7 +10,7 @@ from tiny_git import random_port, tokenizer
 from gitdistill import GenerativeImageTextTeacher, StudentCandidateV1, TinyVIT, inspection
 from gitdistill.decoding import beam
 from gitdistill.hooks import paths
-from gitdistill.viz import plots, widgets
+from gitdistill.viz import explorers, plots
 
 LAYERS = ["model.image_encoder.layers.?", "model.layers.0"]
 
@@ -45,12 +45,13 @@ def test_words_heads_and_frames(scene):
     words = networks["teacher"].tokenizer.convert_ids_to_tokens(tokens[1:])
     maps = {name: found.by_word() for name, found in seen.items()}
     assert maps["teacher"].shape == (len(words), 1, 14, 14)
-    check(plots.gaze(frames, words, {"teacher": maps["teacher"]}))
-    check(widgets.gaze(frames, words, maps, difference=False))
+    still = plots.gaze(frames, words, {"teacher": maps["teacher"]})
+    columns = {name: {"words": words, "heads": found.maps} for name, found in seen.items()}
+    check(still)
+    assert len(explorers.words(frames, columns, still).html) < 400_000
     check(plots.frame_word_map(maps["teacher"], words, frames))
-    check(widgets.frame_words(frames, words, maps["teacher"]))
     for found in seen.values():
-        check(plots.heads(found.maps[:, :, 0, 0], frames[0]), widgets.heads(frames, words, found.maps))
+        check(plots.heads(found.maps[:, :, 0, 0], frames[0]))
 
 
 def test_explanations(scene):
@@ -68,8 +69,10 @@ def test_layers(scene):
     ours = inspection.features(networks["student"], stages, crops)
     pooled = [[x.mean((1, 2)) for x in side.values()] for side in (theirs, ours)]
     check(plots.similarity(inspection.cka_map(*pooled), list(theirs), list(ours), ("teacher", "student")))
-    check(plots.feature_maps(frames[0], {path: x[0].movedim(-1, 0) for path, x in ours.items()}))
-    check(widgets.modules(crops[:2, 0], {path: x[:2].movedim(-1, 1) for path, x in ours.items()}))
+    still = plots.feature_maps(frames[0], {path: x[0].movedim(-1, 0) for path, x in ours.items()})
+    check(still)
+    images = {path: x[:2].movedim(-1, 1) for path, x in ours.items()}
+    assert len(explorers.modules(crops[:2, 0], images, still).html) < 400_000
     same_grid = next(path for path, x in ours.items() if x.shape[1:3] == (14, 14))
     both = {"teacher": theirs["model.layers.0"], "student": ours[same_grid]}
     colours, explained = inspection.joint_pca({name: x.flatten(0, 2) for name, x in both.items()}, both)

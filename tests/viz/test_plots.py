@@ -110,7 +110,7 @@ def test_the_same_picture_gives_the_same_bytes_whatever_the_users_style():
 
 
 def test_pyplot_and_models_stay_out():
-    code = "import sys, gitdistill.viz.plots as p, gitdistill.viz.widgets\np.png(p.budget({'a': 1}))\n"
+    code = "import sys, gitdistill.viz.plots as p, gitdistill.viz.explorers\np.png(p.budget({'a': 1}))\n"
     code += "print([m for m in ('matplotlib.pyplot', 'torch', 'gitdistill.models') if m in sys.modules])"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert run.stdout.strip() == "[]", run.stderr

@@ -13,7 +13,6 @@ Letters: B clips, F frames, O objects, C channels, H x W pixels, h x w cells of 
 """
 
 from gitdistill.viz.plots.attention import frame_word_map, gaze, heads, overview
-from gitdistill.viz.plots.cards import frame_word_card, head_card, module_card, word_card
 from gitdistill.viz.plots.clips import film
 from gitdistill.viz.plots.explanation import effects, explanations, pointing_examples, pointing_game
 from gitdistill.viz.plots.features import components, feature_maps, similarity

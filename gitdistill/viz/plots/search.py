@@ -51,7 +51,7 @@ def beam_tree(trace, words, top=3, clip=0, upto=None, title=None):
         for rank, node in enumerate(nodes):
             score = f"({node['final']:.2f})" if node["finished"] else f"{node['score']:.2f}"
             label = f"{style.short(text(int(node['token'])), letters)}\n{style.minus_sign(score)}"
-            _node(axes, step, _parent(steps, step, node) or 0, rank, node, label, (step, rank) in best, size)
+            _node(axes, step, parent(steps, step, node) or 0, rank, node, label, (step, rank) in best, size)
     _tree_legend(axes, bool(best))
     return figure
 
@@ -74,7 +74,7 @@ def _pruned(node):
     return not (node["finished"] or node["kept"])
 
 
-def _parent(steps, step, node):
+def parent(steps, step, node):
     """Rank in the step before of the candidate that `node` continues; None at the first step."""
     before = enumerate(steps[step - 1] if step else ())
     return next((rank for rank, other in before if other["kept"] and other["beam"] == node["parent"]), None)
@@ -89,7 +89,7 @@ def winner(steps):
     path = []
     while rank is not None:
         path.append((step, rank))
-        rank, step = _parent(steps, step, steps[step][rank]), step - 1
+        rank, step = parent(steps, step, steps[step][rank]), step - 1
     return path
 
 
