@@ -12,6 +12,7 @@ Each file is written beside its target and then renamed, so an interrupted run l
 """
 
 import argparse
+import copy
 import csv
 import os
 import re
@@ -19,6 +20,7 @@ import sys
 import time
 from pathlib import Path
 
+import latex2mathml.converter
 import nbformat
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
@@ -156,12 +158,25 @@ def write(path: Path, text: str) -> None:
         beside.unlink(missing_ok=True)
 
 
+FORMULA = re.compile(r"(?P<dollars>\$\$?)(?P<latex>(?:\\.|[^$\\`])+?)(?P=dollars)", re.DOTALL)
+FETCHED = re.compile(r'<script[^>]*\bsrc="https?:[^>]*>\s*</script>')
+
+
 def render(notebook: nbformat.NotebookNode, folder: Path, name: str) -> str:
-    """The notebook as one HTML page, pictures of its Markdown cells included."""
+    """The notebook as one HTML page that fetches nothing: pictures embedded, formulas as MathML."""
+    notebook = copy.deepcopy(notebook)
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            cell.source = FORMULA.sub(mathml, cell.source)
     page, _ = HTMLExporter(embed_images=True).from_notebook_node(
         notebook, {"metadata": {"name": name, "path": str(folder)}}
     )
-    return page
+    return FETCHED.sub("", page)
+
+
+def mathml(found: re.Match) -> str:
+    display = "block" if found["dollars"] == "$$" else "inline"
+    return latex2mathml.converter.convert(found["latex"].strip(), display=display)
 
 
 def run(path: Path, html: Path | None = None, timeout: int = 600) -> str | None:

@@ -7,7 +7,7 @@ Letters beside those of the package: L layers, h x w cells of the image grid, S 
 then the text's). A caption of T tokens has T - 1 maps: the map of a word comes from the position that predicts it.
 """
 
-from gitdistill.inspection.attention import AttentionMaps, attention_maps, rollout
+from gitdistill.inspection.attention import AttentionMaps, attention_maps, rollout, told
 from gitdistill.inspection.calibration import (
     calibration_error,
     mean_risk,

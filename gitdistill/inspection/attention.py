@@ -5,9 +5,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from gitdistill import decoding
 from gitdistill.decoding.loop import evaluation
 from gitdistill.distillation.targets import STUDENT_ATTENTION, as_feature_grid, total_frames
 from gitdistill.hooks import paths, record
+from gitdistill.models.tokenizer import to_text
 
 
 @dataclass
@@ -46,6 +48,28 @@ def attention_maps(model, frames: Tensor, tokens: Tensor) -> AttentionMaps:
     image = text.shape[-1] - (len(tokens) if prefix else 0)
     maps = on_grid(text[:, :, :-1, :image], total_frames(clip))
     return AttentionMaps(maps, words, mixing_steps(seen, image, len(tokens)))
+
+
+@torch.no_grad()
+def told(model, tokenizer, frames, temperature: float = 0.0, seed: int = 0, likeliest: int = 4) -> dict:
+    """What a network says of a clip [F, 3, H, W], and where it looks: what `viz.explorers.words` shows of it.
+
+    temperature: of sampling with `seed`; 0 is greedy decoding. Returns the `text`, its `words`, the `heads`
+    [L, H, T, F, h, w], and for each word its `probabilities` and the `likeliest` candidates at its place.
+    """
+    network, clip = getattr(model, "model", model), torch.as_tensor(frames)
+    drawn = decoding.sample(network, clip[None], temperature=temperature, seed=seed) if temperature else None
+    tokens = (drawn or decoding.greedy(network, clip[None])).tokens[0, 0]
+    text = to_text(tokens[None], tokenizer)[0]
+    tokens = tokens[tokens != network.pad_token_id]
+    found = attention_maps(model, clip, tokens)
+    logits = network(clip[None], tokens[None]).logits[0, :-1]
+    sure, ids = logits.softmax(-1).topk(likeliest)
+    names = [tokenizer.convert_ids_to_tokens(row) for row in ids.tolist()]
+    candidates = [list(zip(row, numbers)) for row, numbers in zip(names, sure.tolist())]
+    words = tokenizer.convert_ids_to_tokens(tokens[1:].tolist())
+    known = {"text": text, "words": words, "heads": found.maps, "candidates": candidates}
+    return known | {"probabilities": found.log_probs.exp()}
 
 
 def rollout(mixing: Tensor, first: int = 0) -> Tensor:

@@ -72,13 +72,13 @@ def extent(toy: Toy) -> tuple[int, int, int, int]:
 
 
 def place(draw: np.random.RandomState, toys, ways: list[int], arrangement: str) -> tuple:
-    """Paths such that nothing is cut off, and that toys lie apart unless they are to hide each other."""
+    """Paths such that nothing is cut off, and that toys lie apart unless they are to hide each other; any if "free"."""
     areas = [extent(toy) for toy in toys]
     for _ in range(TRIES):
         paths = tuple(path_of(draw, toy, area, way) for toy, area, way in zip(toys, areas, ways, strict=True))
         if arrangement == "hiding":
             paths = (paths[0], near(draw, toys, areas, paths), *paths[2:])
-        if suits(toys, areas, paths, arrangement):
+        if arrangement == "free" or suits(toys, areas, paths, arrangement):
             return paths
     raise ValueError(f"no room for {', '.join(toy.name for toy in toys)}: take smaller sizes or fewer toys")
 

@@ -51,8 +51,8 @@ class Scene:
         ground: one of `gitdistill.world.drawing.GROUNDS`.
         seed: of all that is left open.
         moving: False for a single image, where no motion can be seen.
-        arrangement: how to place two toys: "apart", "beside" (so that their relation is clear), or "hiding" (the
-            second hides a part of the first).
+        arrangement: how to place two toys: "apart", "beside" (so that their relation is clear), "hiding" (the second
+            hides a part of the first), or "free" (wherever their x and y say, even half outside).
 
     Attributes: `toys`, with their places; `paths`: for each its centre at the start and the end, (x0, y0, x1, y1);
     `turns`: for each the sense of its rotation; `relations`: (i, relation, j) with i < j for all that are clear in

@@ -3,8 +3,9 @@
     make test-browser
     make test-browser NOTEBOOKS=02      only the notebooks whose name contains it
 
-Runs all cells of each notebook. No figure may be squeezed, and every slider must change its picture when it is moved.
-Screenshots go to runs/browser/. Not part of `make test`: it needs a Chromium and takes as long as the notebooks.
+Runs all cells of each notebook. No figure may be squeezed; every explorer must answer to its keys and lists, there and
+in the exported page without a network; a toy that is dragged in the clip maker must be captioned. Screenshots go to
+runs/browser/. Not part of `make test`: it needs a Chromium and takes as long as the notebooks.
 """
 
 import json
@@ -17,7 +18,9 @@ import time
 import urllib.request
 from pathlib import Path
 
+import nbformat
 import pytest
+import run_notebooks
 
 pytestmark = pytest.mark.browser
 
@@ -27,7 +30,7 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 CHOSEN = os.environ.get("NOTEBOOKS", "")
 NAMES = sorted(p.stem for p in (ROOT / "notebooks").glob("*.ipynb") if CHOSEN in p.stem)
 TOKEN = "browser-test"
-PATIENCE = 120  # seconds that a slider may take on a busy machine; the time it took is printed
+PATIENCE = 60  # seconds that a caption may take on a busy machine; the time it took is printed
 SETTINGS = {
     "@jupyterlab/apputils-extension:notification": {"fetchNews": "false"},
     "@jupyterlab/notebook-extension:tracker": {"windowingMode": "none"},  # all cells are in the page
@@ -104,21 +107,95 @@ def page():
 
 IDLE = "window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'"
 RUN_ALL = "window.jupyterapp.commands.execute('notebook:run-all-cells')"
-# The picture of a slider is the image in the same box of widgets.
-PICTURE = "handle => handle.closest('.widget-vbox').querySelector('img').src"
-AT_ITS_END = "handle => handle.getAttribute('aria-valuenow') === handle.getAttribute('aria-valuemax')"
+# All that an explorer shows: its text, which words are chosen, and the pixels of its canvases.
+SHOWN = """host => {
+  const root = host.shadowRoot;
+  const chosen = [...root.querySelectorAll('[aria-pressed="true"], tr.chosen')].map((node) => node.textContent);
+  const pixels = [...root.querySelectorAll('canvas')].map((node) => node.toDataURL());
+  const drawn = [...root.querySelectorAll('svg')].map((node) => node.outerHTML);
+  return JSON.stringify([root.textContent, chosen, pixels, drawn]);
+}"""
+VARIED = """host => [...host.shadowRoot.querySelectorAll('canvas')].map((node) => {
+  const seen = new Set(node.getContext('2d').getImageData(0, 0, node.width, node.height).data);
+  return seen.size;
+})"""
 
 
-def move(page, handle):
-    """Press an arrow key; the milliseconds until the slider shows another picture, or None if it never does."""
-    before, start = handle.evaluate(PICTURE), time.monotonic()
-    handle.focus()
-    page.keyboard.press("ArrowLeft" if handle.evaluate(AT_ITS_END) else "ArrowRight")
-    while time.monotonic() - start < PATIENCE:
-        if handle.evaluate(PICTURE) != before:
-            return 1000 * (time.monotonic() - start)
-        page.wait_for_timeout(10)
-    return None
+def play(page, shot):
+    """Every explorer of the page answers to a key, to each of its boxes and lists, and draws more than one colour."""
+    hosts = page.locator(".gitdistill-explorer")
+    assert hosts.count() > 0
+    for k in range(hosts.count()):
+        host = hosts.nth(k)
+        host.scroll_into_view_if_needed()
+        page.wait_for_timeout(300)
+        assert host.evaluate("host => !!host.shadowRoot"), f"explorer {k + 1} did not start"
+        assert min(host.evaluate(VARIED), default=9) > 8, f"explorer {k + 1} has an empty canvas"
+        seen = [host.evaluate(SHOWN)]
+        for key in ("ArrowLeft", "ArrowLeft", "ArrowRight"):
+            start = time.monotonic()
+            host.locator(".explorer").focus()
+            page.keyboard.press(key)
+            seen.append(host.evaluate(SHOWN))
+            print(f"{shot}, explorer {k + 1}: {1000 * (time.monotonic() - start):.0f} ms")
+        assert len(set(seen)) > 1, f"explorer {k + 1} does not answer to its keys"
+        for box in host.locator("input[type=checkbox]").all():
+            before = host.evaluate(SHOWN)
+            box.check()
+            assert host.evaluate(SHOWN) != before, f"a box of explorer {k + 1} changes nothing"
+            box.uncheck()
+        for choice in host.locator("select").all():
+            before, last = host.evaluate(SHOWN), choice.evaluate("list => list.options.length - 1")
+            choice.select_option(index=last)
+            assert last == 0 or host.evaluate(SHOWN) != before, f"a list of explorer {k + 1} changes nothing"
+        host.screenshot(path=SHOTS / f"{shot}_explorer_{k + 1}.png")
+
+
+def drag_toys(page, shot):
+    """A toy of each clip maker is dragged: within `PATIENCE` the clip is drawn and captioned anew."""
+    makers = page.locator("[aria-label='clip maker']")
+    for k in range(makers.count()):
+        maker = makers.nth(k)
+        maker.scroll_into_view_if_needed()
+        picture, toy = maker.locator(".stage img"), maker.locator(".toy").first
+        before, place = picture.get_attribute("src"), toy.bounding_box()
+        x, y = place["x"] + 22, place["y"] + 22
+        page.mouse.move(x, y)
+        page.mouse.down()
+        start = time.monotonic()
+        page.mouse.move(x + 30, y + 20)
+        while maker.locator(".stage img").get_attribute("src") == before:
+            assert time.monotonic() - start < PATIENCE, "a dragged toy was not drawn anew"
+            page.wait_for_timeout(5)
+        print(f"{shot}: a dragged toy is captioned after {1000 * (time.monotonic() - start):.0f} ms")
+        page.mouse.up()
+        maker.get_by_text("keep this clip").click()
+        maker.get_by_text("Of 1 clips right").wait_for()
+        maker.screenshot(path=SHOTS / f"{shot}_clip_maker_{k + 1}.png")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_exported_page_without_a_network(page, name, tmp_path):
+    """The committed notebook as a page on disk: nothing is fetched, and all explorers work."""
+    SHOTS.mkdir(parents=True, exist_ok=True)
+    notebook = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
+    path, asked, errors = tmp_path / f"{name}.html", [], []
+    path.write_text(run_notebooks.render(notebook, ROOT / "notebooks", name), encoding="utf-8")
+
+    def answer(route):
+        asked.append(route.request.url)
+        route.abort()
+
+    page.route(lambda url: url.startswith("http"), answer)
+    page.on("pageerror", errors.append)
+    try:
+        page.goto(path.as_uri())
+        page.wait_for_timeout(500)
+        play(page, f"{name}_page")
+    finally:
+        page.unroute_all()
+        page.remove_listener("pageerror", errors.append)
+    assert not errors and not asked, (errors, asked)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -137,14 +214,8 @@ def test_notebook(lab, page, name):
         shown, real = figures.nth(k).evaluate("img => [img.clientWidth, img.naturalWidth]")
         assert shown >= 0.95 * real > 0, f"figure {k + 1} of {name} is squeezed: its letters get too small"
         page.screenshot(path=SHOTS / f"{name}_figure_{k + 1}.png")
-    sliders = page.locator(".widget-vbox .noUi-handle")
-    for k in range(sliders.count()):
-        handle = sliders.nth(k)
-        handle.scroll_into_view_if_needed()
-        milliseconds = move(page, handle)
-        assert milliseconds, f"slider {k + 1} of {name} moved, but its picture stayed"
-        print(f"{name}, slider {k + 1}: a new picture after {milliseconds:.0f} ms")
-        page.screenshot(path=SHOTS / f"{name}_slider_{k + 1}.png")
+    play(page, name)
+    drag_toys(page, name)
 
 
 def first_error(page):

@@ -110,7 +110,7 @@ def test_an_output_stands_alone(name):
     explorer = everything()[name]
     html = explorer.html
     assert explorer._repr_mimebundle_()["text/html"] == html and len(html) < 400_000
-    assert f'<img alt="{explorer.alt}" src="data:image/png;base64,iVBOR' in html
+    assert f'<img alt="{explorer.alt}" width="400" src="data:image/png;base64,iVBOR' in html
     outside = html.replace("http://www.w3.org/2000/svg", "")
     assert "http:" not in outside and "https:" not in outside and 'src="//' not in outside
 

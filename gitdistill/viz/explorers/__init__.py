@@ -37,7 +37,8 @@ class Explorer:
         text = json.dumps(data, ensure_ascii=True, allow_nan=False, separators=(",", ":")).replace(
             "<", "\\u003c"
         )
-        picture = f'<img alt="{escape(self.alt)}" src="data:image/png;base64,{self.still}">'
+        picture = f'<img alt="{escape(self.alt)}" width="400" src="data:image/png;base64,{self.still}">'
+        picture += "<p>A still picture: run this cell, and it becomes an explorer.</p>"
         host = "const host = document.currentScript.previousElementSibling;"
         run = f"(() => {{ {host}\n{script}\nexplore(host, {text}); }})()"
         return f'<div class="gitdistill-explorer">{picture}</div><script>{run}</script>'
@@ -56,15 +57,21 @@ def words(frames, networks, still) -> Explorer:
         words: T texts;
         heads: attention [L, H, T, F, h, w], for the mean map and the heads; or
         maps: name -> [T, F, h, w], further maps (rollout, ...), the first of them shown first without `heads`;
-        probabilities: T numbers, below the words; optional.
+        probabilities: T numbers, below the words; optional;
+        candidates: for each word the likeliest ones at its place, (text, probability) each; optional.
     """
+    return Explorer("words", still, **words_data(frames, networks))
+
+
+def words_data(frames, networks) -> dict:
+    """What the script shows of `words`, whose arguments these are."""
     columns = [
         _network(label, len(frames), **parts) for label, parts in style.some(networks, "networks").items()
     ]
-    return Explorer("words", still, **_clip(frames), networks=columns)
+    return {**_clip(frames), "networks": columns}
 
 
-def _network(label, frames, words, heads=None, maps=None, probabilities=None) -> dict:
+def _network(label, frames, words, heads=None, maps=None, probabilities=None, candidates=None) -> dict:
     chosen = {}
     if heads is not None:
         heads = style.array(heads, f"heads of {label}", ("L", "H", len(words), frames, "h", "w"))
@@ -83,7 +90,10 @@ def _network(label, frames, words, heads=None, maps=None, probabilities=None) ->
     sure = (
         None if probabilities is None else _numbers(style.array(probabilities, "probabilities", [len(words)]))
     )
-    return {"name": label, "words": list(words), "grid": list(grid), "maps": entries, "probabilities": sure}
+    candidates = style.one_each(candidates, "candidates", len(words)) or ()
+    likely = [[(text, *_numbers([chance])) for text, chance in row] for row in candidates]
+    found = {"name": label, "words": list(words), "grid": list(grid), "maps": entries}
+    return found | {"probabilities": sure, "candidates": likely}
 
 
 def tree(traces, words, still, top: int = 2, clip: int = 0) -> Explorer:

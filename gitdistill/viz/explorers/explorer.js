@@ -169,6 +169,10 @@ function words(root, data) {
     };
     column.count = buttons.length;
     column.word = () => network.words[here()];
+    column.likely = () => {
+      const texts = (network.candidates[here()] || []).map(([text, sure]) => `${text} ${percent(sure)}`);
+      return texts.length ? ` ${network.name}: ${texts.join(", ")}.` : "";
+    };
     return column;
   });
 
@@ -180,7 +184,8 @@ function words(root, data) {
   function render() {
     columns.forEach((column) => column.render());
     const scale = state.shared ? "one scale for all words of a map" : "each word on its own scale";
-    status.textContent = `Word ${state.word + 1}: \u201c${columns[0].word()}\u201d; ${scale}.`;
+    const likely = columns.map((column) => column.likely()).join("");
+    status.textContent = `Word ${state.word + 1}: \u201c${columns[0].word()}\u201d; ${scale}.${likely}`;
   }
   const smooth = tick("smooth", (on) => { state.smooth = on; render(); });
   const shared = tick("one scale for all words", (on) => { state.shared = on; render(); });
