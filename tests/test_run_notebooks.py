@@ -71,6 +71,14 @@ def test_html_leaves_the_notebook_alone(path, tmp_path, capsys):
     assert "x  10" not in capsys.readouterr().out
 
 
+def test_a_page_fetches_nothing_and_shows_formulas(tmp_path):
+    cells = [new_markdown_cell("A share $\\frac{1}{2}$ of\n\n$$x_1 \\lVert y \\rVert$$\n\nand 3 $ or `$HOME` stay.")]
+    page = runner.render(new_notebook(cells=cells), tmp_path, "page")
+    assert page.count("<math") == 2 and page.count("<mfrac>") == 1 and 'display="block"' in page
+    assert "frac{1}" not in page and "3 $ or" in page and "$HOME" in page
+    assert not re.search(r'<(?:script|link|img)[^>]*(?:src|href)="https?:', page)
+
+
 def test_a_failing_cell(path, tmp_path, capsys):
     """Few lines that name the cell, exit code 1, the notebook untouched, the next one not started."""
     save(path, "x = 1", "y = 2\nassert x == y, 'x is one'")

@@ -164,19 +164,21 @@ FETCHED = re.compile(r'<script[^>]*\bsrc="https?:[^>]*>\s*</script>')
 
 def render(notebook: nbformat.NotebookNode, folder: Path, name: str) -> str:
     """The notebook as one HTML page that fetches nothing: pictures embedded, formulas as MathML."""
-    notebook = copy.deepcopy(notebook)
+    notebook, formulas = copy.deepcopy(notebook), []
+
+    def put_aside(found: re.Match) -> str:  # nbconvert's Markdown would take the formula apart
+        display = "block" if found["dollars"] == "$$" else "inline"
+        formulas.append(latex2mathml.converter.convert(found["latex"].strip(), display=display))
+        return f"formula-{len(formulas) - 1}-stands-here"
+
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
-            cell.source = FORMULA.sub(mathml, cell.source)
+            cell.source = FORMULA.sub(put_aside, cell.source)
     page, _ = HTMLExporter(embed_images=True).from_notebook_node(
         notebook, {"metadata": {"name": name, "path": str(folder)}}
     )
+    page = re.sub(r"formula-(\d+)-stands-here", lambda found: formulas[int(found[1])], page)
     return FETCHED.sub("", page)
-
-
-def mathml(found: re.Match) -> str:
-    display = "block" if found["dollars"] == "$$" else "inline"
-    return latex2mathml.converter.convert(found["latex"].strip(), display=display)
 
 
 def run(path: Path, html: Path | None = None, timeout: int = 600) -> str | None:

@@ -182,19 +182,22 @@ def test_exported_page_without_a_network(page, name, tmp_path):
     path, asked, errors = tmp_path / f"{name}.html", [], []
     path.write_text(run_notebooks.render(notebook, ROOT / "notebooks", name), encoding="utf-8")
 
+    def note(error):
+        errors.append(str(error))
+
     def answer(route):
         asked.append(route.request.url)
         route.abort()
 
     page.route(lambda url: url.startswith("http"), answer)
-    page.on("pageerror", errors.append)
+    page.on("pageerror", note)
     try:
         page.goto(path.as_uri())
         page.wait_for_timeout(500)
         play(page, f"{name}_page")
     finally:
         page.unroute_all()
-        page.remove_listener("pageerror", errors.append)
+        page.remove_listener("pageerror", note)
     assert not errors and not asked, (errors, asked)
 
 
