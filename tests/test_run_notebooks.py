@@ -72,7 +72,11 @@ def test_html_leaves_the_notebook_alone(path, tmp_path, capsys):
 
 
 def test_a_page_fetches_nothing_and_shows_formulas(tmp_path):
-    cells = [new_markdown_cell("A share $\\frac{1}{2}$ of\n\n$$x_1 \\lVert y \\rVert$$\n\nand 3 $ or `$HOME` stay.")]
+    cells = [
+        new_markdown_cell(
+            "A share $\\frac{1}{2}$ of\n\n$$x_1 \\lVert y \\rVert$$\n\nand 3 $ or `$HOME` stay."
+        )
+    ]
     page = runner.render(new_notebook(cells=cells), tmp_path, "page")
     assert page.count("<math") == 2 and page.count("<mfrac>") == 1 and 'display="block"' in page
     assert "frac{1}" not in page and "3 $ or" in page and "$HOME" in page

@@ -1,6 +1,6 @@
 """Fill the tables of the README files from measured files; keep what `make run` measured in data/.
 
-    python tools/readme.py           after `make run`: copies runs/results.csv, minutes.csv and overview.png to data/,
+    python tools/readme.py           after `make run`: copies its two tables and two pictures from runs/ to data/,
                                      draws the picture of both networks and fills all tables
     python tools/readme.py --keep    only fills the tables, from what is in data/
     python tools/readme.py --check   changes nothing; exit code 1 if a table differs from its file
@@ -37,7 +37,7 @@ from gitdistill.viz import plots  # noqa: E402
 EXPERIMENTS = ("labels", "losses", "own_captions", "sizes")
 MEASURES = ROOT / "data" / "experiments"
 PLANS = {"laptop": "student", "gpu": "coco", "cluster": "msrvtt"}  # table -> configuration
-MEASURED = ("results.csv", "minutes.csv", "overview.png")
+MEASURED = ("results.csv", "minutes.csv", "overview.png", "story.png")
 SCORES = {
     "cider": "CIDEr",
     "facts_precision": "facts right",

@@ -2,7 +2,7 @@
 `drawing` and `sprites` make clips, `module` feeds them to Lightning, `pretrain` trains the networks in data/."""
 
 from gitdistill.world.drawing import draw, draw_masks
-from gitdistill.world.facts import facts_scores
+from gitdistill.world.facts import facts_scores, false_words
 from gitdistill.world.layout import Toy
 from gitdistill.world.scenes import Clip, Clips, Scene
 
@@ -15,6 +15,7 @@ __all__ = [
     "draw",
     "draw_masks",
     "facts_scores",
+    "false_words",
     "toybox_tokenizer",
 ]
 

@@ -200,3 +200,10 @@ def facts_scores(captions: Sequence[str], scenes: Sequence) -> dict[str, float]:
 
 def share(part: int, whole: int) -> float:
     return float(part / whole) if whole else float("nan")
+
+
+def false_words(words: Sequence[str], scene) -> list[bool]:
+    """Which words of a caption state something wrong: of some kind of fact more is wrong from there to the end."""
+    counts = [count_facts(" ".join(words[:end]), scene).values() for end in range(len(words) + 1)]
+    wrong = np.array([[stated - correct for correct, stated, _ in row] for row in counts])  # [T + 1, kinds]
+    return [bool((wrong[k + 1 :].min(0) > wrong[k]).any()) for k in range(len(words))]

@@ -109,6 +109,22 @@ def test_the_same_picture_gives_the_same_bytes_whatever_the_users_style():
         assert mpl.rcParams["font.size"] == 20
 
 
+def test_a_story_writes_word_by_word_and_marks_what_is_false():
+    maps = np.zeros((2, 2, 3, 3))
+    maps[:, :, 0, 0] = 1.0
+    told = {"a": (["a", "cup"], maps, [False, True]), "b": (["bell"], maps[:1], [False])}
+    images = [pixels(one) for one in plots.story(black(2), told, repeats=1)]
+    assert len(images) == 3 and len({image.shape for image in images}) == 1
+    pink = [
+        int(((image[..., 0] > 180) & (image[..., 1] < 40) & (image[..., 2] > 90)).sum()) for image in images
+    ]
+    red = [int(((image[..., 0] > 150) & (image[..., 1:] < 60).all(-1)).sum()) for image in images]
+    assert pink[0] > 1.8 * pink[1] > 0 == pink[2]  # two maps, one, and none at the end
+    assert red[0] == 0 < red[1] == red[2]
+    with pytest.raises(ValueError, match="wrong words of a must hold 2 entries, got 1"):
+        plots.story(black(2), {"a": (["a", "cup"], maps, [True])})
+
+
 def test_pyplot_and_models_stay_out():
     code = "import sys, gitdistill.viz.plots as p, gitdistill.viz.explorers\np.png(p.budget({'a': 1}))\n"
     code += "print([m for m in ('matplotlib.pyplot', 'torch', 'gitdistill.models') if m in sys.modules])"

@@ -6,7 +6,7 @@ import time
 import pytest
 
 from gitdistill.world import Scene, Toy, facts
-from gitdistill.world.facts import count_facts, facts_scores, parse
+from gitdistill.world.facts import count_facts, facts_scores, false_words, parse
 from gitdistill.world.grammar import canonical
 from gitdistill.world.lexicon import KINDS
 
@@ -77,6 +77,18 @@ def test_relations_are_checked_both_ways(scene, caption, expected):
 ])  # fmt: skip
 def test_two_of_a_kind(caption, kind, expected):
     assert count_facts(caption, TWINS)[kind] == expected
+
+
+@pytest.mark.parametrize("caption, false", [
+    ("a red car moves left and a cat grows", ""),
+    ("a blue car moves left and a cat grows", "blue"),
+    ("a red tram moves left and a cat grows", "tram"),
+    ("a red car moves right and a cat shrinks", "right shrinks"),
+    ("a cat grows and a dog", "dog"),
+])  # fmt: skip
+def test_false_words_are_those_after_which_more_is_wrong(caption, false):
+    words = caption.split()
+    assert " ".join(word for word, wrong in zip(words, false_words(words, TWO)) if wrong) == false
 
 
 def test_long_phrases_are_read_first():

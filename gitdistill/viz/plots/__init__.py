@@ -19,5 +19,6 @@ from gitdistill.viz.plots.features import components, feature_maps, similarity
 from gitdistill.viz.plots.model import budget, token_mask
 from gitdistill.viz.plots.networks import architecture
 from gitdistill.viz.plots.search import beam_tree, drafts, ribbon
+from gitdistill.viz.plots.story import story
 from gitdistill.viz.plots.style import Picture, animation, png
 from gitdistill.viz.plots.training import board, curves, dots, pareto, scores
