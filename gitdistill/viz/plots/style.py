@@ -106,7 +106,7 @@ def animation(figures, milliseconds=900) -> bytes:
     some_of_them = np.concatenate(
         [np.asarray(image) for image in [*images[:: -(-len(images) // 6)], images[-1]]]
     )
-    palette = Image.fromarray(some_of_them).quantize(160, method=Image.Quantize.MAXCOVERAGE, dither=0)
+    palette = Image.fromarray(some_of_them).quantize(256, method=Image.Quantize.MAXCOVERAGE, dither=0)
     images = [image.quantize(palette=palette, dither=0) for image in images]
     out, times = io.BytesIO(), [milliseconds] * (len(images) - 1) + [3 * milliseconds]
     images[0].save(out, "PNG", save_all=True, append_images=images[1:], duration=times, loop=0)
