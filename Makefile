@@ -3,12 +3,13 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: help setup run test test-browser lab lint format notebooks teacher backbone student baseline
+.PHONY: help setup run site test test-browser lab lint format notebooks teacher backbone student baseline
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make setup      create $(VENV) and install the package with its development tools"
 	@echo "make run        run the notebooks; rendered pages, the student and a table go to runs/"
+	@echo "make site       the README files and notebooks as web pages in runs/site/, explorers included"
 	@echo "make test       unit tests and notebooks"
 	@echo "make test-browser  the notebooks in JupyterLab and Chromium; screenshots go to runs/browser/"
 	@echo "make lab        JupyterLab in notebooks/"
@@ -41,6 +42,9 @@ run test notebooks: export HF_HUB_OFFLINE := 1
 
 run: $(STAMP)
 	@$(BIN)/python tools/run_notebooks.py --html runs
+
+site: $(STAMP)
+	@$(BIN)/python tools/website.py
 
 notebooks: $(STAMP)
 	@$(BIN)/python tools/run_notebooks.py

@@ -93,7 +93,7 @@ def draw(rows: list[dict], seen: dict, folder: Path) -> None:
     """Write calibration.png and coverage.png."""
     errors = [f"{row['network']} {row['error']:.1%}" for row in rows if row["kind"] == "words"]
     wrong = ", ".join(
-        f"{row['network']} {row['risk_80']:.0%} of {1 - row['right']:.0%}"
+        f"{row['network']} {row['risk_80']:.0%} (of all {1 - row['right']:.0%})"
         for row in rows
         if row["kind"] == "captions"
     )
