@@ -214,7 +214,9 @@ def test_notebook(lab, page, name):
     assert figures.count() > 0
     for k in range(figures.count()):
         figures.nth(k).scroll_into_view_if_needed()
-        shown, real = figures.nth(k).evaluate("img => [img.clientWidth, img.naturalWidth]")
+        shown, real = figures.nth(k).evaluate(
+            "img => [img.clientWidth, +img.getAttribute('width') || img.naturalWidth]"
+        )
         assert shown >= 0.95 * real > 0, f"figure {k + 1} of {name} is squeezed: its letters get too small"
         page.screenshot(path=SHOTS / f"{name}_figure_{k + 1}.png")
     play(page, name)
