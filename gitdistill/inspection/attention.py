@@ -20,11 +20,13 @@ class AttentionMaps:
     log_probs: [T-1], of the words that follow.
     mixing: [n, S, S], every attention of the network in the order of computation, each as a matrix over all tokens,
         heads averaged; rows sum to one. For `rollout`.
+    logits: [T-1, V], at the places of these words.
     """
 
     maps: Tensor
     log_probs: Tensor
     mixing: Tensor
+    logits: Tensor
 
     def by_word(self) -> Tensor:
         """[T-1, F, h, w]: averaged over layers and heads; each word's map sums to 1."""
@@ -42,12 +44,13 @@ def attention_maps(model, frames: Tensor, tokens: Tensor) -> AttentionMaps:
     model, clip, caption = prepared(model, frames, tokens)
     every = [name for name in ("mixer.*.softmax", "layers.*attention.softmax") if paths(model, name)]
     with evaluation(model), record(model, every) as seen:
-        words = log_probs(model, clip, caption)[0]
+        logits = model(clip, caption).logits[0, :-1]
     watched, prefix = text_attention(model)
     text = torch.stack([seen[path][-1][0] for path in watched])  # (L, H, T, S), or (L, H, T, N) of a student
     image = text.shape[-1] - (len(tokens) if prefix else 0)
     maps = on_grid(text[:, :, :-1, :image], total_frames(clip))
-    return AttentionMaps(maps, words, mixing_steps(seen, image, len(tokens)))
+    words = logits.log_softmax(-1).gather(-1, caption[0, 1:, None])[:, 0]
+    return AttentionMaps(maps, words, mixing_steps(seen, image, len(tokens)), logits)
 
 
 @torch.no_grad()
@@ -63,8 +66,7 @@ def told(model, tokenizer, frames, temperature: float = 0.0, seed: int = 0, like
     text = to_text(tokens[None], tokenizer)[0]
     tokens = tokens[tokens != network.pad_token_id]
     found = attention_maps(model, clip, tokens)
-    logits = network(clip[None], tokens[None]).logits[0, :-1]
-    sure, ids = logits.softmax(-1).topk(likeliest)
+    sure, ids = found.logits.softmax(-1).topk(likeliest)
     names = [tokenizer.convert_ids_to_tokens(row) for row in ids.tolist()]
     candidates = [list(zip(row, numbers)) for row, numbers in zip(names, sure.tolist())]
     words = tokenizer.convert_ids_to_tokens(tokens[1:].tolist())

@@ -22,6 +22,12 @@ def _asset(name: str) -> str:
     return (files(explorers) / name).read_text("utf-8")
 
 
+def _shown(told: dict) -> dict:
+    """Of what a network told: the words and their mean map; every head would make the page long."""
+    shown = {name: told[name] for name in ("words", "probabilities", "candidates")}
+    return shown | {"maps": {"mean of all heads": told["heads"].mean((0, 1))}}
+
+
 class ClipMaker(anywidget.AnyWidget):
     """A stage with up to three toys, the captions of all networks, and a tally of the clips that were kept.
 
@@ -65,7 +71,7 @@ class ClipMaker(anywidget.AnyWidget):
             return
         frames = draw(scene)
         self.told = {name: network(frames, self.temperature) for name, network in self.networks.items()}
-        shown = {name: {k: v for k, v in told.items() if k != "text"} for name, told in self.told.items()}
+        shown = {name: _shown(told) for name, told in self.told.items()}
         self.result = {
             "error": "",
             "view": "words",

@@ -205,7 +205,7 @@ def _clip(frames) -> dict:
         image = Image.fromarray((255 * frame).round().astype(np.uint8))
         if side < 1:  # no finer than a screen of double resolution shows
             image = image.resize([round(side * length) for length in image.size], Image.Resampling.LANCZOS)
-        image.save(out, "PNG", optimize=True)
+        image.save(out, "PNG")
         pictures.append("data:image/png;base64," + base64.b64encode(out.getvalue()).decode())
     names = [f"frame {f + 1}" for f in range(len(frames))]
     return {"frames": pictures, "names": names, "size": [round(shrink * side) for side in frames.shape[1:3]]}

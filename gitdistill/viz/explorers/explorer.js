@@ -152,7 +152,8 @@ function words(root, data) {
     const perLayer = Math.max(1, ...heads.map(({ map }) => map.head[1] + 1));
     const grid = make("div", { class: "heads", style: `grid-template-columns: repeat(${perLayer}, auto)` }, ...thumbs);
     const column = make("section", {}, make("h4", {}, network.name), make("p", {}, ...buttons));
-    column.append(make("div", { class: "frames" }, ...tiles), label);
+    column.append(make("div", { class: "frames" }, ...tiles));
+    if (maps.length > 1) column.append(label);
     if (thumbs.length) column.append(make("div", {}, "heads, on one scale (a row a layer; click one to enlarge it)"), grid);
     column.render = () => {
       buttons.forEach((button, k) => button.setAttribute("aria-pressed", k === here()));
