@@ -39,8 +39,7 @@ class Explorer:
         )
         picture = f'<img alt="{escape(self.alt)}" width="400" src="data:image/png;base64,{self.still}">'
         picture += "<p>A still picture: run this cell, and it becomes an explorer.</p>"
-        host = "const host = document.currentScript.previousElementSibling;"
-        run = f"(() => {{ {host}\n{script}\nexplore(host, {text}); }})()"
+        run = f"(() => {{ const host = own_host();\n{script}\nexplore(host, {text}); }})()"
         return f'<div class="gitdistill-explorer">{picture}</div><script>{run}</script>'
 
     def _repr_mimebundle_(self, include=None, exclude=None) -> dict:

@@ -362,6 +362,12 @@ function modules(root, data) {
   return (step) => { state.module = clamp(state.module + step, maps.length); render(); };
 }
 
+/* The element before the running script; where a page does not tell which script runs, the newest one not in use. */
+function own_host() {
+  const found = document.currentScript?.previousElementSibling;
+  return found ?? [...document.querySelectorAll(".gitdistill-explorer")].filter((host) => !host.shadowRoot).pop();
+}
+
 function explore(host, data) {
   const root = host.attachShadow({ mode: "open" });
   const box = make("div", { class: "explorer", role: "group", "aria-label": data.alt, tabindex: 0 });
