@@ -254,19 +254,21 @@ function tree(root, data) {
 function training(root, data) {
   const moments = data.moments.map((moment) => moment.step);
   const last = Math.max(...moments, ...data.panels.flatMap((panel) => panel.lines.flatMap((line) => line.steps)));
-  const width = 300, height = 190, left = 44, bottom = 26, top = 22;
+  const width = 300, height = 190, left = 44, bottom = 26, top = 16;
   const names = [...new Set(data.panels.flatMap((panel) => panel.lines.map((line) => line.name)))];
   const rules = [];
   const panels = data.panels.map((panel) => {
     const values = panel.lines.flatMap((line) => line.values).concat(panel.levels.map((level) => level.value));
     const scale = panel.log ? (value) => Math.log10(Math.max(value, 1e-12)) : (value) => value;
-    const low = Math.min(...values.map(scale)), high = Math.max(...values.map(scale)), range = high - low || 1;
+    let low = Math.min(...values.map(scale)), high = Math.max(...values.map(scale));
+    if (low === high) [low, high] = [low - 0.5, high + 0.5]; // a flat curve lies in the middle
+    const range = high - low;
     const x = (step) => left + ((width - left - 8) * step) / last;
     const y = (value) => height - bottom - ((height - bottom - top) * (scale(value) - low)) / range;
     const svg = make("svg", { viewBox: `0 0 ${width} ${height}`, width, height });
-    svg.append(make("text", { x: left, y: 13, class: "title" }, panel.name));
     for (const value of [low, (low + high) / 2, high]) {
-      const number = panel.log ? 10 ** value : value, text = Number(number.toPrecision(2)).toString();
+      const number = panel.log ? 10 ** value : value, small = number && Math.abs(number) < 0.001;
+      const text = small ? number.toExponential(0) : Number(number.toPrecision(2)).toString();
       svg.append(make("line", { class: "grid", x1: left, x2: width - 8, y1: y(number), y2: y(number) }));
       svg.append(make("text", { x: left - 4, y: y(number) + 4, class: "end" }, text));
     }
@@ -289,7 +291,7 @@ function training(root, data) {
       key.append(make("line", { x1: 0, x2: 28, y1: 4, y2: 4, stroke: LINES[k % 6], "stroke-dasharray": DASHES[k % 6], "stroke-width": 2 }));
       return make("span", {}, key, " " + line.name);
     });
-    return make("figure", {}, svg, make("figcaption", { class: "legend" }, ...legend));
+    return make("figure", { class: "panel" }, make("b", {}, panel.name), svg, make("figcaption", { class: "legend" }, ...legend));
   });
   const captions = make("div", { "aria-live": "polite" }), maps = make("div", { class: "columns" });
 
