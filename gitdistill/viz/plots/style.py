@@ -103,10 +103,8 @@ def png(figure: Figure, scale: int = 2) -> bytes:
 def animation(figures, milliseconds=900) -> bytes:
     """Figures of one size as an endless animated PNG; the last one stays three times as long as the others."""
     images = [Image.open(io.BytesIO(png(figure, 1))).convert("RGB") for figure in some(figures, "figures")]
-    some_of_them = np.concatenate(
-        [np.asarray(image) for image in [*images[:: -(-len(images) // 6)], images[-1]]]
-    )
-    palette = Image.fromarray(some_of_them).quantize(256, method=Image.Quantize.MAXCOVERAGE, dither=0)
+    few = np.concatenate([np.asarray(image) for image in [*images[:: -(-len(images) // 6)], images[-1]]])
+    palette = Image.fromarray(few).quantize(64, method=Image.Quantize.MAXCOVERAGE, dither=0)
     images = [image.quantize(palette=palette, dither=0) for image in images]
     out, times = io.BytesIO(), [milliseconds] * (len(images) - 1) + [3 * milliseconds]
     images[0].save(out, "PNG", save_all=True, append_images=images[1:], duration=times, loop=0)
