@@ -171,7 +171,7 @@ function words(root, data) {
     column.count = buttons.length;
     column.word = () => network.words[here()];
     column.likely = () => {
-      const texts = (network.candidates[here()] || []).map(([text, sure]) => `${text} ${percent(sure)}`);
+      const texts = (network.candidates?.[here()] ?? []).map(([text, sure]) => `${text} ${percent(sure)}`);
       return texts.length ? ` ${network.name}: ${texts.join(", ")}.` : "";
     };
     return column;
