@@ -35,8 +35,8 @@ from gitdistill.decoding import greedy
 from gitdistill.models.tokenizer import to_text
 from gitdistill.use.captioner import Student
 from gitdistill.use.export import as_stored
-from gitdistill.use.onnx import ENCODER, STEP, OnnxStudent
-from gitdistill.use.onnx_export import export_student
+from gitdistill.use.onnx import ENCODER, STEP, WEIGHTS, OnnxNetwork
+from gitdistill.use.onnx_export import export
 from gitdistill.world.facts import facts_scores
 from gitdistill.world.scenes import Clips
 
@@ -87,9 +87,9 @@ def variants(student: Student) -> dict[str, tuple]:
         sparse = pruned(network, share)
         found[f"{share:.0%} pruned, float16"] = sparse, weights(sparse, half)
     with tempfile.TemporaryDirectory() as folder:
-        export_student(student, folder)
-        written = b"".join((Path(folder) / name).read_bytes() for name in (ENCODER, STEP))
-        found["ONNX, float32"] = OnnxStudent(folder), written
+        export(student, folder)
+        written = b"".join((Path(folder) / name).read_bytes() for name in (ENCODER, STEP, WEIGHTS))
+        found["ONNX, float32"] = OnnxNetwork(folder), written
     return found
 
 

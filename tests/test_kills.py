@@ -12,8 +12,8 @@ from gitdistill.data.items import read_items
 from gitdistill.data.shards import pack, read_index
 from gitdistill.distillation.cache import TeacherCache
 from gitdistill.distillation.targets import TargetSpec
+from gitdistill.use import onnx_export
 from gitdistill.use.captioner import Student, load_student
-from gitdistill.use.onnx_export import export_student
 from gitdistill.world import ToyboxData, toybox_tokenizer
 
 pytestmark = pytest.mark.slow
@@ -34,7 +34,7 @@ def pack_all(folder, source) -> None:
 
 
 def export(folder, _source) -> None:
-    export_student(Student(tiny.student().eval(), toybox_tokenizer(), decoding={"max_length": 8}), folder)
+    onnx_export.export(Student(tiny.student().eval(), toybox_tokenizer(), decoding={"max_length": 8}), folder)
 
 
 READERS = {fill: TeacherCache, pack_all: read_index, export: load_student}

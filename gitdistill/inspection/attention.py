@@ -19,7 +19,7 @@ class AttentionMaps:
     maps: [L, H, T-1, F, h, w], over the image grid. What is missing to 1 went to class tokens and text.
     log_probs: [T-1], of the words that follow.
     mixing: [n, S, S], every attention of the network in the order of computation, each as a matrix over all tokens,
-        heads averaged; rows sum to one. For `rollout`.
+        heads averaged; rows sum to one. For `rollout`. None (n is 0) of an `OnnxNetwork`.
     logits: [T-1, V], at the places of these words.
     """
 
@@ -41,6 +41,12 @@ class AttentionMaps:
 
 def attention_maps(model, frames: Tensor, tokens: Tensor) -> AttentionMaps:
     """Record attention while `model` reads the caption `tokens` [T] of a clip [F, 3, H, W] or image [3, H, W]."""
+    check_clip(frames, tokens)
+    if hasattr(model, "read"):  # an `OnnxNetwork`, which gives its attention and has no modules to hook
+        logits, text = model.read(frames[None], tokens[None])
+        maps, logits = on_grid(text[:, 0, :, :-1], total_frames(frames[None])), logits[0, :-1]
+        words = logits.log_softmax(-1).gather(-1, tokens[1:, None])[:, 0]
+        return AttentionMaps(maps, words, torch.empty(0, 0, 0), logits)
     model, clip, caption = prepared(model, frames, tokens)
     every = [name for name in ("mixer.*.softmax", "layers.*attention.softmax") if paths(model, name)]
     with evaluation(model), record(model, every) as seen:
@@ -101,11 +107,16 @@ def text_attention(model) -> tuple[list[str], bool]:
 
 def prepared(model, frames: Tensor, tokens: Tensor) -> tuple:
     """The network (a teacher's own, which has gradients), one clip and one caption as a batch on its device."""
+    check_clip(frames, tokens)
+    device = next(model.parameters()).device
+    return getattr(model, "model", model), frames[None].to(device), tokens[None].to(device)
+
+
+def check_clip(frames: Tensor, tokens: Tensor) -> None:
+    """A ValueError unless they are one clip or image and one caption."""
     if frames.dim() not in (3, 4) or tokens.dim() != 1 or len(tokens) < 2:
         shapes = f"{list(frames.shape)} and {list(tokens.shape)}"
         raise ValueError(f"give one clip [F, 3, H, W] (or image) and one caption [T], T > 1; got {shapes}")
-    device = next(model.parameters()).device
-    return getattr(model, "model", model), frames[None].to(device), tokens[None].to(device)
 
 
 def log_probs(model, clips: Tensor, caption: Tensor) -> Tensor:

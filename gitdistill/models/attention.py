@@ -54,7 +54,7 @@ class Attention(nn.Module):
         # The fused kernel needs one memory. With fewer queries than d, the Q x S weights are smaller than a joined
         # copy of the keys, and computing them here is cheaper.
         few = len(memories) > 1 and queries.shape[2] < queries.shape[3]
-        if few or has_listeners(self.softmax):
+        if has_listeners(self.softmax) or few:
             mixed = self._explicit(queries, memories, mask, dropout)
         else:
             keys, values = (torch.cat(part, dim=2) if len(part) > 1 else part[0] for part in zip(*memories))

@@ -48,7 +48,7 @@ class ImageEncoder(nn.Module):
         """Pixels [B, 3, H, W] -> all tokens [B, 1 + patches, Dv], class token first."""
         patches = self.patches(pixels)
         x = patches.flatten(2).transpose(1, 2)
-        x = torch.cat([self.class_embedding.expand(len(x), 1, -1), x], dim=1)
+        x = torch.cat([self.class_embedding.expand(x.shape[0], 1, -1), x], dim=1)
         x = self.norm_in(x + self.grid_positions(*patches.shape[-2:]))
         for layer in self.layers:
             x = layer(x)
@@ -156,7 +156,7 @@ class GenerativeImageTextModel(nn.Module):
         if count > max(known, 1):
             raise ValueError(f"{count} frames, but this checkpoint has {known} temporal embeddings")
         if known:
-            features = features + torch.stack([embedding[0] for embedding in self.temporal[:count]])
+            features = features + torch.cat(list(self.temporal))[:count]
         return features.flatten(1, 2)
 
     def read_image(self, features: Tensor) -> KVCache:

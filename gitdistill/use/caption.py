@@ -38,8 +38,6 @@ def main(arguments: list[str]) -> int:
     if not (options.student or options.teacher):
         raise ValueError("--student and --teacher need a folder or a repository, not an empty name")
     captioner = load_captioner(options.student, options.teacher).to(choose_device(options.device))
-    if options.watch_words and not isinstance(captioner.model, torch.nn.Module):
-        raise ValueError("--watch-words needs PyTorch: give the student itself, not its ONNX files")
     if options.frames:
         captioner.use_frame_rule(replace(captioner.rule, num_frames=options.frames))
     decoding = {name: getattr(options, name) for name in ("beams", "max_length") if getattr(options, name)}

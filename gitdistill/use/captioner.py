@@ -24,7 +24,7 @@ from gitdistill.models import checkpoints, storage
 from gitdistill.models.student import StudentCandidateV1
 from gitdistill.models.teacher import GenerativeImageTextTeacher
 from gitdistill.models.tokenizer import check_same_vocabulary, load_tokenizer, to_text
-from gitdistill.use.onnx import ENCODER, OnnxStudent
+from gitdistill.use.onnx import ENCODER, STUDENT, OnnxNetwork
 from gitdistill.world.module import toybox_tokenizer
 
 RULE = ("frames", "sampling", "step")  # names of a FrameRule's settings in the folder's JSON
@@ -44,11 +44,13 @@ class Captioner:
     """A network that captions files.
 
     Args:
-        model: a student, also one as ONNX, or a `GenerativeImageTextTeacher`.
+        model: a student, a `GenerativeImageTextTeacher`, or either as an `OnnxNetwork`.
         tokenizer: turns its token ids into text; ValueError unless the two share a vocabulary.
         rule: which frames of a video are used; pictures are still videos. Default: as many as the model reads.
         decoding: default options of `gitdistill.decoding.decode`.
     """
+
+    scores = {}  # what was measured of it, by name
 
     def __init__(self, model, tokenizer, rule: FrameRule | None = None, decoding: dict | None = None):
         check_same_vocabulary(tokenizer, model)
@@ -101,6 +103,18 @@ class Captioner:
         self.model.to(device)
         return self
 
+    def companions(self) -> dict[str, Callable]:
+        """Writers, by file name, of what a folder holds beside the network: tokenizer, frame rule, decoding, scores.
+
+        The last one writes the checksums of the others, too.
+        """
+        metadata = {
+            "frames": dict(zip(RULE, astuple(self.rule))),
+            "decoding": self.decoding,
+            "scores": self.scores,
+        }
+        return tokenizer_files(self.tokenizer) | {storage.MANIFEST: partial(storage.manifest, metadata)}
+
 
 class Student(Captioner, ModelHubMixin, tags=["image-to-text", "gitdistill"]):
     """A student's folder, in memory; `save_pretrained`, `from_pretrained` and `push_to_hub` are the hub's mixin's.
@@ -116,22 +130,10 @@ class Student(Captioner, ModelHubMixin, tags=["image-to-text", "gitdistill"]):
 
     def save(self, folder, dtype: torch.dtype | None = None) -> None:
         """Write everything to `folder`, all or nothing, weights stored as `dtype`; other files in it stay."""
-        if isinstance(self.model, OnnxStudent):
+        if isinstance(self.model, OnnxNetwork):
             raise ValueError("a student that was read as ONNX has no weights to save: copy its folder")
         card = {storage.EDITED: partial(Path.write_text, data=self.card(), encoding="utf-8")}
         storage.write_whole(folder, self.model.files(dtype) | card | self.companions())
-
-    def companions(self) -> dict[str, Callable]:
-        """Writers, by file name, of what a folder holds beside the network: tokenizer, frame rule, decoding, scores.
-
-        The last one writes the checksums of the others, too.
-        """
-        metadata = {
-            "frames": dict(zip(RULE, astuple(self.rule))),
-            "decoding": self.decoding,
-            "scores": self.scores,
-        }
-        return tokenizer_files(self.tokenizer) | {self.FILE: partial(storage.manifest, metadata)}
 
     def card(self) -> str:
         """The model card."""
@@ -178,8 +180,11 @@ def load_student(source) -> Student:
     A folder that `StudentCandidateV1.save_pretrained` or `python -m gitdistill onnx` wrote will do; the student of
     the latter only captions. Raises FileNotFoundError or ValueError in one line.
     """
-    files = ["*.json", "*.txt", "*.safetensors", "*.onnx"]
-    return read_student(checkpoints.local(source) or checkpoints.download(str(source), files))
+    files = ["*.json", "*.txt", "*.safetensors", "*.onnx", "*.bin"]
+    student = read_student(checkpoints.local(source) or checkpoints.download(str(source), files))
+    if getattr(student.model, "architecture", STUDENT) != STUDENT:
+        raise ValueError(f"{source} holds a GIT, not a student: give it as the teacher")
+    return student
 
 
 def read_student(folder: Path) -> Student:
@@ -201,7 +206,7 @@ def read_student(folder: Path) -> Student:
 
 def _read_student(folder: Path) -> Student:
     as_onnx = (folder / ENCODER).is_file()
-    model = OnnxStudent(folder) if as_onnx else StudentCandidateV1.from_pretrained(folder)
+    model = OnnxNetwork(folder) if as_onnx else StudentCandidateV1.from_pretrained(folder)
     path = folder / Student.FILE
     has_tokenizer = any((folder / name).is_file() for name in ("tokenizer.json", "vocab.txt"))
     embedded = not has_tokenizer and model.vocab_size == len(toybox_tokenizer())
@@ -220,8 +225,11 @@ def _read_student(folder: Path) -> Student:
 
 
 def load_captioner(student=None, teacher=None) -> Captioner:
-    """A student from its folder, or else a teacher (see `GenerativeImageTextTeacher.from_pretrained`)."""
+    """A student from its folder, or else a teacher (see `GenerativeImageTextTeacher.from_pretrained`), also as ONNX."""
     if student is not None:
         return load_student(student)
-    teacher = GenerativeImageTextTeacher.from_pretrained(teacher)
+    folder = checkpoints.resolve(teacher)
+    if (folder / ENCODER).is_file():
+        return read_student(folder)
+    teacher = GenerativeImageTextTeacher.from_pretrained(folder)
     return Captioner(teacher, teacher.tokenizer)

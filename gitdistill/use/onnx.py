@@ -1,9 +1,11 @@
-"""A student that onnxruntime runs: the reader of what `python -m gitdistill onnx STUDENT FOLDER` writes.
+"""A network that onnxruntime runs: the reader of what `python -m gitdistill onnx NETWORK FOLDER` writes.
 
-`encoder.onnx` reads pixels, float [B, F, 3, S, S], and gives the keys and values of the memory in every layer:
-`memory_key_i` and `memory_value_i`, [B, H, M, d]. `step.onnx` appends `tokens`, long [B, K, t], to K captions a clip.
-It also reads the memory and the keys and values of the T tokens before, `text_key_i` and `text_value_i`
-[B, K, H, T, d] (T is 0 at first), and gives `logits` [B, K, t, V] and the keys and values of all T + t tokens.
+`encoder.onnx` reads pixels, float [B, F, 3, S, S], and gives the keys and values of the image tokens (of a student:
+of its memory) in every layer: `memory_key_i` and `memory_value_i`, [B, H, M, d]. `step.onnx` appends `tokens`, long
+[B, K, t], to K captions a clip. It also reads the memory and the keys and values of the T tokens before, `text_key_i`
+and `text_value_i` [B, K, H, T, d] (T is 0 at first). It gives `logits` [B, K, t, V], the keys and values of all T + t
+tokens, and for whoever asks `attention_i`, the weights of the attention to the memory, [B, H, K*t, M] of a student,
+[B, H, K*t, M + K*(T+t)] of a GIT, whose attention covers the text as well. `weights.bin` holds the weights of both.
 config.json holds `image_size`, `mean` and `std`, which turn raw frames into pixels, and the special tokens.
 """
 
@@ -17,8 +19,8 @@ from gitdistill.models import storage
 from gitdistill.models.attention import KVCache, check_tokens
 from gitdistill.models.preprocessing import to_pixels
 
-ENCODER, STEP = "encoder.onnx", "step.onnx"
-ARCHITECTURE = "OnnxStudent"
+ENCODER, STEP, WEIGHTS = "encoder.onnx", "step.onnx", "weights.bin"
+STUDENT, GIT = ARCHITECTURES = "OnnxStudent", "OnnxGit"
 NUMBERS = [
     "vocab_size",
     "max_positions",
@@ -47,34 +49,35 @@ def paired(parts) -> list[tuple[Tensor, Tensor]]:
     return list(zip(parts[::2], parts[1::2]))
 
 
-class OnnxStudent:
+class OnnxNetwork:
     """Runs such a folder by onnxruntime on the CPU, with as many threads as torch uses.
 
     It satisfies the protocol of `gitdistill.decoding`, so that every search runs on it; frames are what every network
-    of this package takes. Raises FileNotFoundError or ValueError in one line.
+    of this package takes. `architecture` is what was exported. Raises FileNotFoundError or ValueError in one line.
     """
 
     def __init__(self, folder):
         require("onnxruntime")
         folder, config = Path(folder), storage.read_config(folder)
-        if config.pop("architecture", None) != ARCHITECTURE:
-            raise ValueError(f"{folder}/config.json does not describe an {ARCHITECTURE}")
+        self.architecture = config.pop("architecture", None)
+        if self.architecture not in ARCHITECTURES:
+            raise ValueError(f"{folder}/config.json does not describe an {' or '.join(ARCHITECTURES)}")
         storage.check_fields(config, SETTINGS, folder / "config.json")
         least = min(config["image_size"], config["max_positions"])
         if least < 1 or (len(config["mean"]), len(config["std"])) != (3, 3):
-            raise ValueError(f"{folder}/config.json holds sizes that no student has")
+            raise ValueError(f"{folder}/config.json holds sizes that no network has")
         for name in SETTINGS:
             setattr(self, name, config[name])
         self.encoder, self.stepper = open_session(folder / ENCODER), open_session(folder / STEP)
         text = [value for value in self.stepper.get_inputs() if value.name.startswith("text_")]
         pixels = self.encoder.get_inputs()[0].shape
         if not text or len(text[0].shape) != 5 or len(pixels) != 5:
-            raise ValueError(f"{folder / ENCODER} or {folder / STEP} is no part of a student")
+            raise ValueError(f"{folder / ENCODER} or {folder / STEP} is no part of a captioner")
         self.layers, (_, _, self.heads, _, self.head_dim) = len(text) // 2, text[0].shape
         exported = pixels[1]  # a number, or a name when it is free
         self.exact_frames = exported if isinstance(exported, int) else None
 
-    def to(self, device) -> "OnnxStudent":
+    def to(self, device) -> "OnnxNetwork":
         return self  # it stays on the CPU
 
     def prefill(self, frames: Tensor) -> KVCache:
@@ -83,19 +86,31 @@ class OnnxStudent:
         count, sizes, side = pixels.shape[1], tuple(pixels.shape[-2:]), self.image_size
         if count > self.num_frames or self.exact_frames not in (None, count):
             limit = "at most" if self.exact_frames is None else "exactly"
-            raise ValueError(f"{count} frames a clip, but this student reads {limit} {self.num_frames}")
+            raise ValueError(f"{count} frames a clip, but this network reads {limit} {self.num_frames}")
+        if self.architecture == GIT and self.num_frames > 1 and frames.dim() == 4:
+            raise ValueError("this GIT reads videos: give frames [B, F, 3, H, W]")
         if sizes != (side, side):
-            raise ValueError(f"pixels of {sizes[0]} x {sizes[1]}, but this student reads {side} x {side}")
+            raise ValueError(f"pixels of {sizes[0]} x {sizes[1]}, but this network reads {side} x {side}")
         return KVCache(paired(run_session(self.encoder, [pixels])), [])
 
     def decode_step(self, tokens: Tensor, cache: KVCache) -> tuple[Tensor, KVCache]:
         """Append tokens [B*K, t] to every caption: logits [B*K, t, V] and the grown cache."""
+        logits, *grown = self._step(tokens, cache, 1 + 2 * self.layers)
+        return logits.flatten(0, 1), KVCache(cache.shared, paired(grown))
+
+    def read(self, frames: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits [B, T, V] of one caption a clip, tokens [B, T], and its attention to the memory [L, B, H, T, M]."""
+        cache = self.prefill(frames)
+        logits, *others = self._step(tokens, cache, None)
+        attention, cells = torch.stack(others[2 * self.layers :]), cache.shared[0][0].shape[2]
+        return logits.flatten(0, 1), attention[..., :cells]
+
+    def _step(self, tokens: Tensor, cache: KVCache, outputs: int | None) -> list[Tensor]:
         captions, _ = check_tokens(tokens, cache, self.max_positions)
         nothing = torch.zeros(cache.clips, captions, self.heads, 0, self.head_dim)
         text = flat(cache.text) or [nothing] * (2 * self.layers)
         inputs = [tokens.unflatten(0, (cache.clips, captions)), *flat(cache.shared), *text]
-        logits, *grown = run_session(self.stepper, inputs)
-        return logits.flatten(0, 1), KVCache(cache.shared, paired(grown))
+        return run_session(self.stepper, inputs, outputs)
 
 
 def open_session(path: Path):
@@ -114,7 +129,8 @@ def open_session(path: Path):
         raise ValueError(f"{path} is not readable as ONNX: {storage.first_line(error)}") from None
 
 
-def run_session(session, inputs: list[Tensor]) -> list[Tensor]:
-    """A session's outputs as tensors, which share memory with onnxruntime's arrays."""
+def run_session(session, inputs: list[Tensor], outputs: int | None = None) -> list[Tensor]:
+    """A session's first `outputs` outputs, or all, as tensors, which share memory with onnxruntime's arrays."""
     feed = {value.name: tensor.contiguous().numpy() for value, tensor in zip(session.get_inputs(), inputs)}
-    return [torch.from_numpy(array) for array in session.run(None, feed)]
+    names = [value.name for value in session.get_outputs()][:outputs]
+    return [torch.from_numpy(array) for array in session.run(names, feed)]

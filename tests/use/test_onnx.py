@@ -1,4 +1,4 @@
-"""A student as ONNX: the numbers, the searches and the captions are PyTorch's."""
+"""Students and GIT as ONNX: the numbers, the searches and the captions are PyTorch's."""
 
 import json
 import logging
@@ -7,13 +7,17 @@ from types import SimpleNamespace
 
 import pytest
 import tiny
+import tiny_git
 import torch
+from PIL import Image
+from transformers import GitForCausalLM
 
-from gitdistill import load_student
+from gitdistill import GenerativeImageTextModel, GenerativeImageTextTeacher, load_student
 from gitdistill.data.video import FrameRule
 from gitdistill.decoding import beam, greedy, sample
+from gitdistill.inspection import attention_maps
 from gitdistill.use import onnx, onnx_export
-from gitdistill.use.captioner import Student, load_captioner
+from gitdistill.use.captioner import Captioner, Student, load_captioner
 from gitdistill.world.module import toybox_tokenizer
 
 for package in ("onnx", "onnxscript", "onnxruntime"):
@@ -49,7 +53,7 @@ def clips(count, frames=2, seed=0):
 @pytest.mark.parametrize("sizes", [(1, 1, 1, 1), (2, 3, 1, 4), (3, 2, 4, 1), (1, 2, 2, 3)])
 def test_any_number_of_clips_frames_captions_and_tokens(student, folder, sizes):
     count, frames, captions, new = sizes
-    there, raw = onnx.OnnxStudent(folder), clips(count, frames)
+    there, raw = onnx.OnnxNetwork(folder), clips(count, frames)
     cache, other = student.model.prefill(raw), there.prefill(raw)
     generator = torch.Generator().manual_seed(1)
     for length in (new, 1, 2):  # at first the cache of the text is empty
@@ -61,7 +65,7 @@ def test_any_number_of_clips_frames_captions_and_tokens(student, folder, sizes):
 
 
 def test_every_search_finds_the_same(student, folder):
-    there, raw = onnx.OnnxStudent(folder), clips(4)
+    there, raw = onnx.OnnxNetwork(folder), clips(4)
     for search, options in [
         (greedy, {}),
         (beam, {"beams": 3, "num_return": 2}),
@@ -87,17 +91,17 @@ def test_the_folder_captions_like_the_student(student, folder):
 
 
 def test_mistakes(run, student, folder, tmp_path, monkeypatch):
-    there, weights, broken = onnx.OnnxStudent(folder), tmp_path / "weights", tmp_path / "broken"
+    there, weights, broken = onnx.OnnxNetwork(folder), tmp_path / "weights", tmp_path / "broken"
     student.save(weights)
     shutil.copytree(folder, broken)
     (broken / onnx.STEP).unlink()
     for action, message in [
-        (lambda: there.prefill(clips(1, 4)), "4 frames a clip, but this student reads at most 3"),
-        (lambda: there.prefill(clips(1).float()), "pixels of 40 x 52, but this student reads 32 x 32"),
+        (lambda: there.prefill(clips(1, 4)), "4 frames a clip, but this network reads at most 3"),
+        (lambda: there.prefill(clips(1).float()), "pixels of 40 x 52, but this network reads 32 x 32"),
         (lambda: there.decode_step(torch.full((1, 17), 2), there.prefill(clips(1))), "17 tokens .* 16"),
-        (lambda: onnx_export.export_student(student, weights), "holds a network's weights"),
-        (lambda: onnx_export.export_student(load_student(folder), tmp_path), "only a StudentCandidateV1"),
-        (lambda: onnx.OnnxStudent(weights), "does not describe an OnnxStudent"),
+        (lambda: onnx_export.export(student, weights), "holds a network's weights"),
+        (lambda: onnx_export.export(load_student(folder), tmp_path), "only a StudentCandidateV1 or a GIT"),
+        (lambda: onnx.OnnxNetwork(weights), "does not describe an OnnxStudent"),
         (lambda: load_student(folder).save(tmp_path), "has no weights to save"),
         (lambda: load_student(broken), "lacks step.onnx, which gitdistill.json lists"),
     ]:
@@ -111,11 +115,8 @@ def test_mistakes(run, student, folder, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="encoder.onnx is not readable as ONNX"):
         load_student(broken)
     there.num_frames = there.exact_frames = 2  # as for a student that was exported with two
-    with pytest.raises(ValueError, match="1 frames a clip, but this student reads exactly 2"):
+    with pytest.raises(ValueError, match="1 frames a clip, but this network reads exactly 2"):
         there.prefill(clips(1, 1))
-    assert "--watch-words needs PyTorch" in run(
-        "caption", folder, "--student", folder, "--watch-words", "words"
-    )
     monkeypatch.setattr(onnx, "find_spec", lambda name: None)
     assert run("onnx", weights, "out").endswith("onnx and onnxscript missing: pip install 'gitdistill[onnx]'")
     assert not (tmp_path / "out").exists()
@@ -131,10 +132,10 @@ def test_all_files_or_none(student, tmp_path, monkeypatch):
         half(path)
         raise OSError("no space left on device")
 
-    programs = {onnx.ENCODER: SimpleNamespace(save=half), onnx.STEP: SimpleNamespace(save=full)}
-    monkeypatch.setattr(onnx_export, "programs", lambda network: programs)
+    monkeypatch.setattr(onnx_export, "programs", lambda *_: {})
+    monkeypatch.setattr(onnx_export, "files", lambda _: {onnx.ENCODER: half, onnx.STEP: full})
     with pytest.raises(OSError, match="nothing was written: no space left"):
-        onnx_export.export_student(student, tmp_path / "out")
+        onnx_export.export(student, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -164,3 +165,103 @@ def test_a_changed_byte_is_named(folder, tmp_path):
                 load_student(tmp_path / "there")
         path.write_bytes(whole)
     assert load_student(tmp_path / "there").scores == {"cider": 1.5}
+
+
+@pytest.fixture(scope="module", params=["pictures", "videos"])
+def git(request, tmp_path_factory):
+    """transformers' GIT of tiny size, its folder, and what the command makes of it; videos with tied words."""
+    videos, path = request.param == "videos", tmp_path_factory.mktemp("git")
+    tiny_git.lively_git(1, frames=3 if videos else None, tied=videos).save_pretrained(path / "there")
+    port = GitForCausalLM.from_pretrained(path / "there").eval()
+    tiny_git.tokenizer().save_pretrained(path / "there")
+    onnx_export.main([str(path / "there"), str(path / "onnx")])
+    return SimpleNamespace(port=port, folder=path / "there", onnx=path / "onnx")
+
+
+def pixels(git, clips):
+    """Pixels [B, F, 3, 16, 16] for ours; a checkpoint for pictures has no frames."""
+    frames = git.port.config.num_image_with_embedding
+    found = tiny_git.random_inputs(clips, frames and 2)[0]
+    return found if frames else found[:, None]
+
+
+@torch.no_grad()
+def test_git_gives_transformers_logits_and_captions(git):
+    there, raw = onnx.OnnxNetwork(git.onnx), pixels(git, 3)
+    theirs = raw if git.port.config.num_image_with_embedding else raw[:, 0]
+    tokens = tiny_git.random_inputs(3)[1]
+    expected = git.port(input_ids=tokens, pixel_values=theirs).logits[:, -tokens.shape[1] :]
+    torch.testing.assert_close(there.read(raw, tokens)[0], expected, rtol=1e-4, atol=1e-4)
+    found = git.port.generate(pixel_values=theirs, max_length=9, do_sample=False)
+    ours = greedy(there, raw, max_length=9).tokens[:, 0]
+    assert torch.equal(ours, found) and len(set(map(tuple, ours.tolist()))) > 1
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("sizes", [(1, 1, 1), (2, 3, 1), (3, 1, 4), (1, 2, 3)])
+def test_git_of_any_number_of_clips_captions_and_tokens(git, sizes):
+    count, captions, new = sizes
+    model, there = GenerativeImageTextModel.from_pretrained(git.folder), onnx.OnnxNetwork(git.onnx)
+    raw = pixels(git, count)
+    cache, other = model.prefill(raw), there.prefill(raw)
+    generator = torch.Generator().manual_seed(1)
+    for length in (new, 1, 2):
+        tokens = torch.randint(0, 30, (count * captions, length), generator=generator)
+        ours, cache = model.decode_step(tokens, cache)
+        theirs, other = there.decode_step(tokens, other)
+        torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-4)
+    for options in ({"beams": 3, "num_return": 2}, {"beams": 2, "penalty": "gnmt"}):
+        ours, theirs = (beam(network, raw, max_length=9, **options) for network in (model, there))
+        assert torch.equal(ours.tokens, theirs.tokens)
+
+
+def test_git_keeps_each_weight_once(git):
+    sizes = sum(weight.nbytes for weight in git.port.parameters())
+    assert (git.onnx / onnx.WEIGHTS).stat().st_size < 1.05 * sizes
+    assert {path.suffix for path in git.onnx.iterdir()} == {".onnx", ".bin", ".json"}
+
+
+def test_git_captions_files_and_shows_its_attention(git, run, tmp_path, capsys):
+    """As the checkpoint does, from the command line, with a picture for each file."""
+    for name, colour in (("red", (200, 30, 20)), ("blue", (10, 40, 220))):
+        Image.new("RGB", (20, 16), colour).save(tmp_path / f"{name}.png")
+    files = [str(path) for path in sorted(tmp_path.glob("*.png"))]
+    said = []
+    for folder in (git.folder, git.onnx):
+        assert run("caption", *files, "--teacher", folder, "--max-length", 9) == 0
+        said.append(capsys.readouterr().out)
+    assert said[0] == said[1] and "red.png" in said[0]
+    run("caption", *files, "--teacher", git.onnx, "--max-length", 9, "--watch-words", tmp_path / "words")
+    assert list((tmp_path / "words").glob("*.png"))  # one for each caption that has words
+    assert "holds a GIT" in run("caption", *files, "--student", git.onnx)
+
+
+def test_attention_is_that_of_torch(git, student, folder):
+    model, there = GenerativeImageTextModel.from_pretrained(git.folder), onnx.OnnxNetwork(git.onnx)
+    clip, tokens = pixels(git, 1)[0], tiny_git.random_inputs(1)[1][0]
+    raw, caption = clips(1)[0], torch.tensor([2, 8, 9, 7])
+    for ours, theirs in (
+        [attention_maps(network, clip, tokens) for network in (model, there)],
+        [attention_maps(network, raw, caption) for network in (student.model, onnx.OnnxNetwork(folder))],
+    ):
+        for name in ("maps", "log_probs", "logits"):
+            torch.testing.assert_close(getattr(theirs, name), getattr(ours, name), rtol=1e-3, atol=1e-5)
+
+
+@torch.no_grad()
+def test_int8_is_a_third_of_the_size_and_nearly_the_same(git, tmp_path):
+    onnx_export.main([str(git.folder), str(tmp_path), "--int8"])
+    small, there, raw = onnx.OnnxNetwork(tmp_path), onnx.OnnxNetwork(git.onnx), pixels(git, 3)
+    tokens = tiny_git.random_inputs(3)[1]
+    ours, theirs = (network.read(raw, tokens)[0].log_softmax(-1) for network in (small, there))
+    assert 0 < (ours - theirs).abs().mean() < 0.1 * theirs.std()
+    assert (tmp_path / onnx.WEIGHTS).stat().st_size < 0.5 * (git.onnx / onnx.WEIGHTS).stat().st_size
+
+
+def test_git_that_does_not_crop_is_refused(tmp_path):
+    model = tiny_git.random_git()
+    model.config.test_respect_ratio_max = 24
+    captioner = Captioner(GenerativeImageTextTeacher(model, tiny_git.tokenizer()), tiny_git.tokenizer())
+    with pytest.raises(ValueError, match="does not crop"):
+        onnx_export.export(captioner, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
