@@ -1,26 +1,25 @@
-"""How small and fast a student gets after its training, without training it further: float16, int8, pruning, ONNX.
+"""How small and fast networks get after their training, without training them further: float16, pruning, ONNX, int8.
 
-    python experiments/smaller.py              data/student: writes data/experiments/smaller.csv and the README's table
+    python experiments/smaller.py              data/student and the embedded teacher: writes
+                                               data/experiments/smaller.csv and the README's table
     python experiments/smaller.py FOLDER --out runs/smaller     another student; the README stays as it is
 
-int8 is `torch.ao.quantization.quantize_dynamic`: weights of linear layers are stored in int8, and their inputs are
-rounded at run time; convolutions, embedding and norms stay float32. Pruning (`torch.nn.utils.prune`) sets the smallest
-weights of all linear layers and convolutions to zero, except those of the head, which is tied to the embedding. Zeros
-are stored and multiplied like other numbers, so that only a compressed file gets smaller. ONNX is what
-`python -m gitdistill onnx` writes, run by onnxruntime.
+Pruning (`torch.nn.utils.prune`) sets the smallest weights of all linear layers and convolutions to zero, except those
+of the head, which is tied to the embedding. Zeros are stored and multiplied like other numbers, so that only a
+compressed file gets smaller. ONNX is what `python -m gitdistill onnx` writes, run by onnxruntime; int8 is its `--int8`:
+the matrices of products and embeddings are stored in int8, and the other factor is rounded at run time; convolutions
+and norms stay float32.
 
 Scores are of greedy captions of the first test clips of the embedded world. Times are of greedy decoding from raw
 frames to tokens, one clip at a time and 16 at once. All variants caption the same clips in turn; times are medians.
 """
 
 import argparse
-import io
 import os
 import statistics
 import sys
 import tempfile
 import time
-import warnings
 import zlib
 from copy import deepcopy
 from pathlib import Path
@@ -33,7 +32,7 @@ from torch.nn.utils import prune
 from gitdistill import load_student, metrics
 from gitdistill.decoding import greedy
 from gitdistill.models.tokenizer import to_text
-from gitdistill.use.captioner import Student
+from gitdistill.use.captioner import Captioner, Student, load_captioner
 from gitdistill.use.export import as_stored
 from gitdistill.use.onnx import ENCODER, STEP, WEIGHTS, OnnxNetwork
 from gitdistill.use.onnx_export import export
@@ -53,13 +52,6 @@ def rounded(network: nn.Module) -> nn.Module:
     return copy
 
 
-def quantised(network: nn.Module) -> nn.Module:
-    """A copy whose linear layers hold int8."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it is deprecated: torch points to torchao, another package
-        return torch.ao.quantization.quantize_dynamic(deepcopy(network).eval(), {nn.Linear}, torch.qint8)
-
-
 def pruned(network: nn.Module, share: float) -> nn.Module:
     """A copy whose smallest weights are zero: a `share` of those of linear layers and convolutions without the head."""
     copy = rounded(network).to(memory_format=torch.contiguous_format)  # as torch's pruning wants it
@@ -75,21 +67,20 @@ def pruned(network: nn.Module, share: float) -> nn.Module:
     return copy
 
 
-def variants(student: Student) -> dict[str, tuple]:
-    """Name -> (the network, the bytes of its file)."""
-    network, half = student.model, torch.float16
-    found = {"float32": (network, weights(network)), "float16": (rounded(network), weights(network, half))}
-    small = quantised(network)
-    buffer = io.BytesIO()
-    torch.save(small.state_dict(), buffer)
-    found["int8"] = small, buffer.getvalue()
-    for share in PRUNED:
-        sparse = pruned(network, share)
-        found[f"{share:.0%} pruned, float16"] = sparse, weights(sparse, half)
-    with tempfile.TemporaryDirectory() as folder:
-        export(student, folder)
-        written = b"".join((Path(folder) / name).read_bytes() for name in (ENCODER, STEP, WEIGHTS))
-        found["ONNX, float32"] = OnnxNetwork(folder), written
+def variants(captioner: Captioner) -> dict[str, tuple]:
+    """Name -> (the network, the bytes of its files)."""
+    network, half = getattr(captioner.model, "model", captioner.model), torch.float16
+    found = {"float32": (network, weights(network))}
+    if isinstance(captioner, Student):
+        found["float16"] = rounded(network), weights(network, half)
+        for share in PRUNED:
+            sparse = pruned(network, share)
+            found[f"{share:.0%} pruned, float16"] = sparse, weights(sparse, half)
+    for name, int8 in (("ONNX, float32", False), ("ONNX, int8", True)):
+        with tempfile.TemporaryDirectory() as folder:
+            export(captioner, folder, int8)
+            written = b"".join((Path(folder) / name).read_bytes() for name in (ENCODER, STEP, WEIGHTS))
+            found[name] = OnnxNetwork(folder), written
     return found
 
 
@@ -126,22 +117,23 @@ def times(
     return {name: statistics.median(values) for name, values in spent.items()}
 
 
-def run(student: Student, clips, repeats: int) -> list[dict]:
-    """One row for each variant."""
-    found, length = variants(student), student.decoding["max_length"]
+def run(captioner: Captioner, kind: str, clips, repeats: int) -> list[dict]:
+    """One row for each variant of a network of this kind."""
+    found, length = variants(captioner), captioner.decoding["max_length"]
     networks = {name: network for name, (network, _) in found.items()}
     frames = torch.stack([clip.frames for clip in clips[:64]])
     spent = {batch: times(networks, frames, batch, max(3, repeats // batch), length) for batch in BATCHES}
     rows = []
     for name, (network, written) in found.items():
         row = {
+            "network": kind,
             "variant": name,
             "clips": len(clips),
             "mb": len(written) / 1e6,
             "mb_packed": len(zlib.compress(written, 9)) / 1e6,
         }
         row |= {f"ms_batch_{batch}": spent[batch][name] for batch in BATCHES}
-        rows.append(row | scores(network, clips, student.tokenizer, length))
+        rows.append(row | scores(network, clips, captioner.tokenizer, length))
     return rows
 
 
@@ -153,10 +145,9 @@ def table(rows: list[dict]) -> list[str]:
     ]
     shown = {"mb": ".2f", "mb_packed": ".2f", "ms_batch_1": ".1f", "ms_batch_16": ".1f", "cider": ".2f"}
     for row in rows:
+        name = f"{row['network']}, {row['variant']}"
         cells = [format(float(row[name]), digits) for name, digits in shown.items()]
-        lines.append(
-            "| " + " | ".join([row["variant"], *cells, f"{float(row['facts_precision']):.1%}"]) + " |"
-        )
+        lines.append("| " + " | ".join([name, *cells, f"{float(row['facts_precision']):.1%}"]) + " |")
     return lines
 
 
@@ -175,7 +166,8 @@ def main() -> int:
     torch.set_num_threads(options.threads)
     pool = Clips("test", options.clips)
     clips = [pool.clip(number, masks=False) for number in range(len(pool))]
-    rows = run(load_student(options.student), clips, options.repeats)
+    networks = {"student": load_student(options.student), "teacher": load_captioner(teacher="toybox")}
+    rows = [row for name, one in networks.items() for row in run(one, name, clips, options.repeats)]
     write_rows((options.out or ROOT / "data" / "experiments") / "smaller.csv", rows)
     print("\n".join(table(rows)))
     if options.out is None:

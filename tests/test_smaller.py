@@ -24,16 +24,16 @@ def test_smaller_students(tmp_path):
     student = Student(tiny.student().eval(), toybox_tokenizer(), decoding={"max_length": 8})
     pool = Clips("test", 5, frames=tiny.FRAMES, image_size=tiny.SIDE)
     clips = [pool.clip(number, masks=False) for number in range(5)]
-    rows = smaller.run(student, clips, repeats=2)
+    rows = smaller.run(student, "student", clips, repeats=2)
     size = {row["variant"]: row["mb"] for row in rows}
     assert list(size) == [
         "float32",
         "float16",
-        "int8",
         *(f"{n}% pruned, float16" for n in (10, 30, 50)),
         "ONNX, float32",
+        "ONNX, int8",
     ]
-    assert size["float16"] < 0.6 * size["float32"] and size["int8"] < size["float32"]
+    assert size["float16"] < 0.6 * size["float32"] and size["ONNX, int8"] < size["ONNX, float32"]
     packed = [row["mb_packed"] for row in rows if "pruned" in row["variant"]]
     assert packed == sorted(packed, reverse=True) and packed[0] < rows[1]["mb_packed"]
     for row in rows:
@@ -51,12 +51,6 @@ def test_variants_compute_what_they_should():
     tokens = torch.randint(5, 60, (2, 6))
     with torch.no_grad():
         expected = network(frames, tokens).logits
-        small = smaller.quantised(network)
-        assert sum(isinstance(m, nn.quantized.dynamic.Linear) for m in small.modules()) == sum(
-            isinstance(m, nn.Linear) for m in network.modules()
-        )
-        off = (small(frames, tokens).logits - expected).abs().max() / expected.std()
-        assert 1e-4 < off < 0.5
         sparse = smaller.pruned(network, 0.5)
         values = [
             m.weight

@@ -72,8 +72,9 @@ def test_exchanging_two_things_shows_in_black(no_colours, name):
     assert (np.abs(one - other) > 100).sum() >= 6
 
 
-def test_amounts_only_grow_lighter():
-    levels = mpl.colormaps[style.AMOUNT](np.linspace(0, 1, 256))[:, :3] @ style.LUMA
+@pytest.mark.parametrize("amount", [style.AMOUNT, style.HEAT])
+def test_amounts_only_grow_lighter(amount):
+    levels = mpl.colormaps.get_cmap(amount)(np.linspace(0, 1, 256))[:, :3] @ style.LUMA
     assert (np.diff(levels) > 0).all() and levels[-1] - levels[0] > 0.6
 
 

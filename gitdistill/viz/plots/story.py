@@ -4,7 +4,6 @@ import numpy as np
 
 from gitdistill.viz.plots import style
 
-HEAT = np.array([1.0, 0.0, 0.55])  # over a clip in its own colours, as in `gitdistill.viz.explorers`
 WRONG = "#C00000"
 POINTS = 10
 ADVANCE = POINTS * 1233 / 2048  # points: of a letter of DejaVu Sans Mono
@@ -49,7 +48,7 @@ def _moment(frames, models, word, at, title):
 def heated(frame, values, top):
     """A map [h, w] with largest value `top` over a frame [H, W, 3]: the more, the less of the frame is seen."""
     alpha = 0.85 * style.resized(np.clip(values / max(top, 1e-9), 0, 1), *frame.shape[:2])[..., None] ** 0.7
-    return np.clip(alpha * HEAT + (1 - alpha) * frame, 0, 1)
+    return np.clip(alpha * np.array(style.PINK) + (1 - alpha) * frame, 0, 1)
 
 
 def _write(axes, words, wrong, letters):

@@ -18,7 +18,7 @@ import matplotlib as mpl
 import matplotlib.style
 import numpy as np
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Normalize, PowerNorm
+from matplotlib.colors import LinearSegmentedColormap, Normalize, PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image, ImageFilter
@@ -26,6 +26,8 @@ from PIL import Image, ImageFilter
 DPI = 80
 WIDTH = 11.0  # inches, the widest picture
 AMOUNT, DIFFERENCE = "cividis", "PuOr"
+PINK = (1.0, 0.0, 0.55)  # of attention over a clip, as in `gitdistill.viz.explorers`
+HEAT = LinearSegmentedColormap.from_list("heat", [(0, "#500030"), (0.35, PINK), (1, "#FFE8F6")])
 # Without their yellow, which is too pale for lines on white.
 OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 3)), (0, (8, 2)), (0, (3, 1)))
@@ -198,7 +200,7 @@ def one_each(values, name, count):
 
 def amounts(*arrays):
     """One square-root scale from 0 for all arrays, so that a faint map still shows beside a sharp one."""
-    return ScalarMappable(PowerNorm(0.5, 0.0, max(max(float(a.max()) for a in arrays), 1e-9)), AMOUNT)
+    return ScalarMappable(PowerNorm(0.5, 0.0, max(max(float(a.max()) for a in arrays), 1e-9)), HEAT)
 
 
 def shares(limit=1.0):
@@ -232,21 +234,24 @@ def cell_size(values, photo):
 
 
 def overlay(photo, values, scale):
-    """A map [h, w] as cells over a grey photo [H, W, 3]; RGB in [0, 1].
+    """A map [h, w] as cells over a photo [H, W, 3]; RGB in [0, 1].
 
     Opacity grows with the value. Large amounts are bright: below them a bright photo is darkened, and a dark one
-    stays as it is. Large differences are dark: below them a photo keeps to the bright half.
+    stays as it is. Large differences are dark: below them a photo is grey and keeps to the bright half.
     """
     size = cell_size(values, photo)
-    grey = resized(photo, values.shape[0] * size[0], values.shape[1] * size[1]) @ LUMA
+    photo = resized(photo, values.shape[0] * size[0], values.shape[1] * size[1])
     position = np.asarray(scale.norm(values), dtype=float)
     if is_signed(scale):
-        grey, opacity = 0.55 + 0.45 * grey, 0.15 + 0.7 * np.sqrt(np.abs(2 * position - 1))
-    else:  # a mean brightness of at most a quarter, unless the photo is nearly white
-        grey, opacity = grey * np.clip(0.25 / max(grey.mean(), 1e-9), 0.4, 1.0), 0.9 * position
+        photo, opacity = (
+            0.55 + 0.45 * (photo @ LUMA)[..., None],
+            0.15 + 0.7 * np.sqrt(np.abs(2 * position - 1)),
+        )
+    else:  # a mean brightness of at most 0.3, unless the photo is nearly white
+        photo, opacity = photo * np.clip(0.3 / max((photo @ LUMA).mean(), 1e-9), 0.4, 1.0), 0.9 * position
     cells = np.ones((*size, 1))
     alpha = np.kron(opacity[..., None], cells)
-    return alpha * np.kron(scale.cmap(position)[..., :3], cells) + (1 - alpha) * grey[..., None]
+    return alpha * np.kron(scale.cmap(position)[..., :3], cells) + (1 - alpha) * photo
 
 
 def resized(photo, height, width):
