@@ -119,10 +119,10 @@ def chosen(places, without=()):
 
 
 BUDGETS = {
-    "core": (chosen(CORE), 4657),
-    "first reading": (chosen(FIRST, without=NOT_FIRST), 2193),
-    "package": (SOURCES, 12555),
-    "tests": (read(ROOT / "tests"), 12923),
+    "core": (chosen(CORE), 4678),
+    "first reading": (chosen(FIRST, without=NOT_FIRST), 2205),
+    "package": (SOURCES, 12576),
+    "tests": (read(ROOT / "tests"), 12954),
 }
 
 

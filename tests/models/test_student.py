@@ -13,6 +13,7 @@ from torch.testing import assert_close
 
 from gitdistill.decoding import beam, greedy
 from gitdistill.models import backbone as backbone_module
+from gitdistill.models import checkpoints
 from gitdistill.models.backbone import TinyVIT
 from gitdistill.models.student import MASKED_LOGIT, PositionalEncoding, StudentCandidateV1
 
@@ -294,9 +295,12 @@ def test_a_backbone_from_a_folder_or_by_its_timm_name(tmp_path, frames, monkeypa
     monkeypatch.setattr(
         backbone_module.timm, "create_model", lambda name, **options: asked.append((name, options))
     )
+    monkeypatch.setattr(checkpoints, "download", lambda name, patterns: asked.append(name) or tmp_path)
     with pytest.raises(ValueError):
         StudentCandidateV1(VOCAB, "tiny_vit_5m_224.in1k")
-    assert asked == [("tiny_vit_5m_224.in1k", {"pretrained": True, "features_only": True})]
+    options = {"pretrained": True, "features_only": True}
+    options["pretrained_cfg_overlay"] = {"file": str(tmp_path / "model.safetensors")}
+    assert asked == ["timm/tiny_vit_5m_224.in1k", ("tiny_vit_5m_224.in1k", options)]
 
 
 def test_a_folder_that_is_no_student(tmp_path, student):
