@@ -126,7 +126,7 @@ def test_an_interrupted_save_leaves_the_old_file(path, monkeypatch):
     def full_disk(*_):
         raise OSError("no space left")
 
-    monkeypatch.setattr(runner.os, "replace", full_disk)
+    monkeypatch.setattr(os, "replace", full_disk)
     with pytest.raises(OSError, match="no space"):
         runner.write(path, "{}")
     assert path.read_bytes() == before and list(path.parent.iterdir()) == [path]

@@ -119,10 +119,10 @@ def chosen(places, without=()):
 
 
 BUDGETS = {
-    "core": (chosen(CORE), 4625),
-    "first reading": (chosen(FIRST, without=NOT_FIRST), 2160),
-    "package": (SOURCES, 12530),
-    "tests": (read(ROOT / "tests"), 12900),
+    "core": (chosen(CORE), 4692),
+    "first reading": (chosen(FIRST, without=NOT_FIRST), 2205),
+    "package": (SOURCES, 12642),
+    "tests": (read(ROOT / "tests"), 13003),
 }
 
 

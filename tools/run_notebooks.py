@@ -14,10 +14,10 @@ Each file is written beside its target and then renamed, so an interrupted run l
 import argparse
 import copy
 import csv
-import os
 import re
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import latex2mathml.converter
@@ -25,6 +25,8 @@ import nbformat
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 from nbconvert import HTMLExporter
+
+from gitdistill.models.storage import write_whole
 
 NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
@@ -148,14 +150,8 @@ def merge_streams(outputs: list) -> list:
 
 
 def write(path: Path, text: str) -> None:
-    """Write beside `path`, then rename: whoever reads it finds the old file or the new one, whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(path.name + ".tmp")
-    try:
-        beside.write_text(text, encoding="utf-8")
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
+    """Whoever reads `path` finds the old file or the new one, whole."""
+    write_whole(path.parent, {path.name: partial(Path.write_text, data=text, encoding="utf-8")})
 
 
 FORMULA = re.compile(r"(?P<dollars>\$\$?)(?P<latex>(?:\\.|[^$\\`])+?)(?P=dollars)", re.DOTALL)

@@ -2,6 +2,8 @@
 
 from inspect import signature
 
+from transformers import NoRepeatNGramLogitsProcessor, RepetitionPenaltyLogitsProcessor
+
 from gitdistill.decoding.loop import Decoded
 from gitdistill.decoding.search import beam, greedy, sample
 
@@ -9,6 +11,12 @@ from gitdistill.decoding.search import beam, greedy, sample
 DISTINCTIVE = {
     beam: {"beams", "length_penalty", "penalty", "stop"},
     sample: {"temperature", "top_k", "top_p", "seed"},
+}
+
+# Options of every search, and what they make of the next token's scores.
+PROCESSORS = {
+    "repetition_penalty": lambda penalty: RepetitionPenaltyLogitsProcessor(float(penalty)),
+    "no_repeat_ngram": NoRepeatNGramLogitsProcessor,
 }
 
 
@@ -19,17 +27,23 @@ def decode(model, frames, defaults: dict | None = None, **options) -> Decoded:
     no option decides, `defaults` decide in the same way; when they do not either, the search is greedy. `options`
     override `defaults`, and those `defaults` that the chosen search does not have are ignored.
 
+    Every search takes `repetition_penalty` (above 1, words that were said become less likely;
+    https://arxiv.org/abs/1909.05858) and `no_repeat_ngram=3` (no three tokens come again in this order).
+
     Raises ValueError for options of two searches at once, for an option that the search does not have, and for what
     the search itself refuses.
     """
     defaults = defaults or {}
     search = _chosen_by(options) or _chosen_by(defaults) or greedy
     accepted = signature(search).parameters
-    if unknown := [name for name in options if name not in accepted]:
+    if unknown := [name for name in options if name not in [*accepted, *PROCESSORS]]:
         raise ValueError(
             f"{search.__name__} has no option {', '.join(unknown)}: choose among {', '.join(accepted)}"
         )
-    return search(model, frames, **{name: x for name, x in (defaults | options).items() if name in accepted})
+    given = defaults | options
+    made = [make(given[name]) for name, make in PROCESSORS.items() if given.get(name) is not None]
+    chosen = {name: value for name, value in given.items() if name in accepted}
+    return search(model, frames, **chosen | {"processors": [*chosen.get("processors", ()), *made]})
 
 
 def _chosen_by(options: dict):

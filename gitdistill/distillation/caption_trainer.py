@@ -56,7 +56,7 @@ class CaptionTrainer(pl.LightningModule):
         elif tokenizer is None:
             raise ValueError("a network needs a tokenizer beside it: give tokenizer=")
         self.model = model
-        self.tokenizer = load_tokenizer(tokenizer) if isinstance(tokenizer, str | os.PathLike) else tokenizer
+        self.tokenizer = load_tokenizer(tokenizer)
         check_same_vocabulary(self.tokenizer, model)
         self.lr, self.weight_decay, self.warmup, self.muon = lr, weight_decay, warmup, muon
         self.freeze, self.label_smoothing, self.max_length = freeze, label_smoothing, max_length

@@ -28,6 +28,7 @@ from gitdistill.distillation.targets import (
     total_frames,
 )
 from gitdistill.distillation.terms import LossTerm, Outputs, student_outputs, to_vocab_subset
+from gitdistill.models.student import StudentMaker, shared_options
 from gitdistill.models.teacher import GenerativeImageTextTeacher
 from gitdistill.models.tokenizer import check_same_vocabulary, translate
 
@@ -41,7 +42,8 @@ class DistillationTrainer(CaptionTrainer):
     Args:
         teacher: a `GenerativeImageTextTeacher`, or where to load it from. It is not part of this module: no
             checkpoint holds it, no optimiser sees it, and it stays in eval mode.
-        student: a `StudentCandidateV1`, what `load_student` returned, or any network with the same protocol.
+        student: a `StudentCandidateV1`, what `load_student` returned, or any network with the same protocol; or a
+            `StudentMaker`, which is called with the teacher's vocabulary, special tokens and number of frames.
         cross_entropy: weight of the captions' cross-entropy.
         kl: weight of KL(teacher || student) of the next token's distribution, at `temperature`. beta: 1 for
             KL(student || teacher); between 0 and 1 for a Jensen-Shannon divergence, see `losses.kl`.
@@ -80,7 +82,7 @@ class DistillationTrainer(CaptionTrainer):
     def __init__(
         self,
         teacher,
-        student: nn.Module,
+        student: nn.Module | StudentMaker,
         cross_entropy: float = 1.0,
         kl: float = 1.0,
         features: float = 1.0,
@@ -105,8 +107,7 @@ class DistillationTrainer(CaptionTrainer):
     ):
         if isinstance(teacher, str | os.PathLike):
             teacher = GenerativeImageTextTeacher.from_pretrained(teacher)
-        student = student if isinstance(student, nn.Module) else student.model  # as `load_student` holds it
-        super().__init__(student, tokenizer or teacher.tokenizer, **options)
+        super().__init__(network(student, teacher, tokenizer), tokenizer or teacher.tokenizer, **options)
         self._teacher, self._gradients_checked = (teacher,), False  # a tuple hides it from nn.Module
         self.caption_filter, self.own_captions = caption_filter or CaptionFilter(), own_captions
         self.own_temperature, self.teacher_dtype, self._cache = own_temperature, teacher_dtype, cache
@@ -306,6 +307,13 @@ class DistillationTrainer(CaptionTrainer):
         if not isinstance(self._cache, TeacherCache):
             raise ValueError(f"the cache in {self._cache} is opened by `fit`; or give TeacherCache(folder)")
         return self._cache
+
+
+def network(student, teacher, tokenizer=None) -> nn.Module:
+    """The network that `student` is, makes, or holds as what `load_student` returns does."""
+    if isinstance(student, nn.Module):
+        return student
+    return student(**shared_options(teacher, tokenizer)) if callable(student) else student.model
 
 
 def device_of(module: nn.Module) -> torch.device:

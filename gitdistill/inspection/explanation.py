@@ -6,6 +6,7 @@ from itertools import product
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from gitdistill.decoding.loop import evaluation
 from gitdistill.distillation.targets import total_frames
@@ -39,26 +40,39 @@ def gradient_attention(model, frames: Tensor, tokens: Tensor) -> Tensor:
 
 
 def occlusion(
-    model, frames: Tensor, tokens: Tensor, grid: tuple[int, int], reach: int = 1, batch: int = 36
+    model,
+    frames: Tensor,
+    tokens: Tensor,
+    grid: tuple[int, int],
+    reach: int = 1,
+    batch: int = 36,
+    stride: int = 1,
 ) -> Tensor:
     """How much each word's log-probability falls when a place is covered in all frames: [T-1, *grid].
 
     After Zeiler and Fergus 2014 (https://arxiv.org/abs/1311.2901). A cell and its neighbours, `reach` cells to each
-    side, are covered with the median colour of each frame.
+    side, are covered with the median colour of each frame. A `stride` of 2 visits every second cell of each direction,
+    in a quarter of the time; the map is then [T-1, ceil(h / stride), ceil(w / stride)]. On a terminal, a progress bar
+    appears after five seconds.
     """
+    if stride < 1:
+        raise ValueError(f"stride must be at least 1, not {stride}")
     model, clip, caption = attention.prepared(model, frames, tokens)
+    places = [range(0, n, stride) for n in grid]
     spans = (
-        [(max(0, k - reach) * size // n, min(n, k + reach + 1) * size // n) for k in range(n)]
-        for n, size in zip(grid, frames.shape[-2:])
+        [(max(0, k - reach) * size // n, min(n, k + reach + 1) * size // n) for k in cells]
+        for n, size, cells in zip(grid, frames.shape[-2:], places)
     )
     fill = clip[0].flatten(-2).median(-1).values[..., None, None]
-    covered = clip.repeat(grid[0] * grid[1], *[1] * frames.dim())
+    shape = tuple(map(len, places))
+    covered = clip.repeat(shape[0] * shape[1], *[1] * frames.dim())
     for copy, ((top, bottom), (left, right)) in zip(covered, product(*spans)):
         copy[..., top:bottom, left:right] = fill
     with evaluation(model):
         before = attention.log_probs(model, clip, caption)
-        after = torch.cat([attention.log_probs(model, part, caption) for part in covered.split(batch)])
-    return (before - after).T.unflatten(1, grid)
+        parts = tqdm(covered.split(batch), "occlusion", delay=5, leave=False, disable=None)
+        after = torch.cat([attention.log_probs(model, part, caption) for part in parts])
+    return (before - after).T.unflatten(1, shape)
 
 
 def explain(model, frames: Tensor, tokens: Tensor) -> dict[str, Tensor]:

@@ -61,6 +61,15 @@ def _is_size(value) -> bool:
     return value is None or isinstance(value, int | float) or re.fullmatch(r"[\w.]+", str(value)) is not None
 
 
+def _fetched(name: str) -> dict:
+    """Where timm finds the weights of `name`, fetched from the hub here: timm asks it for most of a minute in vain."""
+    config = timm.get_pretrained_cfg(name)
+    if not getattr(config, "hf_hub_id", None):  # timm fetches the weights from elsewhere
+        return {}
+    folder = checkpoints.download(config.hf_hub_id, ["model.safetensors"])
+    return {"pretrained_cfg_overlay": {"file": str(folder / "model.safetensors")}}
+
+
 class TinyVIT(nn.Module):
     """Feature maps of single frames, stage by stage, from any timm model with `features_only`.
 
@@ -74,10 +83,13 @@ class TinyVIT(nn.Module):
     def __init__(self, name="tiny_vit_5m_224", pretrained=False, weights=None, image_size=None, **timm_args):
         super().__init__()
         try:
-            self.net = timm.create_model(name, pretrained=pretrained, features_only=True, **timm_args)
+            fetched = _fetched(name) if pretrained else {}
+            self.net = timm.create_model(
+                name, pretrained=pretrained, features_only=True, **fetched, **timm_args
+            )
             self._adapt(image_size)
         except OSError as error:
-            advice = "connect once, give a local file with weights=, or use the backbone 'toybox'"
+            advice = "check the network, give a local file with weights=, or use the backbone 'toybox'"
             raise FileNotFoundError(f"timm's weights of {name} cannot be fetched: {advice}") from error
         except Exception as error:  # an unknown model, or arguments or a size that it does not accept
             near = difflib.get_close_matches(name.split(".")[0], timm.list_models())

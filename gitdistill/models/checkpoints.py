@@ -12,8 +12,8 @@ from pathlib import Path
 
 import torch
 import yaml
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+from huggingface_hub import constants, model_info, snapshot_download
+from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_module_registration_hook
 from transformers import GitConfig
@@ -123,8 +123,17 @@ def local(source) -> Path | None:
 
 
 def download(name: str, patterns: list[str]) -> Path:
-    """The hub's files of repository `name` that match; what was downloaded before is found without network."""
+    """The hub's files of repository `name` that match; what was downloaded before is found without network.
+
+    A hub that does not answer is given up after HF_HUB_ETAG_TIMEOUT seconds, by default 10.
+    """
     try:
+        try:  # `snapshot_download` would wait for ever
+            model_info(name, timeout=constants.HF_HUB_ETAG_TIMEOUT)
+        except Exception:
+            with suppress(LocalEntryNotFoundError):
+                return Path(snapshot_download(name, allow_patterns=patterns, local_files_only=True))
+            raise
         return Path(snapshot_download(name, allow_patterns=patterns))
     except GatedRepoError:
         page = f"https://huggingface.co/{name}"
@@ -138,7 +147,7 @@ def download(name: str, patterns: list[str]) -> Path:
         ) from None
     except Exception as error:  # httpx, the hub's client and the system each have their own
         problem = f"{name} is no folder and could not be downloaded ({storage.first_line(error)})"
-        advice = 'give a checkpoint\'s folder or "toybox" (embedded), or load it once with network'
+        advice = 'check the network, or give a checkpoint\'s folder or "toybox" (embedded)'
         raise FileNotFoundError(f"{problem}: {advice}") from None
 
 

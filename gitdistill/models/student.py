@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from inspect import signature
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from gitdistill.models import checkpoints, storage
 from gitdistill.models.attention import Attention, EncoderLayer, FeedForward, KeysValues, KVCache, read_text
 from gitdistill.models.backbone import TinyVIT
-from gitdistill.models.tokenizer import generate_captions, vocabulary
+from gitdistill.models.tokenizer import generate_captions, load_tokenizer, vocabulary
 
 # The logit of words outside `vocab_subset`: finite in float16, too, so that sums of it are never NaN.
 MASKED_LOGIT = -1e4
@@ -172,10 +173,8 @@ class StudentCandidateV1(nn.Module):
 
     @classmethod
     def like(cls, teacher, **options) -> "StudentCandidateV1":
-        """A student with `teacher`'s vocabulary and special tokens; `options` as for the class."""
-        if options.get("vocab_subset") is not None:
-            options.setdefault("unk_token_id", teacher.tokenizer.unk_token_id)
-        return cls(**vocabulary(teacher) | options)
+        """A student with `teacher`'s vocabulary, special tokens and number of frames; `options` as for the class."""
+        return cls(**shared_options(teacher) | options)
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> "StudentCandidateV1":
@@ -269,3 +268,26 @@ class StudentCandidateV1(nn.Module):
     def caption(self, frames: Tensor, tokenizer, **decoding) -> list[str]:
         """One caption a clip; arguments and errors as for `gitdistill.models.tokenizer.generate_captions`."""
         return generate_captions(self, frames, tokenizer, **decoding)
+
+
+def shared_options(teacher, tokenizer=None) -> dict[str, int]:
+    """What a student shares with its `teacher`: number of frames, vocabulary and special tokens.
+
+    The last two are those of `tokenizer`, if it has other words than the teacher's.
+    """
+    own = getattr(teacher, "tokenizer", None)
+    tokenizer = load_tokenizer(tokenizer or own)
+    differs = own and tokenizer.get_vocab() != own.get_vocab()
+    options = vocabulary(tokenizer if differs else teacher)
+    options["num_frames"] = teacher.config.num_image_with_embedding or 1
+    if (unknown := getattr(tokenizer, "unk_token_id", None)) is not None:
+        options["unk_token_id"] = unknown
+    return options
+
+
+class StudentMaker(Protocol):
+    """A student without its `shared_options`: `partial(StudentCandidateV1, ...)`, or a configuration without them."""
+
+    def __call__(
+        self, *, vocab_size, bos_token_id, eos_token_id, pad_token_id, unk_token_id=1, num_frames
+    ) -> StudentCandidateV1: ...

@@ -33,7 +33,7 @@ class GenerativeImageTextTeacher(nn.Module):
         """
         folder = checkpoints.resolve(source)
         model = GenerativeImageTextModel.from_pretrained(folder, dtype)
-        return cls(model, tokenizer or load_tokenizer(folder)).to(device)
+        return cls(model, load_tokenizer(tokenizer or folder)).to(device)
 
     def train(self, mode: bool = True) -> "GenerativeImageTextTeacher":
         """Stays in eval mode whatever `mode` is, so that a trainer's `train()` cannot switch dropout on."""

@@ -1,5 +1,7 @@
 """Captions as token ids and as text, for teacher and student alike."""
 
+import os
+
 import torch
 from torch import Tensor
 from transformers import AutoTokenizer, BertTokenizerFast, PreTrainedTokenizerBase
@@ -11,10 +13,12 @@ ENGLISH = "bert-base-uncased"  # the vocabulary of every published GIT
 
 
 def load_tokenizer(source) -> PreTrainedTokenizerBase:
-    """The tokenizer in a folder, of a hub id, or of the embedded teacher (`"toybox"`).
+    """The tokenizer in a folder, of a hub id, or of the embedded teacher (`"toybox"`); one that is loaded stays.
 
     Where there is none, that of every published GIT, from the hub; FileNotFoundError if the hub cannot be reached.
     """
+    if not isinstance(source, str | os.PathLike):
+        return source
     folder = checkpoints.resolve(source, weights=False)
     if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.txt")):
         try:

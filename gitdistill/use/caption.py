@@ -23,8 +23,9 @@ from gitdistill.data.video import IMAGES, VIDEOS, BrokenFile, play
 from gitdistill.escape import one_line
 from gitdistill.models.storage import write_whole
 from gitdistill.use.captioner import load_captioner
-from gitdistill.use.device import VARIABLE, choose_device
+from gitdistill.use.device import VARIABLE, choose_device, usable_cores
 
+SEARCH = ("beams", "max_length", "repetition_penalty", "no_repeat_ngram")
 LONGEST = 240  # bytes of a picture's name, without its number and suffix
 
 
@@ -37,10 +38,11 @@ def main(arguments: list[str]) -> int:
         raise ValueError("--watch-words draws files, not a sliding window: leave --live out")
     if not (options.student or options.teacher):
         raise ValueError("--student and --teacher need a folder or a repository, not an empty name")
+    torch.set_num_threads(options.threads or min(torch.get_num_threads(), usable_cores()))
     captioner = load_captioner(options.student, options.teacher).to(choose_device(options.device))
     if options.frames:
         captioner.use_frame_rule(replace(captioner.rule, num_frames=options.frames))
-    decoding = {name: getattr(options, name) for name in ("beams", "max_length") if getattr(options, name)}
+    decoding = {name: getattr(options, name) for name in SEARCH if getattr(options, name)}
     return (print_live if options.live else print_files)(captioner, options, decoding)
 
 
@@ -54,8 +56,11 @@ def parser() -> argparse.ArgumentParser:
     add("--batch", type=PositiveInt, default=8, help="files at once (default: 8)")
     add("--beams", type=PositiveInt, help="beam search with so many beams")
     add("--max-length", type=PositiveInt, help="most tokens of a caption, the start token included")
+    add("--repetition-penalty", type=PositiveFloat, help="above 1: words that were said become less likely")
+    add("--no-repeat-ngram", type=PositiveInt, metavar="N", help="no N tokens come again in the same order")
     add("--frames", type=PositiveInt, help="frames of a video to read")
-    add("--json", action="store_true", help="one JSON object a line")
+    add("--json", action="store_true", help="one JSON object a line, with the mean probability of a token")
+    add("--threads", type=PositiveInt, help="default: torch's choice, at most the cores that it may use")
     add("--watch-words", metavar="FOLDER", help="draw the attention of each word, a picture for each file")
     add("--quiet", action="store_true", help="no progress bar")
     add("--device", help=f"cpu, cuda, cuda:1 or mps; also by {VARIABLE}")
@@ -75,7 +80,7 @@ def print_files(captioner, options, decoding: dict) -> int:
             failed += 1
             tqdm.write(f"left out: {one_line(result.error)}", file=sys.stderr)
             continue
-        row = {"file": result.path, "caption": result.caption, "score": round(result.score, 4)}
+        row = {"file": result.path, **described(captioner, result.caption, result.score, decoding)}
         if options.watch_words:
             name = Path(result.path).name
             while len(os.fsencode(name)) > LONGEST:
@@ -89,6 +94,13 @@ def print_files(captioner, options, decoding: dict) -> int:
     if failed:
         print(f"{failed} of {len(paths)} files could not be read", file=sys.stderr)
     return int(failed > 0)
+
+
+def described(captioner, caption: str, score: float, decoding: dict) -> dict:
+    """What a row of JSON says of a caption."""
+    confidence = captioner.confidence(score, **decoding)
+    rounded = None if confidence is None else round(confidence, 4)
+    return {"caption": caption, "score": round(score, 4), "confidence": rounded}
 
 
 def print_row(row: dict, columns: tuple, options) -> None:
@@ -175,7 +187,7 @@ def print_live(captioner, options, decoding: dict) -> int:
     try:
         for moment, caption, score, took in live(captioner, path, options.live, options.every, decoding):
             count += 1
-            row = {"time": round(moment, 3), "caption": caption, "score": round(score, 4)}
+            row = {"time": round(moment, 3), **described(captioner, caption, score, decoding)}
             row["seconds"] = round(took, 4)
             print_row(row, (f"{moment:8.2f} s", caption, f"{score:.3f}"), options)
     except KeyboardInterrupt:  # a camera has no other end
@@ -189,14 +201,13 @@ def print_live(captioner, options, decoding: dict) -> int:
 def live(captioner, path, window: float, every: float, decoding: dict | None = None):
     """Yields (seconds into the video, caption, score, seconds that it took) each `every` seconds of a video.
 
-    A caption is of the last `window` seconds, from frames that the captioner's rule chooses among them. A video that
-    ends before the first caption is due gets one at its end. Memory is bounded by the window, so a video may be
-    endless: "/dev/video0" is a camera on Linux.
+    A caption is of the last `window` seconds, from frames that the captioner's rule chooses among them. A video gets
+    one at its end, too. Memory is bounded by the window, so a video may be endless: "/dev/video0" is a camera on Linux.
     """
     rule = captioner.rule
     # A rule that goes by time needs no more than twice the frames of a clip; "every" counts all frames.
     spacing = 0 if rule.sampling == "every" else window / (2 * rule.num_frames)
-    kept, due, moment = deque(), every, 0.0
+    kept, due, moment, told = deque(), every, 0.0, None
 
     def caption_window():
         started = time.perf_counter()
@@ -211,7 +222,7 @@ def live(captioner, path, window: float, every: float, decoding: dict | None = N
         while kept[0][0] < moment - window:
             kept.popleft()
         if moment >= due:
-            due += every * (1 + (moment - due) // every)
+            due, told = due + every * (1 + (moment - due) // every), moment
             yield caption_window()
-    if due == every:
+    if told != moment:
         yield caption_window()

@@ -5,6 +5,7 @@ student.caption_files(["cat.jpg", "clip.mp4"])
 student.push_to_hub("me/my-student")
 """
 
+import math
 import os
 from collections.abc import Callable
 from dataclasses import astuple
@@ -19,6 +20,7 @@ from torch import Tensor
 from gitdistill.data.crops import center_crop
 from gitdistill.data.video import FrameRule, read_clip
 from gitdistill.decoding import Decoded, decode
+from gitdistill.decoding.options import PROCESSORS
 from gitdistill.escape import markdown
 from gitdistill.models import checkpoints, storage
 from gitdistill.models.student import StudentCandidateV1
@@ -37,7 +39,7 @@ OPTIONS |= {
     "top_p": float | None,
     "seed": int | None,
 }
-OPTIONS |= {"length_penalty": float}
+OPTIONS |= {"length_penalty": float, "repetition_penalty": float | None, "no_repeat_ngram": int | None}
 
 
 class Captioner:
@@ -90,6 +92,18 @@ class Captioner:
         """
         found = self.decode(frames, **decoding)
         return self.to_text(found), found.scores[:, 0].tolist()
+
+    def confidence(self, score: float, **decoding) -> float | None:
+        """The mean probability of a token (the geometric mean), of a caption decoded so with this score.
+
+        It is not calibrated: `gitdistill.inspection.calibration` measures how often a caption is right at which
+        confidence. None where beam search gives another score: after a length penalty, or with the penalties of
+        repetition.
+        """
+        options = {"length_penalty": 1, "penalty": "transformers", "beams": 1} | self.decoding | decoding
+        plain = options["length_penalty"] == 1 and options["penalty"] == "transformers"
+        plain &= options["beams"] == 1 or not any(options.get(name) for name in PROCESSORS)
+        return math.exp(score) if plain else None
 
     def to_text(self, found: Decoded) -> list[str]:
         """The best caption of each clip."""

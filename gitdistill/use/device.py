@@ -1,6 +1,8 @@
 """Which device to compute on, and whether it computes what the CPU does."""
 
 import os
+from contextlib import suppress
+from pathlib import Path
 
 import torch
 
@@ -9,6 +11,7 @@ from gitdistill.models import GenerativeImageTextModel, StudentCandidateV1, Tiny
 from gitdistill.world.pretrain import toybox_git_config
 
 VARIABLE = "GITDISTILL_DEVICE"
+QUOTA = Path("/sys/fs/cgroup/cpu.max")  # of version 2
 
 
 def choose_device(asked: str | None = None) -> torch.device:
@@ -27,6 +30,15 @@ def choose_device(asked: str | None = None) -> torch.device:
     if device.type not in {other.type for other in found} or (device.index or 0) >= count:
         raise ValueError(f"there is no device {asked} here, only {', '.join(map(str, found))}")
     return device
+
+
+def usable_cores() -> int:
+    """How many cores this process may use: not those that its affinity or the quota of its control group excludes."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with suppress(OSError, ValueError):  # no Linux, or "max"
+        quota, period = map(int, QUOTA.read_text().split())
+        cores = min(cores, max(1, round(quota / period)))
+    return cores
 
 
 def found_devices() -> list[torch.device]:

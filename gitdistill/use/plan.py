@@ -80,8 +80,8 @@ def networks(teacher: str, student: dict) -> tuple[GenerativeImageTextModel, Stu
         backbone = (
             TinyVIT.from_config(storage.read_config(folder), folder) if folder.is_dir() else TinyVIT(source)
         )
-        student = StudentCandidateV1(**student | {"backbone": backbone})
-        return GenerativeImageTextModel(teacher_config(teacher)).eval(), student.train()
+        teacher = GenerativeImageTextModel(teacher_config(teacher)).eval()
+        return teacher, StudentCandidateV1.like(teacher, **student | {"backbone": backbone}).train()
 
 
 def teacher_config(source: str) -> GitConfig:

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from fakes import TableModel, clips
+from transformers import NoRepeatNGramLogitsProcessor, RepetitionPenaltyLogitsProcessor
 
 from gitdistill.decoding import beam, decode, greedy, sample
 
@@ -37,3 +38,17 @@ def test_options_choose_the_search_and_override_defaults(defaults, options, sear
 def test_options_that_contradict_each_other_or_do_not_exist(options, named):
     with pytest.raises(ValueError, match=named):
         decode(TableModel(), CLIPS, **options)
+
+
+@pytest.mark.parametrize("search", [{}, {"beams": 3}, {"temperature": 1.5, "seed": 0}])
+def test_processors_by_name(search):
+    """For each search: as with the processors themselves, from options or defaults."""
+    model = TableModel()
+    named = {"repetition_penalty": 5, "no_repeat_ngram": 2}
+    made = [RepetitionPenaltyLogitsProcessor(5.0), NoRepeatNGramLogitsProcessor(2)]
+    expected = decode(model, CLIPS, max_length=8, processors=made, **search).tokens
+    assert torch.equal(decode(model, CLIPS, max_length=8, **search, **named).tokens, expected)
+    assert torch.equal(decode(model, CLIPS, {"max_length": 8} | named, **search).tokens, expected)
+    assert not torch.equal(decode(model, CLIPS, max_length=8, **search).tokens[..., -1], expected[..., -1])
+    with pytest.raises(ValueError, match="penalty"):
+        decode(model, CLIPS, repetition_penalty=-1)

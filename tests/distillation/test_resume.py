@@ -29,6 +29,9 @@ from gitdistill.data.base import ClipLoader
 from gitdistill.distillation.caption_trainer import CaptionTrainer
 from gitdistill.distillation.resume import WholeCheckpoints, read_checkpoint
 from gitdistill.distillation.trainer import DistillationTrainer
+from gitdistill.models.git import GenerativeImageTextModel
+from gitdistill.models.student import shared_options
+from gitdistill.use.plan import teacher_config
 from gitdistill.world.module import ToyboxData, toybox_tokenizer
 
 TRAINING = {"state_dict": {}, "pytorch-lightning_version": "2.6.0"}
@@ -146,9 +149,12 @@ def test_configs_are_valid(path):
 def test_the_configs_of_real_data_fit_their_teachers():
     for name in ("coco", "msrvtt"):
         content = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
-        student, files = content["model"]["init_args"]["student"]["init_args"], content["data"]["init_args"]
-        assert student["num_frames"] == files["num_frames"] and student["vocab_size"] == 30522
-        assert files["tokenizer"] == content["model"]["init_args"]["teacher"]
+        model, files = content["model"]["init_args"], content["data"]["init_args"]
+        with torch.device("meta"):
+            shared = shared_options(GenerativeImageTextModel(teacher_config(model["teacher"])))
+        assert shared["num_frames"] == files["num_frames"] and shared["vocab_size"] == 30522
+        assert not shared.keys() & model["student"]["init_args"].keys()  # nothing is said twice
+        assert files["tokenizer"] == model["teacher"]
         parts = [part.__init__ for part in FileData.__mro__ if "__init__" in vars(part)]
         assert files.keys() <= {name for part in parts for name in signature(part).parameters}
 

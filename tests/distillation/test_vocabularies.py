@@ -1,5 +1,7 @@
 """Students whose words are not the teacher's, and networks that have room for more words than there are."""
 
+from functools import partial
+
 import pytest
 import pytorch_lightning as pl
 import tiny
@@ -63,6 +65,14 @@ def test_such_a_student_trains_and_captions(words, data):
     trainer.fit(found, data)
     assert trainer.test(found, data, verbose=False)
     assert len(found.student.caption(torch.zeros(1, tiny.FRAMES, 3, 32, 32, dtype=torch.uint8), words)) == 1
+
+
+def test_a_student_that_the_trainer_makes_has_its_words(words):
+    make = partial(StudentCandidateV1, backbone=tiny.backbone(), embed_dim=32, heads=2)
+    own = DistillationTrainer(tiny.teacher(), make, **OPTIONS, tokenizer=words).student
+    theirs = DistillationTrainer(tiny.teacher(), make, **OPTIONS).student
+    assert (own.vocab_size, theirs.vocab_size) == (len(words), len(toybox_tokenizer()))
+    assert own.bos_token_id == words.cls_token_id and own.num_frames == theirs.num_frames == tiny.FRAMES
 
 
 @pytest.mark.parametrize("term", ["kl", "hidden", "attention", "relations"])

@@ -153,6 +153,11 @@ def test_occlusion_covers_one_place_in_all_frames(model):
             frame[:, rows, columns] = whole.flatten(1).median(1).values[:, None, None]
         after = inspection.attention_maps(model, covered, TOKENS).log_probs
         torch.testing.assert_close(found[:, 3, 1], before - after, atol=1e-4, rtol=1e-4)
+    for stride in (2, 3):
+        sparse = inspection.occlusion(model, FRAMES, TOKENS, (4, 4), stride=stride)
+        torch.testing.assert_close(sparse, wide[:, ::stride, ::stride], atol=1e-4, rtol=1e-4)
+    with pytest.raises(ValueError, match="stride must be at least 1"):
+        inspection.occlusion(model, FRAMES, TOKENS, (4, 4), stride=0)
 
 
 def test_explanations_have_one_shape_for_any_git_and_a_single_image():

@@ -7,8 +7,10 @@ import pytest
 import timm
 import tiny
 import torch
+from safetensors.torch import save_file
 from torch.testing import assert_close
 
+from gitdistill.models import checkpoints
 from gitdistill.models.backbone import TinyVIT, WindowAttention
 from gitdistill.world.pretrain import EMBEDDED
 
@@ -201,13 +203,20 @@ def test_a_mistake_in_the_arguments_is_one_line(arguments, message):
 
 
 def test_pretrained_without_a_network_says_what_to_do(monkeypatch):
-    def offline(*args, **kwargs):
-        assert kwargs["pretrained"]
-        raise OSError("Name or service not known")
-
-    monkeypatch.setattr(timm, "create_model", offline)
-    with pytest.raises(FileNotFoundError, match="connect once.*toybox"):
+    """At once: timm, which would try again and again, is not asked."""
+    monkeypatch.setattr(timm, "create_model", lambda *_, **__: pytest.fail("timm was asked"))
+    with pytest.raises(FileNotFoundError, match="check the network.*toybox"):
         TinyVIT.from_pretrained("tiny_vit_5m_224.in1k")
+
+
+def test_timm_reads_what_was_fetched(monkeypatch, tmp_path):
+    torch.manual_seed(1)
+    whole = timm.create_model("tiny_vit_5m_224")
+    save_file(whole.state_dict(), tmp_path / "model.safetensors")
+    monkeypatch.setattr(checkpoints, "download", lambda name, patterns: tmp_path)
+    loaded = TinyVIT.from_pretrained("tiny_vit_5m_224.in1k").net.state_dict()
+    assert loaded["patch_embed.conv1.conv.weight"].equal(whole.state_dict()["patch_embed.conv1.conv.weight"])
+    assert loaded["stages_3.blocks.1.mlp.fc2.weight"].equal(whole.stages[3].blocks[1].mlp.fc2.weight)
 
 
 @pytest.mark.parametrize("name", ["resnet10t", "swin_tiny_patch4_window7_224"])

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import re
+import socket
 from unittest.mock import MagicMock
 
 import huggingface_hub
@@ -361,6 +362,22 @@ def test_a_hub_id_downloaded_before_needs_no_network(hub, pickle):
     assert_same_weights(load_model("somebody/git-tiny"), model)
 
 
+def test_a_hub_that_does_not_answer_is_given_up(hub, monkeypatch):
+    """It takes the connection and says nothing. What was downloaded before is still found."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_ETAG_TIMEOUT", 0.2)
+        monkeypatch.setattr(
+            huggingface_hub.hf_api.api, "endpoint", f"http://127.0.0.1:{silent.getsockname()[1]}"
+        )
+        with pytest.raises(
+            FileNotFoundError, match="^somebody/git-tiny [^\n]*timed out[^\n]*check the network"
+        ):
+            load_model("somebody/git-tiny")
+        random_git().save_pretrained(hub("somebody/git-tiny"))
+        assert load_model("somebody/git-tiny")
+
+
 def test_pickles_are_downloaded_only_where_there_is_no_safetensors(monkeypatch, tmp_path):
     asked = []
     monkeypatch.setattr(
@@ -379,6 +396,7 @@ def test_a_full_disk_is_named(monkeypatch):
     def snapshot_download(*args, **kwargs):
         raise OSError(errno.ENOSPC, "No space left")
 
+    monkeypatch.setattr(checkpoints, "model_info", lambda *_, **__: None)
     monkeypatch.setattr(checkpoints, "snapshot_download", snapshot_download)
     with pytest.raises(FileNotFoundError, match="could not be downloaded .*No space left"):
         load_model("somebody/git-tiny")
@@ -408,7 +426,7 @@ def test_a_repository_that_the_hub_does_not_show(monkeypatch, kind, message):
     def refuse(*_, **__):
         raise kind("403 Client Error.\nCannot access gated repo", response=MagicMock())
 
-    monkeypatch.setattr(checkpoints, "snapshot_download", refuse)
+    monkeypatch.setattr(checkpoints, "model_info", refuse)
     with pytest.raises(FileNotFoundError, match=f"^[^\n]*{message}[^\n]*$"):
         load_model("some/git")
 

@@ -6,13 +6,14 @@ import pytest
 import tiny
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_git import tokenizer
+from tiny_git import git_config, tokenizer
 from torch import nn
 from torch.nn import functional as F
 from torch.testing import assert_close
 
 from gitdistill.decoding import beam, greedy
 from gitdistill.models import backbone as backbone_module
+from gitdistill.models import checkpoints
 from gitdistill.models.backbone import TinyVIT
 from gitdistill.models.student import MASKED_LOGIT, PositionalEncoding, StudentCandidateV1
 
@@ -196,14 +197,15 @@ def test_a_subset_reads_and_generates_as_a_whole_student_with_these_words(frames
     assert set(found.unique().tolist()) <= set(KNOWN)
 
 
-@pytest.mark.parametrize("subset", [None, SUBSET])
-def test_like_a_teacher(subset):
+@pytest.mark.parametrize("subset, frames", [(None, None), (SUBSET, 3)])
+def test_like_a_teacher(subset, frames):
     teacher = nn.Module()
     teacher.vocab_size, teacher.bos_token_id, teacher.eos_token_id, teacher.pad_token_id = 30, 21, 22, 5
-    teacher.tokenizer = tokenizer()
-    student = StudentCandidateV1.like(teacher, backbone=tiny.backbone(), vocab_subset=subset, **SIZES)
+    teacher.tokenizer, teacher.config = tokenizer(), git_config(frames)
+    sizes = {name: size for name, size in SIZES.items() if name != "num_frames"}
+    student = StudentCandidateV1.like(teacher, backbone=tiny.backbone(), vocab_subset=subset, **sizes)
     special = [student.bos_token_id, student.eos_token_id, student.pad_token_id, student.unk_token_id]
-    assert [student.vocab_size, *special] == [30, 21, 22, 5, 1]
+    assert [student.vocab_size, student.num_frames, *special] == [30, frames or 1, 21, 22, 5, 1]
     assert student.head.out_features == (30 if subset is None else len({*SUBSET, *special}))
 
 
@@ -293,9 +295,12 @@ def test_a_backbone_from_a_folder_or_by_its_timm_name(tmp_path, frames, monkeypa
     monkeypatch.setattr(
         backbone_module.timm, "create_model", lambda name, **options: asked.append((name, options))
     )
+    monkeypatch.setattr(checkpoints, "download", lambda name, patterns: asked.append(name) or tmp_path)
     with pytest.raises(ValueError):
         StudentCandidateV1(VOCAB, "tiny_vit_5m_224.in1k")
-    assert asked == [("tiny_vit_5m_224.in1k", {"pretrained": True, "features_only": True})]
+    options = {"pretrained": True, "features_only": True}
+    options["pretrained_cfg_overlay"] = {"file": str(tmp_path / "model.safetensors")}
+    assert asked == ["timm/tiny_vit_5m_224.in1k", ("tiny_vit_5m_224.in1k", options)]
 
 
 def test_a_folder_that_is_no_student(tmp_path, student):

@@ -9,11 +9,12 @@ from transformers import GitForCausalLM
 import gitdistill
 import gitdistill.models
 from gitdistill.decoding import beam, greedy, sample
+from gitdistill.distillation.caption_trainer import CaptionTrainer
 from gitdistill.models import checkpoints
 from gitdistill.models.git import GenerativeImageTextModel
 from gitdistill.models.preprocessing import CLIP_MEAN, CLIP_STD, to_pixels
 from gitdistill.models.teacher import GenerativeImageTextTeacher
-from gitdistill.models.tokenizer import to_text
+from gitdistill.models.tokenizer import load_tokenizer, to_text
 from gitdistill.world.scenes import Clips
 
 
@@ -125,6 +126,14 @@ def test_microsoft_folder_with_a_tokenizer_of_the_callers():
     options = {"beams": 4, "length_penalty": 0.6, "max_length": 10, "penalty": "gnmt", "stop": "never"}
     captions = teacher.caption(expected["pixels"], **options)
     assert captions == teacher.tokenizer.batch_decode(expected["beam_tokens"], skip_special_tokens=True)
+
+
+def test_a_tokenizer_may_be_a_folder(folder):
+    """As for the trainers: a path is loaded, and a tokenizer stays."""
+    teacher = GenerativeImageTextTeacher.from_pretrained(folder, tokenizer=str(folder))
+    assert teacher.caption(clips(), max_length=9)
+    assert load_tokenizer(teacher.tokenizer) is teacher.tokenizer
+    assert CaptionTrainer(teacher, folder).tokenizer.get_vocab() == teacher.tokenizer.get_vocab()
 
 
 def test_transformers_own_checkpoint_becomes_a_teacher(tmp_path):

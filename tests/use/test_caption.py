@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import os
 import shutil
 import sys
@@ -34,6 +35,7 @@ def test_the_command_captions_folders_and_lists(run, folder, files, monkeypatch,
     for row in rows:
         (caption,), (score,) = student.caption(student.read(row["file"])[None])
         assert row["caption"] == caption and row["score"] == pytest.approx(score, abs=1e-3)
+        assert row["confidence"] == pytest.approx(math.exp(score), abs=1e-3)
     assert code == 1 and "broken.jpg is no readable picture" in err and "1 of 7 files" in err
     assert run("caption", files / "0.png", "--student", folder, "--frames", 1, "--beams", 2) == 0
     assert capsys.readouterr().out.startswith(f"{files / '0.png'}\t")
@@ -103,6 +105,22 @@ def test_a_picture_shows_the_attention_of_each_word(run, folder, files, monkeypa
         torch.testing.assert_close(probabilities, seen.log_probs.exp()[: len(words)])
 
 
+def test_options_of_the_search_and_of_the_processor(run, folder, files, monkeypatch, capsys):
+    """Repetition is checked against the network's own captions, threads against what torch is told."""
+    student, path, threads = load_student(folder), files / "clip.mp4", []
+    monkeypatch.setattr(torch, "set_num_threads", threads.append)
+    monkeypatch.setattr(caption, "usable_cores", lambda: 1)
+    shared, clip = ["caption", path, "--student", folder, "--json"], student.read(path)[None]
+    options = {"repetition_penalty": 3.0, "no_repeat_ngram": 1}
+    assert run(*shared, "--repetition-penalty", 3, "--no-repeat-ngram", 1, "--threads", 2) == 0
+    row = json.loads(capsys.readouterr().out)
+    assert [row["caption"]] == student.caption(clip, **options)[0] != student.caption(clip)[0]
+    assert run(*shared) == 0 and threads == [2, 1]
+    assert student.confidence(-1.0, beams=2, length_penalty=0.6) is None
+    assert student.confidence(-1.0, beams=2, repetition_penalty=2.0) is None
+    assert student.confidence(-1.0, beams=2) == math.exp(-1) == student.confidence(-1.0, no_repeat_ngram=2)
+
+
 def test_a_teacher_captions_too(files, tmp_path):
     teacher = tiny.teacher()
     captioner = Captioner(teacher, teacher.tokenizer)
@@ -141,12 +159,12 @@ def test_a_sliding_window(run, files, folder, monkeypatch, capsys):
     student = load_student(folder)
     student.use_frame_rule(FrameRule(2))
     moments, seen = windows(monkeypatch, student, files / "clip.mp4", 0.5, 0.5)
-    assert moments == pytest.approx([0.5, 1.0, 1.5])
+    assert moments == pytest.approx([0.5, 1.0, 1.5, 1.9])  # the last one of what is left
     for moment, shown in zip(moments, seen):
         assert 10 * moment - 5.5 < shown[0] < shown[1] < 10 * moment + 0.5
     code = run("caption", files / "clip.mp4", "--student", folder, "--live", 1, "--every", 0.5)
     out, err = capsys.readouterr()
-    assert code == 0 and len(out.splitlines()) == 3 and "3 captions, " in err
+    assert code == 0 and len(out.splitlines()) == 4 and "4 captions, " in err
 
 
 def test_every_counts_the_frames_of_the_video_in_a_sliding_window(monkeypatch, tmp_path):

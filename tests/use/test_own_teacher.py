@@ -9,8 +9,9 @@ import torch
 import yaml
 from PIL import Image
 
-from gitdistill import GenerativeImageTextTeacher
+from gitdistill import GenerativeImageTextTeacher, load_student
 from gitdistill.distillation.caption_trainer import CaptionTrainer
+from gitdistill.models.student import shared_options
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 QUICK = {
@@ -71,14 +72,7 @@ def test_from_captions_to_a_student(mine, run, capsys):
     moved = {name for name, value in before.state_dict().items() if not value.equal(after.state_dict()[name])}
     assert "head.weight" in moved and any(name.startswith("image_encoder") for name in moved)
     # and distilled
-    student = {
-        "vocab_size": 64,
-        "embed_dim": 32,
-        "heads": 2,
-        "layers": 1,
-        "num_frames": 1,
-        "backbone": "toybox",
-    }
+    student = {"embed_dim": 32, "heads": 2, "layers": 1, "backbone": "toybox"}
     init = {
         "teacher": str(folder),
         "student": {"class_path": "gitdistill.StudentCandidateV1", "init_args": student},
@@ -89,6 +83,29 @@ def test_from_captions_to_a_student(mine, run, capsys):
     capsys.readouterr()
     assert run("caption", "mine/test0.png", "--student", "runs/mine") == 0
     assert capsys.readouterr().out.startswith("mine/test0.png\t")
+    shared = load_student("runs/mine").model
+    assert shared.config | shared_options(teacher) == shared.config
+    # the same numbers by hand, and wrong ones
+    for number in (64, 63):
+        student |= shared_options(teacher) | {"vocab_size": number}
+        Path("hand.yaml").write_text(yaml.safe_dump(config))
+        problem = run("fit", "--config", "hand.yaml")
+        assert problem == 0 if number == 64 else "vocab_size is 64" in problem and "\n" not in problem
+
+
+@pytest.mark.parametrize(
+    "options, problem", [({"embed_dims": 3}, "embed_dims"), ({"num_frames": 1}, "vocab_size")]
+)
+def test_a_student_of_a_configuration_with_mistakes(run, options, problem):
+    student = {"class_path": "gitdistill.StudentCandidateV1", "init_args": options}
+    model = {
+        "class_path": "gitdistill.DistillationTrainer",
+        "init_args": {"teacher": "toybox", "student": student},
+    }
+    data = {"class_path": "gitdistill.world.ToyboxData"}
+    Path("wrong.yaml").write_text(yaml.safe_dump({"model": model, "data": data}))
+    found = run("fit", "--config", "wrong.yaml")
+    assert problem in found and "\n" not in found
 
 
 def test_a_network_needs_a_tokenizer():
