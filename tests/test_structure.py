@@ -119,10 +119,10 @@ def chosen(places, without=()):
 
 
 BUDGETS = {
-    "core": (chosen(CORE), 4625),
+    "core": (chosen(CORE), 4654),
     "first reading": (chosen(FIRST, without=NOT_FIRST), 2160),
-    "package": (SOURCES, 12530),
-    "tests": (read(ROOT / "tests"), 12900),
+    "package": (SOURCES, 12552),
+    "tests": (read(ROOT / "tests"), 13046),
 }
 
 
