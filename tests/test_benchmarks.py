@@ -16,6 +16,7 @@ from gitdistill.world import ToyboxData
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT / "tools")]
 import decoding as benchmark  # noqa: E402
+import gpu  # noqa: E402
 import readme  # noqa: E402
 import step  # noqa: E402
 
@@ -97,3 +98,29 @@ def test_a_step_of_every_combination_of_losses_is_timed():
             assert row["times"] == pytest.approx(row["seconds"] / rows[0]["seconds"])
     assert len(step.table(result).splitlines()) == 2 + len(step.CASES)
     json.dumps(result)
+
+
+def test_each_part_of_the_benchmark_of_a_card_runs_on_a_cpu():
+    cpu, seen = torch.device("cpu"), []
+    last = {part: (part, *rest) for part, *rest in gpu.Bench(cpu, small=True).cases()}
+    rows = gpu.run(last.values(), cpu, 8, lambda rows: seen.append(len(rows)))
+    assert [row["part"] for row in rows] == ["peak", "parity", "captions", "training", "faster"]
+    assert seen == [1, 2, 3, 4, 5] and not [row for row in rows if {"error", "skipped"} & row.keys()], rows
+    parity, captions, training, faster = rows[1:]
+    assert parity["logits off by"] < 1e-4 and parity["same, beams 4"] == 1
+    assert captions["generate: same"] > 0.5 and captions["ms"] > 0 and "static: error" in captions
+    assert training["ms"] > 0 and faster["off by"] < 0.1
+
+
+def test_what_fails_or_no_longer_fits_is_named_and_the_rest_runs(tmp_path, capsys):
+    def fail():
+        raise RuntimeError("no room\nanywhere")
+
+    cases = [("a", "long", 99, dict), ("a", "broken", 1, fail), ("b", "fine", 1, lambda: {"ms": 2.0})]
+    rows = gpu.run(cases, torch.device("cpu"), 0.5, lambda rows: None)
+    results = [{"skipped": "no time left"}, {"error": "RuntimeError: no room"}, {"ms": 2.0}]
+    assert [{k: row[k] for k in row if k not in ("part", "case")} for row in rows] == results
+    assert gpu.main(["--small", "--minutes", "0", "--out", str(tmp_path)]) == 0
+    rows = json.loads((tmp_path / "gpu.json").read_text())["rows"]
+    assert len(rows) > 15 and all("skipped" in row for row in rows)
+    assert capsys.readouterr().out.count("no time left") == len(rows)

@@ -49,7 +49,8 @@ class BeamSearch(Search):
 
     def keep(self, captions, totals, finished):
         """Let the finished candidates compete with the captions that finished before."""
-        scores = totals / self.divisors[self.length] + NEG_INF * ~(finished & self.alive)
+        scores = totals / self.divisors[self.length] + NEG_INF * ~finished
+        scores = scores.where(self.alive, -torch.inf)  # below all that a clip had when it was done
         self.finished_scores, order = torch.cat([self.finished_scores, scores], 1).topk(self.num_finished)
         lengths = torch.cat([self.finished_lengths, finished * (self.length + 1)], 1)
         self.finished_lengths = lengths.gather(1, order)

@@ -1,5 +1,6 @@
 """What all searches share: checked inputs, and the loop in which the model steps and the search chooses tokens."""
 
+from collections import defaultdict
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -9,6 +10,9 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import LogitsProcessorList, MinLengthLogitsProcessor
 
 NEG_INF = -1e9  # added to what must not be chosen; finite as in transformers, so that sums stay comparable
+# Steps between two looks at what was computed, by kind of device. A look costs nothing on a CPU; other devices must
+# finish all their work for it. Steps after the last caption's end change no result.
+CHECK_EVERY = defaultdict(lambda: 4, cpu=1)
 
 
 @dataclass
@@ -19,7 +23,7 @@ class Decoded:
         follows the end token; T is the longest caption's length.
     scores: float [B, num_return], log-probability after the length penalty. For greedy search and sampling it is the
         mean over the tokens of the model's own log-probabilities, before processors and temperature.
-    steps: how often the model was stepped. trace: None, or a table of all candidates.
+    steps: how often the model was stepped (see `CHECK_EVERY`). trace: None, or a table of all candidates.
     """
 
     tokens: Tensor
@@ -73,12 +77,18 @@ def prepare(model, frames, prefix, max_length):
 
 
 def log_probabilities(logits, step, alive):
-    """Log-probabilities of logits [B, K, V]; a ValueError for NaN in a caption that is `alive` [B, 1 or K]."""
+    """Log-probabilities of logits [B, K, V], and NaN in a caption that is `alive` [B, 1 or K] as a fault."""
     log_probs = logits.log_softmax(-1)
-    bad = (log_probs[:, :, 0].isnan() & alive).nonzero()  # one NaN makes its whole row NaN
-    if len(bad):
-        raise ValueError(f"NaN among the logits of clip {int(bad[0, 0])} at step {step}")
-    return log_probs
+    where = log_probs[:, :, 0].isnan() & alive  # one NaN makes its whole row NaN
+    return log_probs, (where, f"NaN among the logits of clip {{}} at step {step}")
+
+
+def check(faults) -> None:
+    """A ValueError for the first of `faults`: where among the captions [B, K], and what is wrong with clip {}."""
+    found = torch.stack([where for where, _ in faults]).nonzero()
+    if len(found):
+        fault, clip, _ = found[0].tolist()
+        raise ValueError(faults[fault][1].format(clip))
 
 
 class Search:
@@ -96,7 +106,7 @@ class Search:
         self.tokens = prefix.new_full((len(prefix), count, max_length), model.pad_token_id)
         self.tokens[:, :, : self.longest_prefix] = prefix[:, None]
         self.prefix_lengths = lengths[:, None].to(self.device)
-        self.alive, self.trace = self.prefix_lengths > 0, [] if trace else None
+        self.alive, self.faults, self.trace = self.prefix_lengths > 0, [], [] if trace else None
         no_end = MinLengthLogitsProcessor(min_length, model.eos_token_id, device=self.device)
         self.processors = LogitsProcessorList([no_end, *processors] if min_length else processors)
 
@@ -111,9 +121,11 @@ class Search:
                 logits, cache = self.model.decode_step(new_tokens, cache)
                 rows = len(logits) // clips  # 1 in the first step, then K
                 logits = logits[:, -1].float().unflatten(0, (clips, rows)).expand(-1, count, -1)
-                parent = self.advance(logits, log_probabilities(logits, self.steps, self.alive))
+                log_probs, fault = log_probabilities(logits, self.steps, self.alive)
+                self.faults.append(fault)
+                parent = self.advance(logits, log_probs)
                 self.length, self.steps = self.length + 1, self.steps + 1
-                if self.length == self.max_length or not self.alive.any():
+                if self.has_ended():
                     break
                 if parent is not None:
                     cache = cache.reorder((clip * rows + parent.clamp(max=rows - 1)).flatten())
@@ -122,21 +134,31 @@ class Search:
             self.trace = {name: torch.cat([rows[name] for rows in self.trace]) for name in self.trace[0]}
         return Decoded(*self.best(), self.steps, self.trace)
 
+    def has_ended(self) -> bool:
+        """Whether the search is known to have ended for all clips; a ValueError for the faults of the last steps."""
+        if self.length < self.max_length and self.steps % CHECK_EVERY[self.device.type]:
+            return False
+        check(self.faults)
+        self.faults.clear()
+        return self.length == self.max_length or not self.alive.any()
+
     def edit(self, scores):
         """The next token's scores [B, K, V] as the processors change them; a forced token has no rival."""
         if self.processors:
             scores = self.processors(self.tokens[:, :, : self.length].flatten(0, 1), scores.flatten(0, 1))
             scores = scores.unflatten(0, self.tokens.shape[:2])
-            bad = (~(scores.amax(-1) > -torch.inf) & self.alive).nonzero()  # NaN is bad, too
-            if len(bad):
-                raise ValueError(f"processors leave clip {int(bad[0, 0])} no token at step {self.steps}")
+            bad = ~(scores.amax(-1) > -torch.inf) & self.alive  # NaN is bad, too
+            self.faults.append((bad, f"processors leave clip {{}} no token at step {self.steps}"))
         if self.length < self.longest_prefix:
             rivals = torch.arange(scores.shape[2], device=self.device) != self.tokens[:, :, self.length, None]
             scores = torch.where(self.forced[:, :, None], NEG_INF * rivals, scores)
         return scores
 
     def record(self, alive, parent, token, log_prob, score, beam, finished, final):
-        """Add a step's candidates [B, C] to the trace: those of real beams, of clips that are still searched."""
+        """Add a step's candidates [B, C] to the trace: those of real beams, of clips that are still searched.
+
+        Unlike all else in a step it waits for the device.
+        """
         real = alive & ~self.forced & (score > NEG_INF / 2)
         step = self.length - self.prefix_lengths  # each clip counts from its own prefix
         clip = torch.arange(len(real), device=self.device)[:, None]

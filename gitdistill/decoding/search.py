@@ -113,12 +113,16 @@ class GreedySearch(Search):
         if self.trace is not None:
             finished = ended | (self.length + 1 == self.max_length)
             beam, parent = caption.masked_fill(finished, -1), caption * (self.steps > 0)
-            self.record(grows, parent, token, log_prob, self.total, beam, finished, self.best()[1])
+            self.record(grows, parent, token, log_prob, self.total, beam, finished, self.scores())
         self.alive = self.alive & ~ended
         return caption if self.steps == 0 and token.shape[1] > 1 else None
 
+    def scores(self):
+        return self.total / self.count**self.length_penalty
+
     def best(self):
-        return self.tokens[:, :, : self.length], self.total / self.count**self.length_penalty
+        longest = (self.prefix_lengths + self.count).max().long()
+        return self.tokens[:, :, :longest], self.scores()
 
 
 class Sampling(GreedySearch):
@@ -130,5 +134,7 @@ class Sampling(GreedySearch):
         self.generator = torch.Generator(self.device).manual_seed(seed) if seeded else seed
 
     def choose(self, scores):
+        # torch.multinomial's numbers, but that reads from the device (after https://github.com/meta-pytorch/gpt-fast)
         probabilities = scores.flatten(0, 1).softmax(-1)
-        return torch.multinomial(probabilities, 1, generator=self.generator).view(scores.shape[:2])
+        waiting = torch.empty_like(probabilities).exponential_(generator=self.generator)
+        return (probabilities / waiting).argmax(-1).view(scores.shape[:2])

@@ -1,7 +1,8 @@
 """Speculative captioning: a small model drafts, a large one checks whole drafts at once.
 
 After https://arxiv.org/abs/2211.17192, for greedy search: the captions are the large model's own, token for token, and
-the small one only saves it steps. The acceptance rate tells how well the small one was distilled.
+the small one only saves it steps. The acceptance rate tells how well the small one was distilled. Each pass reads from
+the device how far the captions have grown, since that decides the size of the next one.
 Both follow the protocol of `gitdistill.decoding.search`, and their caches can also be shortened:
 ``cache = cache.truncate(length)`` forgets all but the first `length` tokens of every caption.
 """
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from gitdistill.decoding.loop import Decoded, evaluation, log_probabilities, prepare
+from gitdistill.decoding.loop import Decoded, check, evaluation, log_probabilities, prepare
 
 
 @dataclass
@@ -90,7 +91,8 @@ def _speculate(teacher, student, text, max_length, draft):
         gains, ended = valid.sum(1), ~alive | (valid & (choice == eos)).any(1)
         gain = int(min(gains.max(), gains.masked_fill(ended, size + 1).min()))  # of the slowest that goes on
         new, grows = choice[:, :gain], valid[:, :gain]
-        log_probs = log_probabilities(logits[:, :gain], len(passes), grows)
+        log_probs, fault = log_probabilities(logits[:, :gain], len(passes), grows)
+        check([fault])
         log_probs = log_probs.gather(2, new[:, :, None])[:, :, 0].masked_fill(~grows, 0.0)
         total, count = total + log_probs.sum(1), count + grows.sum(1)
         known = choice[:, gain:].masked_fill(~valid[:, gain:], -1)

@@ -72,18 +72,16 @@ def test_exchanging_two_things_shows_in_black(no_colours, name):
     assert (np.abs(one - other) > 100).sum() >= 6
 
 
-@pytest.mark.parametrize("amount", [style.AMOUNT, style.HEAT])
-def test_amounts_only_grow_lighter(amount):
-    levels = mpl.colormaps.get_cmap(amount)(np.linspace(0, 1, 256))[:, :3] @ style.LUMA
+def test_amounts_only_grow_lighter():
+    levels = mpl.colormaps[style.AMOUNT](np.linspace(0, 1, 256))[:, :3] @ style.LUMA
     assert (np.diff(levels) > 0).all() and levels[-1] - levels[0] > 0.6
 
 
 @pytest.mark.parametrize("shade", [0.0, 0.5, 1.0])
-def test_more_attention_is_lighter_over_any_photo(shade):
+def test_more_attention_is_darker_over_any_photo(shade):
     values = np.linspace(0, 1, 8)[None]
     image = style.overlay(np.full((4, 32, 3), shade), values, style.amounts(values)) @ style.LUMA
-    rises = np.diff(image[0, ::4])
-    assert (rises[1:] > 0.03).all() and rises[0] > -0.01  # on white the very faint looks like none
+    assert (np.diff(image[0, ::4]) < -0.01).all()
 
 
 def test_no_category_is_too_pale_for_white_paper():

@@ -4,7 +4,7 @@ All arguments may be torch tensors or numpy arrays, on any device. One style for
 dpi on the page, and twice as fine in the file; pink for attention, over the clip in its colours; cividis for other
 amounts; PuOr around zero for differences; Okabe and Ito's colours (https://jfly.uni-koeln.de/color/) for categories,
 each with a mark, dash or hatch of its own, so that a print in grey still tells them apart; maps as sharp cells; numbers
-where they matter. `title` states what the picture shows, and becomes the alternative text for readers who cannot see it.
+where they matter. `title` states what the picture shows, and is the alternative text for readers who cannot see it.
 
 Letters: B clips, F frames, O objects, C channels, H x W pixels, h x w cells of a map, T words, L layers (in
 [L, H, h, w], H heads), Q and S tokens that attend and that are attended to. n is any number, explained beside it.

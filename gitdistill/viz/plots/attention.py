@@ -39,7 +39,7 @@ def gaze(frames, words, rows, probabilities=None, difference=False, title=None, 
         axes.text(-0.82 / width, 0.5, label, rotation=90, transform=axes.transAxes, **style.CENTRE)
         if k < len(blocks):
             place = style.axes_at(figure, 1.15 + width, top, 0.15, min(height, 4.0))
-            name = "difference" if style.is_signed(scale) else "attention\n(\u221a scale)"
+            name = "difference" if style.is_signed(scale) else "attention\n(power 0.7)"
             style.colour_bar(figure, scale, name, cax=place)
     return figure
 
@@ -169,7 +169,7 @@ def heads(attention, frame, title=None):
         for r, c in np.ndindex(shares.shape):
             axes.text(x[c], y[r] + height / 2, f"{shares[r, c]:.0%}", ha="center", va="top", fontsize=9)
         axes.set_ylim(y[-1] + height / 2 + gap, -0.5)
-    style.colour_bar(figure, scale, "attention\n(\u221a scale)", ax=axes, aspect=20, fraction=0.05)
+    style.colour_bar(figure, scale, "attention\n(power 0.7)", ax=axes, aspect=20, fraction=0.05)
     return figure
 
 

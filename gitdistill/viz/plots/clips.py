@@ -31,7 +31,6 @@ def film(frames, titles=None, captions=None, masks=None, columns=None, title=Non
     above, below = (0.3 if titles else 0.08), (0.12 + 0.165 * lines if captions else 0.0)
     size = max((width + 0.1) * columns + 0.1, 4.0), rows * (above + height + below) + 0.08
     figure = style.figure(*size, "Film strips", title, None)
-    figure.exact = True
     for k, clip in enumerate(clips):
         row, column = divmod(k, columns)
         left, top = 0.1 + column * (width + 0.1), above + row * (above + height + below)

@@ -109,7 +109,6 @@ def components(frames, maps, explained=None, first=False, title=None):
         (height + 0.06) * len(rows) + (0.5 if explained is not None else 0.3),
     )
     figure = style.figure(max(size[0], 5.0), size[1], "Principal components of features", title, None)
-    figure.exact = not first
     for k, (name, images) in enumerate(rows.items()):
         for n, image in enumerate(images):
             left, top = 1.5 + n * (tile + 0.06), 0.1 + k * (height + 0.06)

@@ -27,7 +27,7 @@ DPI = 80
 WIDTH = 11.0  # inches, the widest picture
 AMOUNT, DIFFERENCE = "cividis", "PuOr"
 PINK = (1.0, 0.0, 0.55)  # of attention over a clip, as in `gitdistill.viz.explorers`
-HEAT = LinearSegmentedColormap.from_list("heat", [(0, "#500030"), (0.35, PINK), (1, "#FFE8F6")])
+HEAT = LinearSegmentedColormap.from_list("heat", ["white", "#D80078"])  # darker than any photo below it
 # Without their yellow, which is too pale for lines on white.
 OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 3)), (0, (8, 2)), (0, (3, 1)))
@@ -70,7 +70,6 @@ class Picture(Figure):
 
     alt = ""
     top = 0.0  # inches that the title takes
-    exact = False  # fit the palette: smooth backgrounds of frames would otherwise turn into bands
 
     @property
     def shown_as(self) -> dict:
@@ -87,18 +86,14 @@ class Picture(Figure):
 def png(figure: Figure, scale: int = 2) -> bytes:
     """The figure as PNG bytes, `scale` pixels for each of its own; the same figure gives the same bytes.
 
-    A palette of 256 colours makes them three times smaller. Where a picture asks for exact colours, the palette is
-    fitted to them, which takes several times as long.
+    A palette of 256 colours makes them several times smaller.
     """
     full, small = io.BytesIO(), io.BytesIO()
     with mpl.style.context(STYLE):
         figure.savefig(full, format="png", dpi=scale * figure.dpi, metadata={"Software": None})
-    fit = int(getattr(figure, "exact", False))
-    image = Image.open(full).convert("RGB")
-    # Maximum coverage keeps rare colours, like a thin line's, which a median cut would blend away.
-    image.quantize(256, Image.Quantize.MAXCOVERAGE, kmeans=fit, dither=Image.Dither.NONE).save(
-        small, format="png", optimize=True
-    )
+    image = Image.open(full).convert("RGB").quantize(256, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
+    image.putpalette([255 if level > 250 else level for level in image.getpalette()])  # white stays white
+    image.save(small, format="png", optimize=True)
     return small.getvalue()
 
 
@@ -199,8 +194,8 @@ def one_each(values, name, count):
 
 
 def amounts(*arrays):
-    """One square-root scale from 0 for all arrays, so that a faint map still shows beside a sharp one."""
-    return ScalarMappable(PowerNorm(0.5, 0.0, max(max(float(a.max()) for a in arrays), 1e-9)), HEAT)
+    """One scale from 0 for all arrays, to the power 0.7, so that a faint map still shows beside a sharp one."""
+    return ScalarMappable(PowerNorm(0.7, 0.0, max(max(float(a.max()) for a in arrays), 1e-9)), HEAT)
 
 
 def shares(limit=1.0):
@@ -219,7 +214,7 @@ def is_signed(scale):
 
 
 def colour_bar(figure, scale, label, **place):
-    """The legend of a scale; a square-root one has ticks that are evenly spread."""
+    """The legend of a scale; one to a power has ticks that are evenly spread."""
     bar = figure.colorbar(scale, label=label, **place)
     bar.outline.set_linewidth(0.5)
     if isinstance(scale.norm, PowerNorm):
@@ -236,22 +231,23 @@ def cell_size(values, photo):
 def overlay(photo, values, scale):
     """A map [h, w] as cells over a photo [H, W, 3]; RGB in [0, 1].
 
-    Opacity grows with the value. Large amounts are bright: below them a bright photo is darkened, and a dark one
-    stays as it is. Large differences are dark: below them a photo is grey and keeps to the bright half.
+    Opacity grows with the value. What is large is dark: below it a photo is pale, and grey below differences.
     """
     size = cell_size(values, photo)
     photo = resized(photo, values.shape[0] * size[0], values.shape[1] * size[1])
     position = np.asarray(scale.norm(values), dtype=float)
     if is_signed(scale):
-        photo, opacity = (
-            0.55 + 0.45 * (photo @ LUMA)[..., None],
-            0.15 + 0.7 * np.sqrt(np.abs(2 * position - 1)),
+        photo = 0.55 + 0.45 * (photo @ LUMA)[..., None]
+        colours, opacity = scale.cmap(position)[..., :3], 0.15 + 0.7 * np.sqrt(np.abs(2 * position - 1))
+    else:
+        photo, colours, opacity = (
+            0.45 + 0.55 * photo,
+            scale.cmap(np.ones_like(position))[..., :3],
+            0.92 * position,
         )
-    else:  # a mean brightness of at most 0.3, unless the photo is nearly white
-        photo, opacity = photo * np.clip(0.3 / max((photo @ LUMA).mean(), 1e-9), 0.4, 1.0), 0.9 * position
     cells = np.ones((*size, 1))
     alpha = np.kron(opacity[..., None], cells)
-    return alpha * np.kron(scale.cmap(position)[..., :3], cells) + (1 - alpha) * photo
+    return alpha * np.kron(colours, cells) + (1 - alpha) * photo
 
 
 def resized(photo, height, width):
