@@ -20,8 +20,10 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 @pytest.fixture
 def own(tmp_path):
-    """A checkpoint that transformers saved, random; and a folder with two pictures, a video and a broken file."""
-    git = random_port(frames=3, vision_image_size=32, vision_patch_size=8, max_position_embeddings=40)
+    """A checkpoint that transformers saved, random, with GIT-base's two-digit numbers of layers; and a folder with two
+    pictures, a video and a broken file."""
+    vision = {"vision_image_size": 32, "vision_patch_size": 8, "vision_num_hidden_layers": 11}
+    git = random_port(frames=3, max_position_embeddings=40, **vision)
     git.save_pretrained(tmp_path / "git")
     tokenizer().save_pretrained(tmp_path / "git")
     pictures = tmp_path / "pictures"
