@@ -81,21 +81,15 @@ class ClipMaker(anywidget.AnyWidget):
 
     def _keep(self, _=None) -> None:
         scene = self.scene()
-        right = {name: told["text"] for name, told in self.told.items()}
-        right = {
-            name: (text, facts_scores([text], [scene])["all_right"] == 1) for name, text in right.items()
-        }
+        texts = {name: told["text"] for name, told in self.told.items()}
+        right = {name: facts_scores([text], [scene])["all_right"] == 1 for name, text in texts.items()}
         shown = ", ".join(" ".join(filter(None, (t.size, t.colour, t.name, t.motion))) for t in scene.toys)
         row = {"toys": shown, "ground": self.ground}
-        for name, (text, is_right) in right.items():
-            row |= {name: text, f"{name} is right": is_right}
+        for name, text in texts.items():
+            row |= {name: text, f"{name} is right": right[name]}
         self.rows.append(row)
         counts = {name: sum(row[f"{name} is right"] for row in self.rows) for name in right}
-        self.tally = {
-            "clips": len(self.rows),
-            "right": counts,
-            "last": {name: ok for name, (_, ok) in right.items()},
-        }
+        self.tally = {"clips": len(self.rows), "right": counts, "last": right}
 
     def save(self, path) -> None:
         """Write the kept clips, a row each. ValueError while there are none."""

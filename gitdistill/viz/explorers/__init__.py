@@ -131,18 +131,7 @@ def training(panels, captions, still, log=(), levels=None, maps=None) -> Explore
     maps = maps or {}
     steps = sorted({*captions, *(step for values, *_ in maps.values() for step in values)})
     moments = [
-        {
-            "step": step,
-            "captions": captions.get(step, []),
-            "maps": [
-                {
-                    "name": name,
-                    "values": [_numbers(row) for row in style.array(values[step], name, "rows columns")],
-                }
-                for name, (values, *_) in maps.items()
-                if step in values
-            ],
-        }
+        {"step": step, "captions": captions.get(step, []), "maps": _maps_at(step, maps)}
         for step in style.some(steps, "captions and maps")
     ]
     drawn = [_panel(name, lines, name in log, (levels or {}).get(name, {})) for name, lines in panels.items()]
@@ -151,6 +140,12 @@ def training(panels, captions, still, log=(), levels=None, maps=None) -> Explore
         name: {"rows": list(rows), "columns": list(columns)} for name, (_, rows, columns) in maps.items()
     }
     return Explorer("training", still, panels=drawn, moments=moments, sides=sides)
+
+
+def _maps_at(step, maps) -> list[dict]:
+    arrays = {name: values[step] for name, (values, *_) in maps.items() if step in values}
+    arrays = {name: style.array(values, name, "rows columns") for name, values in arrays.items()}
+    return [{"name": name, "values": [_numbers(row) for row in values]} for name, values in arrays.items()]
 
 
 def _panel(name, lines, log, levels) -> dict:
