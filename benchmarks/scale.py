@@ -7,9 +7,9 @@
 The set has the form of Karpathy's dataset_coco.json: 113,287 + 5,000 + 5,000 pictures, which are links to 200 JPEGs
 of 640 x 480 pixels or so, each with five captions of random words. Each measure is taken in a process of its own. A
 loader process counts with what it shares with no other, after it has handed out all clips of an epoch, whose frames
-are not read for this. Rates are of one process and one thread, medians of rounds in which the ways to read take turns:
-`FileData`; the bare loop of its operations, without captions; torchvision's decoding and resizing. Linux alone tells
-the numbers of memory.
+are not read for this. Rates are of one process and one thread, clips in a second of the processor, medians of rounds
+in which the ways to read take turns: `FileData`; the bare loop of its operations, without captions; torchvision's
+decoding and resizing. Linux alone tells the numbers of memory.
 """
 
 import argparse
@@ -113,9 +113,9 @@ def bare(paths: list[str]) -> torch.Tensor:
     for path in paths:
         with Image.open(path) as image:
             image = image.convert("RGB")
-        scale = SIDE / min(image.size)
-        image = image.resize([int(side * scale) for side in image.size], Image.Resampling.BICUBIC)
-        left, top = ((side - SIDE) // 2 for side in image.size)
+        short = min(image.size)
+        image = image.resize([SIDE * side // short for side in image.size], Image.Resampling.BICUBIC)
+        left, top = (round((side - SIDE) / 2) for side in image.size)
         pixels = np.array(image.crop((left, top, left + SIDE, top + SIDE)))
         frames.append(torch.from_numpy(pixels).permute(2, 0, 1))
     return torch.stack(frames)
@@ -130,21 +130,24 @@ def torchvisions(paths: list[str]) -> torch.Tensor:
 def rates(source: str, batches: int, rounds: int) -> dict[str, float]:
     """Clips a second of each way to read."""
     torch.set_num_threads(1)
-    made = data(source, ["train"])
+    made, fast = data(source, ["train"]), data(source, ["train"], resize="fast")
     paths = [item.path for item in made.source("train")]
     drawn = np.random.RandomState(0).randint(len(paths), size=(batches, BATCH))
     drawn = [[paths[number] for number in batch] for batch in drawn]
     ways = {
         "FileData": lambda: (batch["frames"] for batch in islice(made.train_dataloader(), batches)),
+        'FileData, resize="fast"': lambda: (
+            batch["frames"] for batch in islice(fast.train_dataloader(), batches)
+        ),
         "bare loop": lambda: map(bare, drawn),
         "torchvision": lambda: map(torchvisions, drawn),
     }
     found = {name: [] for name in ways}
     for _ in range(1 + rounds):
         for name, way in ways.items():
-            start = time.perf_counter()
+            start = time.process_time()
             count = sum(len(frames) for frames in way())
-            found[name].append(count / (time.perf_counter() - start))
+            found[name].append(count / (time.process_time() - start))
     return {name: statistics.median(values[1:]) for name, values in found.items()}  # the first one warms up
 
 

@@ -121,8 +121,8 @@ def chosen(places, without=()):
 BUDGETS = {
     "core": (chosen(CORE), 4625),
     "first reading": (chosen(FIRST, without=NOT_FIRST), 2160),
-    "package": (SOURCES, 12530),
-    "tests": (read(ROOT / "tests"), 12900),
+    "package": (SOURCES, 12663),
+    "tests": (read(ROOT / "tests"), 12990),
 }
 
 
