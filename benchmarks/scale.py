@@ -189,9 +189,9 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--clips", type=int, default=CLIPS["train"], help="of training")
-    parser.add_argument("--batches", type=int, default=10, help=f"of {BATCH} clips, read in a round")
+    parser.add_argument("--batches", type=int, default=3, help=f"of {BATCH} clips, read in a round")
     parser.add_argument(
-        "--rounds", type=int, default=5, help="of each way to read, of which the median counts"
+        "--rounds", type=int, default=15, help="of each way to read, of which the median counts"
     )
     parser.add_argument("--folder", type=Path, help="an empty one for the set, which stays there")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent)

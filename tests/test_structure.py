@@ -121,7 +121,7 @@ def chosen(places, without=()):
 BUDGETS = {
     "core": (chosen(CORE), 4625),
     "first reading": (chosen(FIRST, without=NOT_FIRST), 2160),
-    "package": (SOURCES, 12663),
+    "package": (SOURCES, 12665),
     "tests": (read(ROOT / "tests"), 12990),
 }
 

@@ -77,6 +77,8 @@ def as_tensor(image: Image.Image) -> Tensor:
 
 def pixels_of(rgb: Image.Image) -> Tensor:
     """A picture in RGB as uint8 [3, H, W]."""
+    if rgb.height <= STRIP:
+        return torch.from_numpy(np.array(rgb)).permute(2, 0, 1)
     pixels = np.empty((rgb.height, rgb.width, 3), np.uint8)
     for top in range(0, rgb.height, STRIP):  # Pillow copies what it hands over
         pixels[top : top + STRIP] = rgb.crop((0, top, rgb.width, min(top + STRIP, rgb.height)))
