@@ -3,7 +3,7 @@
 import hashlib
 import warnings
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import chain
 from pathlib import Path
 
@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from gitdistill.data.base import CHOICE, ClipData, EpochSampler, Pooled, Sample, Samples, check_words, choose
-from gitdistill.data.crops import center_crop, random_resized_crop
-from gitdistill.data.items import Item, read_items
+from gitdistill.data.compact import Items
+from gitdistill.data.crops import center_crop, random_resized_crop, shrunk
+from gitdistill.data.items import Listing
 from gitdistill.data.video import BrokenFile, FrameRule, read_clip
 from gitdistill.escape import one_line
 from gitdistill.metrics import normalise
@@ -27,21 +28,27 @@ FRAMES, CROP = 15_485_863, 32_452_843  # keep the random numbers of frames and o
 @dataclass
 class FilePool:
     """Samples of items by number; with `views` clips by number, that many of each item, each cropped otherwise. strict:
-    an unreadable file is a `BrokenFile`, otherwise it is among the "broken" of the sample. captions: K."""
+    an unreadable file is a `BrokenFile`, otherwise it is among the "broken" of the sample. captions: K. fast: as of
+    `crops.shrunk`, without views."""
 
-    items: list[Item]
+    items: Items
     rule: FrameRule
     size: int
     strict: bool
     seed: int = 0
     views: int = 0
     captions: int = 1
+    fast: bool = False
 
     def frames(self, number: int, view: int = 0) -> Tensor:
         """Frames [F, 3, size, size] of an item; BrokenFile when its file cannot be read."""
-        clip = read_clip(self.items[number].path, self.rule, self.draw(view, number, FRAMES))
+        path, draw = self.items[number].path, None
+        if self.rule.sampling == "random":
+            draw = self.draw(view, number, FRAMES)
         if not self.views:
-            return center_crop(clip, self.size)
+            still = partial(shrunk, size=self.size, fast=self.fast)
+            return center_crop(read_clip(path, self.rule, draw, still=still), self.size)
+        clip = read_clip(path, self.rule, draw)
         return random_resized_crop(clip, self.size, self.draw(view, number, CROP))
 
     def draw(self, epoch: int, number: int, purpose: int) -> np.random.RandomState:
@@ -149,6 +156,8 @@ class FileData(Pooled, CaptionedData):
         limit: only the first so many clips of each source.
         on_broken: "skip" or "error". A file that is missing or cannot be read is named in a warning, kept in
             `broken` (path -> reason), and left out; or else a `BrokenFile` stops everything.
+        resize: "exact" or "fast": the frames of pictures to the byte as networks resize them (Pillow, bicubic), or
+            similar ones sooner, see `crops.shrunk`; for the centre of the frames alone.
         options: as for `CaptionedData`.
 
     Captions longer than `max_tokens` are cut. Raises FileNotFoundError and ValueError in one line."""
@@ -162,6 +171,7 @@ class FileData(Pooled, CaptionedData):
         views: int = 0,
         limit: int | None = None,
         on_broken: str = "skip",
+        resize: str = "exact",
         **options,
     ):
         super().__init__(**options)
@@ -169,17 +179,21 @@ class FileData(Pooled, CaptionedData):
             raise ValueError(f"views must be at least 0 and limit at least 1, not {views} and {limit}")
         if on_broken not in ("skip", "error"):
             raise ValueError(f'on_broken is "skip" or "error", not {on_broken!r}')
-        self.views, self.strict = views, on_broken == "error"
+        if resize not in ("exact", "fast") or resize == "fast" and views:
+            raise ValueError(f'resize is "exact", or without views "fast", not {resize!r} with {views} views')
+        self.views, self.strict, self.fast = views, on_broken == "error", resize == "fast"
         self.broken: dict[str, str] = {}
-        whole = {}  # by source that knows no splits: its role
+        listings, whole = {}, {}  # by source: what is in it; its role if it knows no splits
         for role, source in {"train": train, "val": val, "test": test}.items():
             if source is not None:
-                self.sources[role] = self._read_source(role, source, media, whole)[:limit]
+                listings[source] = listings.get(source) or Listing(source, media)
+                items = self._read_source(role, source, listings[source], whole)
+                self.sources[role] = items if limit is None else Items(items[:limit])
                 captions = chain.from_iterable(item.captions for item in self.sources[role])
                 check_words(captions, self.tokenizer, f"{role}'s captions")
 
-    def _read_source(self, role: str, source, media, whole: dict) -> list[Item]:
-        items, missing = read_items(source, media, role)
+    def _read_source(self, role: str, source, listing: Listing, whole: dict) -> Items:
+        items, missing = listing.items(role)
         self.report([(name, f"{name}, listed in {source}, is not there") for name in missing])
         if not any(item.split for item in items) and (other := whole.setdefault(source, role)) != role:
             raise ValueError(f"{source} knows no splits: {other} and {role} would be the same")
@@ -192,7 +206,7 @@ class FileData(Pooled, CaptionedData):
             if not any(words):
                 raise ValueError(what)
             warnings.warn(one_line(f"left out: {what}"), stacklevel=4)
-        return [item for item, scored in zip(items, words) if scored]
+        return items if all(words) else Items(item for item, scored in zip(items, words) if scored)
 
     def report(self, broken: list) -> None:
         """Keep account of files that cannot be used, and name each once, many of them in one warning."""
@@ -210,7 +224,12 @@ class FileData(Pooled, CaptionedData):
     @property
     def pool(self) -> FilePool:
         """The training clips."""
-        options = {"seed": self.seed, "views": self.views, "captions": self.captions_per_clip}
+        options = {
+            "seed": self.seed,
+            "views": self.views,
+            "captions": self.captions_per_clip,
+            "fast": self.fast,
+        }
         return FilePool(self.source("train"), self.rule, self.image_size, self.strict, **options)
 
     @property
@@ -231,6 +250,7 @@ class FileData(Pooled, CaptionedData):
             "frames": f"{self.rule.num_frames} {self.rule.sampling} {self.rule.step}",
             "views": f"{self.views} from seed {self.seed}" if self.views else "0",
             "image_size": self.image_size,
+            **({"resize": "fast"} if self.fast else {}),
         }
 
     def train_dataloader(self):
@@ -240,5 +260,5 @@ class FileData(Pooled, CaptionedData):
 
     def fixed_loader(self, role: str):
         """Batches of a role's clips in order."""
-        pool = FilePool(self.source(role), self.fixed_rule, self.image_size, self.strict)
+        pool = FilePool(self.source(role), self.fixed_rule, self.image_size, self.strict, fast=self.fast)
         return self.loader(Samples(pool.first, range(len(pool.items))))

@@ -2,19 +2,21 @@
 tables (CSV or JSON lines), and folders, with tables, with a text beside each file, or without captions."""
 
 import csv
+import gc
 import io
 import json
 import os
 import re
 import warnings
 from collections import Counter, defaultdict
-from contextlib import suppress
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from reprlib import repr as brief_repr
 from unicodedata import normalize
 
+from gitdistill.data.compact import Item, Items
 from gitdistill.data.video import IMAGES, VIDEOS
 from gitdistill.escape import brief, one_line
 from gitdistill.models.storage import first_line, shorten
@@ -41,16 +43,7 @@ PACKED |= {b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 SURROGATE = re.compile("[\ud800-\udfff]")  # half of a character, in JSON: no text
 
 
-@dataclass(frozen=True)
-class Item:
-    """A picture or video file, its captions, and the split its source puts it in (None: the source has none)."""
-
-    path: str
-    captions: tuple[str, ...] = ()
-    split: str | None = None
-
-
-def read_items(source, media=None, split: str | None = None) -> tuple[list[Item], list[str]]:
+def read_items(source, media=None, split: str | None = None) -> tuple[Items, list[str]]:
     """The items of a data set in the order of its files, and the names it lists whose files are not there.
 
     Args:
@@ -65,6 +58,42 @@ def read_items(source, media=None, split: str | None = None) -> tuple[list[Item]
             a source without splits is taken whole.
 
     Raises FileNotFoundError or ValueError in one line."""
+    return Listing(source, media).items(split)
+
+
+class Listing:
+    """A source that has been read, for the items of several of its splits. Arguments and errors as of `read_items`."""
+
+    def __init__(self, source, media=None):
+        with _no_collection():
+            self.source, self.within, self.rows = _rows(source, media)
+
+    def items(self, split: str | None = None) -> tuple[Items, list[str]]:
+        """As `read_items`."""
+        with _no_collection():
+            items, missing = _locate(_of_split(self.rows, self.source, split))
+        if not items:
+            first = "".join(f", {brief(name)} first" for name in missing[:1])
+            listed = f"none of the {len(missing)} files it lists is in {self.within}{first}"
+            lost = f": {listed}" if missing else ""
+            raise FileNotFoundError(f"{self.source} has no pictures or videos{lost}")
+        return items, missing
+
+
+@contextmanager
+def _no_collection():
+    """Without the search for cycles of garbage, which takes longer and longer as objects of a large list are made."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _rows(source, media) -> tuple[Path, Path, list[tuple]]:
+    """A source, the folder of its files, and its rows (name, captions, split, media)."""
     source = Path(os.path.expanduser(source))
     if not source.exists():
         raise FileNotFoundError(f"there is no {source}: give a JSON file, a table or a folder")
@@ -73,13 +102,7 @@ def read_items(source, media=None, split: str | None = None) -> tuple[list[Item]
     if not within.is_dir():
         raise FileNotFoundError(f"there is no folder {within} of pictures or videos")
     found = _Media(within)
-    rows = _of_folder(folder, found) if source == folder else _of_file(source, found)
-    items, missing = _locate(_of_split(rows, source, split))
-    if not items:
-        first = "".join(f", {brief(name)} first" for name in missing[:1])
-        lost = f": none of the {len(missing)} files it lists is in {within}{first}" if missing else ""
-        raise FileNotFoundError(f"{source} has no pictures or videos{lost}")
-    return items, missing
+    return source, within, _of_folder(folder, found) if source == folder else _of_file(source, found)
 
 
 def _of_file(table: Path, media: "_Media") -> list[tuple]:
@@ -106,9 +129,10 @@ def _of_folder(folder: Path, found: "_Media") -> list[tuple]:
             entries = [(n, c, _split_folder(above / media.place(n)), media) for n, c, _, _ in entries]
         rows += entries
     unread = listing.texts - set(tables.values())
-    for path in found.files if found is listing or not tables else []:
+    for name in map(Path, found.files if found is listing or not tables else []):
+        path = found.folder / name
         if not tables.keys() & set(path.parents):
-            name, text = path.relative_to(found.folder), path.with_suffix(".txt")
+            text = path.with_suffix(".txt")
             lines = _text(text).splitlines() if text in found.texts else []
             if any(c.isalpha() for line in lines for c in line):
                 unread.discard(text)
@@ -161,7 +185,12 @@ def _of_split(rows: list[tuple], source, split: str | None) -> list[tuple]:
 
 def walk(folder: Path):
     """All files below a folder but hidden ones, through links to other folders, too, into each folder once."""
-    seen = set()
+    return map(folder.joinpath, _names(folder))
+
+
+def _names(folder: Path):
+    """The relative paths of what `walk` gives, as texts."""
+    seen, start = set(), len(os.path.join(folder, ""))
 
     def fail(error: OSError):
         raise error
@@ -171,34 +200,44 @@ def walk(folder: Path):
             folders.clear()
             continue
         seen.add(real)
-        yield from (Path(root) / name for name in files if not name.startswith("."))
+        yield from (os.path.join(root[start:], name) for name in files if not name.startswith("."))
 
 
 class _Media:
     """The pictures and videos below a folder, found by relative path, by name or by name without suffix; letters with
-    accents may be written either way. texts: the tables and texts there. claimed: relative paths that are files of
-    their own, and not to be found by their last name alone."""
+    accents may be written either way. files: their relative paths. texts: the tables and texts there. claimed: relative
+    paths that are files of their own, and not to be found by their last name alone."""
 
     claimed = frozenset()
 
     def __init__(self, folder: Path):
-        self.folder = folder
-        every = list(walk(folder))
-        self.files = sorted(path for path in every if path.suffix.lower() in IMAGES | VIDEOS)
-        self.texts = {path for path in every if path.suffix.lower() in TEXTS and path.is_file()}
-        self.named = defaultdict(list)
-        for path in self.files:
-            for name in {path.name, path.stem}:
-                self.named[normalize("NFC", name)].append(path)
+        self.folder, self.start = folder, str(folder / "x")[:-1]
+        every, kinds = list(_names(folder)), IMAGES | VIDEOS
+        suffixes = [os.path.splitext(name)[1].lower() for name in every]
+        files = (name for name, suffix in zip(every, suffixes) if suffix in kinds)
+        self.files = dict.fromkeys(sorted(files, key=lambda name: name.split("/")))
+        texts = (folder / name for name, suffix in zip(every, suffixes) if suffix in TEXTS)
+        self.texts = {path for path in texts if path.is_file()}
 
-    def find(self, name: str) -> Path | None:
-        """None when it is not there; ValueError when it could be several files."""
+    @cached_property
+    def named(self) -> dict[str, list[str]]:
+        """The files by their last name, and by that without its suffix."""
+        named = defaultdict(list)
+        for name in self.files:
+            last = normalize("NFC", os.path.basename(name))
+            named[last].append(name)
+            named[os.path.splitext(last)[0]].append(name)
+        return named
+
+    def find(self, name: str) -> str | None:
+        """A file's path; None when it is not there; ValueError when it could be several files."""
+        if name in self.files:
+            return self.start + name
         with suppress(OSError):  # too long for a name
             if Path(name).suffix and (self.folder / name).is_file():
-                return self.folder / name
+                return str(self.folder / name)
         found = self.named.get(normalize("NFC", Path(name).name), [])
-        others = ((path, path.relative_to(self.folder).as_posix()) for path in found)
-        found = [path for path, own in others if own == name or own not in self.claimed]
+        found = [self.start + own for own in found if own == name or own not in self.claimed]
         if len(found) > 1:
             raise ValueError(f"{name} could be {found[0]} or {found[1]}: the media folder may have it once")
         return found[0] if found else None
@@ -206,10 +245,10 @@ class _Media:
     def place(self, name: str) -> Path:
         """Where a file is, or would be, in the folder."""
         path = self.find(name)
-        return path.relative_to(self.folder) if path else Path(name)
+        return Path(path).relative_to(self.folder) if path else Path(name)
 
 
-def _locate(rows) -> tuple[list[Item], list[str]]:
+def _locate(rows) -> tuple[Items, list[str]]:
     """Rows (name, captions, split, media) as items, the rows of one file together; and the names without a file."""
     paths, captions, splits = {}, defaultdict(list), {}
     for name, texts, split, media in rows:
@@ -219,7 +258,7 @@ def _locate(rows) -> tuple[list[Item], list[str]]:
         if path := paths[key]:
             captions[path] += [line.strip() for line in texts if line.strip()]
             splits.setdefault(path, split)
-    items = [Item(str(path), tuple(texts), splits[path]) for path, texts in captions.items()]
+    items = Items(Item(path, tuple(texts), splits[path]) for path, texts in captions.items())
     return items, [name for (_, name), path in paths.items() if path is None]
 
 
@@ -230,7 +269,7 @@ def _read(path: Path) -> list[tuple]:
         return _of_table(_csv(path), path)
     if suffix == ".jsonl":
         return _of_table(_jsonl(path), path)
-    content = _json(_text(path), path)
+    content = _json(_text(path), path, object_hook=_slim)
     has = set(content) if isinstance(content, dict) else set()
     try:
         if isinstance(content, list):
@@ -243,7 +282,10 @@ def _read(path: Path) -> list[tuple]:
         if "images" in has:
             rows = content["images"]
             files = ["/".join(filter(None, (row.get("filepath"), row["filename"]))) for row in rows]
-            captions = [[sentence["raw"] for sentence in row["sentences"]] for row in rows]
+            found = [row["sentences"] for row in rows]
+            captions = [
+                list(texts) if isinstance(texts, tuple) else [t["raw"] for t in texts] for texts in found
+            ]
             return [(name, texts, row.get("split")) for name, texts, row in zip(files, captions, rows)]
         if {"videos", "sentences"} <= has:
             return _joined(content["videos"], "video_id", "video_id", content["sentences"], "video_id", path)
@@ -304,9 +346,19 @@ def _jsonl(path: Path) -> list:
     return [_json(line, f"line {number} of {path}") for number, line in lines if line.strip()]
 
 
-def _json(text: str, where):
+def _slim(row: dict) -> dict:
+    """An object of a JSON file; one of Karpathy's split with its captions as a tuple, without their words and numbers,
+    which would fill gigabytes."""
+    sentences = row.get("sentences") if "filename" in row else None
+    if isinstance(sentences, list) and all(isinstance(text, dict) and "raw" in text for text in sentences):
+        row.pop("sentids", None)
+        row["sentences"] = tuple(text["raw"] for text in sentences)
+    return row
+
+
+def _json(text: str, where, **options):
     try:
-        return json.loads(text)
+        return json.loads(text, **options)
     except RecursionError:
         raise ValueError(f"{where} is not valid JSON: it is nested too deeply") from None
     except ValueError as error:  # also for a number of very many digits

@@ -71,18 +71,29 @@ def read_image(path, content: bytes | None = None) -> Tensor:
 
 
 def as_tensor(image: Image.Image) -> Tensor:
-    """A picture that Pillow opened as uint8 [3, H, W], its EXIF orientation applied; one of more than `MANY_PIXELS` at
-    a half, a third, ... of its size."""
+    """A picture that Pillow opened as uint8 [3, H, W], as `upright` makes it."""
+    return pixels_of(upright(image))
+
+
+def pixels_of(rgb: Image.Image) -> Tensor:
+    """A picture in RGB as uint8 [3, H, W]."""
+    if rgb.height <= STRIP:
+        return torch.from_numpy(np.array(rgb)).permute(2, 0, 1)
+    pixels = np.empty((rgb.height, rgb.width, 3), np.uint8)
+    for top in range(0, rgb.height, STRIP):  # Pillow copies what it hands over
+        pixels[top : top + STRIP] = rgb.crop((0, top, rgb.width, min(top + STRIP, rgb.height)))
+    return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """A picture that Pillow opened in RGB, its EXIF orientation applied; one of more than `MANY_PIXELS` at a half, a
+    third, ... of its size."""
     factor = math.ceil((image.width * image.height / MANY_PIXELS) ** 0.5)
     if factor > 1:
         image.draft("RGB", (image.width // factor, image.height // factor))  # JPEG decodes no more than that
         factor = math.ceil((image.width * image.height / MANY_PIXELS) ** 0.5)
     ImageOps.exif_transpose(image, in_place=True)
-    rgb = as_rgb(image.reduce(factor) if factor > 1 and image.mode in ("L", "RGB") else image)
-    pixels = np.empty((rgb.height, rgb.width, 3), np.uint8)
-    for top in range(0, rgb.height, STRIP):  # Pillow copies what it hands over
-        pixels[top : top + STRIP] = rgb.crop((0, top, rgb.width, min(top + STRIP, rgb.height)))
-    return torch.from_numpy(pixels).permute(2, 0, 1)
+    return as_rgb(image.reduce(factor) if factor > 1 and image.mode in ("L", "RGB") else image)
 
 
 def as_rgb(image: Image.Image) -> Image.Image:

@@ -27,7 +27,7 @@ import numpy as np
 from torch.utils.data import IterableDataset, get_worker_info
 
 from gitdistill.data.base import CHOICE, Order, Sample, check_words, choose
-from gitdistill.data.crops import center_crop
+from gitdistill.data.crops import center_crop, shrunk
 from gitdistill.data.files import CaptionedData, Source
 from gitdistill.data.items import SPLITS, SURROGATE, Item, read_items
 from gitdistill.data.video import BrokenFile, FrameRule, read_clip
@@ -303,7 +303,8 @@ class ShardStream(Order, IterableDataset):
     def sample(self, epoch: int, number: int, name: str, content: bytes, about: dict) -> Sample:
         """A clip with its first caption, or in training with as many of its own as asked for."""
         draw = np.random.RandomState([self.seed, epoch, number, CHOICE])
-        frames, own = center_crop(read_clip(name, self.rule, draw, content), self.size), about["captions"]
+        clip = read_clip(name, self.rule, draw, content, still=partial(shrunk, size=self.size))
+        frames, own = center_crop(clip, self.size), about["captions"]
         if self.captions:
             return Sample(frames, *choose(draw, own, self.captions), own, number)
         return Sample(frames, own[:1] or [None], [0 if own else -1], own, number)

@@ -3,6 +3,7 @@
 import io
 import mmap
 import os
+from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
@@ -76,9 +77,14 @@ class FrameRule:
 
 
 def read_clip(
-    path, rule: FrameRule, draw: np.random.RandomState | None = None, content: bytes | None = None
+    path,
+    rule: FrameRule,
+    draw: np.random.RandomState | None = None,
+    content: bytes | None = None,
+    still: Callable[[Image.Image], Tensor] = as_tensor,
 ) -> Tensor:
     """A picture or video as uint8 [F, 3, H, W], from the file or its content; `BrokenFile` if it cannot be read.
+    `still` makes [3, H, W] of a picture that is no video.
 
     Which of them it is, its content says; the name only where that is damaged."""
     kind = "picture" if os.path.splitext(path)[1].lower() in IMAGES else "video"
@@ -87,7 +93,7 @@ def read_clip(
             if moves(image):
                 return read_moving(image, lambda times, end: rule.choose(times, end, draw))
             if image.format != "GIF":
-                return as_tensor(image).expand(rule.num_frames, -1, -1, -1)
+                return still(image).expand(rule.num_frames, -1, -1, -1)
     except UnidentifiedImageError as error:
         try:
             return read_video(path, rule, draw, content)

@@ -8,9 +8,12 @@ import pytest
 import tiny
 import torch
 from pictures import captioned, photo
+from PIL import Image
 
-from gitdistill.data.files import FileData, random_resized_crop
-from gitdistill.data.video import BrokenFile
+from gitdistill.data.compact import Item, Items
+from gitdistill.data.crops import center_crop
+from gitdistill.data.files import FileData, FilePool, random_resized_crop
+from gitdistill.data.video import BrokenFile, FrameRule, read_clip
 from gitdistill.distillation.cache import TargetSpec, TeacherCache
 from gitdistill.distillation.losses import top_k
 from gitdistill.models.preprocessing import CLIP_MEAN, CLIP_STD, to_pixels
@@ -161,3 +164,33 @@ def test_a_crop_is_the_same_in_all_frames_and_large():
         assert right - left > 25  # columns that are left of 60
         lefts.add(left)
     assert len(lefts) > 10
+
+
+def test_fast_frames_are_nearly_the_exact_ones_and_another_cache(tmp_path):
+    (tmp_path / "jpegs").mkdir()
+    for number, size in enumerate([(640, 427), (100, 400), (500, 60), (20, 30)]):
+        photo(*size).save(tmp_path / "jpegs" / f"{number}.jpg")
+    exact, fast = (small(str(tmp_path / "jpegs"), **options) for options in ({}, {"resize": "fast"}))
+    frames = [torch.cat([b["frames"] for b in data.pool_dataloader()]).float() for data in (exact, fast)]
+    error = (frames[0] - frames[1]).abs().mean()
+    assert 0 < error < 8 and frames[0].shape == frames[1].shape == (4, 1, 3, tiny.SIDE, tiny.SIDE)
+    assert fast.pool_settings == exact.pool_settings | {"resize": "fast"}
+    with pytest.raises(ValueError, match="without views"):
+        small(str(tmp_path / "jpegs"), resize="fast", views=2)
+
+
+def test_the_settings_of_a_cache_keep_their_values(tmp_path):
+    """Caches that were built earlier know their data by them."""
+    data = small(captioned(tmp_path / "pictures", [TEXTS[:2], TEXTS[1:]]))
+    assert data.pool_settings["files and captions"] == "3604a540944ee899"
+
+
+@pytest.mark.parametrize("size", [(64, 48), (48, 64), (32, 32), (33, 500), (500, 33), (127, 31), (20, 30)])
+def test_stills_are_shrunk_to_the_same_bytes(tmp_path, size):
+    """By `FileData`, which resizes what Pillow decoded, as by `center_crop` of the whole; turned by their EXIF."""
+    for orientation in (1, 6):
+        exif = Image.Exif()
+        exif[0x112] = orientation
+        photo(*size).save(path := tmp_path / "a.jpg", exif=exif)
+        pool = FilePool(Items([Item(str(path))]), FrameRule(2), tiny.SIDE, True)
+        assert torch.equal(pool.frames(0), center_crop(read_clip(path, FrameRule(2)), tiny.SIDE))

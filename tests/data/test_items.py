@@ -1,11 +1,17 @@
 """Lists of captioned files as people have them: every format, good and broken."""
 
 import json
+import os
+import pickle
 
+import numpy as np
 import pytest
 from pictures import photo
 
-from gitdistill.data.items import read_items
+from gitdistill.data.compact import Item, Items
+from gitdistill.data.files import FileData
+from gitdistill.data.items import _slim, read_items
+from gitdistill.world import toybox_tokenizer
 
 
 def pictures(folder, names):
@@ -244,3 +250,42 @@ def test_a_file_that_is_another_entrys_is_no_stand_in(tmp_path):
     for split, expected in ((None, ["1.jpg", "2.jpg"]), ("train", ["2.jpg"])):
         items, missing = read_items(write(tmp_path / "x.csv", rows), split=split)
         assert [name for name, _ in names(items)] == expected and missing == ["dogs/1.jpg"]
+
+
+def test_items_lie_in_one_buffer(tmp_path):
+    """Names that are no UTF-8, captions of any length, none, no split; by number, from the end, as a slice, pickled."""
+    kept = [Item("a.jpg", ("one", "zw\u00f6lf " * 999), "train"), Item("\udcff.png"), Item("c.png", ("",))]
+    items = Items(kept)
+    assert list(items) == kept and items[-1] == kept[2] and items[1:] == kept[1:] and len(items) == 3
+    assert list(pickle.loads(pickle.dumps(items))) == kept and not Items([])
+    with pytest.raises(IndexError):
+        items[3]
+    assert [type(part) for part in vars(items).values()] == [bytes, np.ndarray]
+
+
+def test_a_source_is_read_once_for_all_its_splits(tmp_path, monkeypatch):
+    pictures(tmp_path, ["a.jpg", "b.jpg", "c.jpg"])
+    rows = "file,caption,split\na.jpg,a star,train\nb.jpg,a bell,val\nc.jpg,a fox,test\n"
+    source, calls = write(tmp_path / "x.csv", rows), []
+    walked = os.walk
+    monkeypatch.setattr(
+        os, "walk", lambda *place, **options: calls.append(place) or walked(*place, **options)
+    )
+    roles = dict.fromkeys(("train", "val", "test"), str(source))
+    data = FileData(**roles, tokenizer=toybox_tokenizer())
+    assert [names(data.source(role))[0] for role in roles] == [
+        ("a.jpg", ("a star",)),
+        ("b.jpg", ("a bell",)),
+        ("c.jpg", ("a fox",)),
+    ]
+    assert len(calls) == 1
+
+
+def test_the_words_of_karpathys_split_are_not_kept(tmp_path):
+    """What else it holds (lists of words, numbers) is dropped while it is read; a table with such columns stays one."""
+    pictures(tmp_path, ["a.jpg"])
+    sentence = {"raw": "a star", "tokens": ["a", "star"], "sentid": 3}
+    row = {"filename": "a.jpg", "sentids": [3], "sentences": [sentence], "split": "val"}
+    assert _slim(row) == {"filename": "a.jpg", "sentences": ("a star",), "split": "val"}
+    table_row = {"filename": "a.jpg", "sentences": ["a star"], "tokens": 3}
+    assert table(tmp_path, "x.json", [table_row]) == [("a.jpg", ("a star",))]
