@@ -27,6 +27,7 @@ import lookalikes  # noqa: E402
 import memory  # noqa: E402
 import real_size  # noqa: E402
 import report  # noqa: E402
+import scale  # noqa: E402
 import smaller  # noqa: E402
 import step  # noqa: E402
 
@@ -113,6 +114,7 @@ def experiments() -> dict[str, list[str]]:
     for name, path, make in (
         ("real_size", MEASURES / "real_size.json", real_size.table),
         ("step", ROOT / "benchmarks" / "step.json", step.table),
+        ("scale", ROOT / "benchmarks" / "scale.json", lambda found: "\n".join(scale.table(found))),
         ("memory", ROOT / "benchmarks" / "memory.json", lambda rows: "\n".join(memory.table(rows))),
     ):
         if path.is_file():

@@ -26,4 +26,12 @@ from gitdistill.inspection.intervention import (
     patched,
     with_cuts,
 )
-from gitdistill.inspection.similarity import cka, cka_map, features, joint_pca, rank_correlation, ridge
+from gitdistill.inspection.similarity import (
+    cka,
+    cka_map,
+    features,
+    joint_pca,
+    linear_probe,
+    rank_correlation,
+    ridge,
+)

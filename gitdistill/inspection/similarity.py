@@ -1,4 +1,4 @@
-"""How alike are two maps, or two layers? Rank correlation, CKA, and a common basis to colour features in."""
+"""What do two layers share? Rank correlation, CKA, linear probes, and a common basis to colour features in."""
 
 import torch
 from torch import Tensor
@@ -77,6 +77,16 @@ def ridge(x: Tensor, y: Tensor, strength: float = 0.01):
     penalty = strength * moments.diagonal().mean() * torch.eye(len(moments), dtype=x.dtype)
     weight = torch.linalg.solve(moments + penalty, (x - mean).T @ (y - target))
     return lambda features: ((as_double(features) - mean) @ weight + target).to(features.dtype)
+
+
+def linear_probe(known: Tensor, labels: list[str], asked: Tensor) -> list[str]:
+    """Labels of features `asked` [m, D] by a `ridge` regression from `known` [n, D] to their n labels, one-hot.
+
+    What it gets right can be read from a layer linearly. Alain and Bengio 2016, https://arxiv.org/abs/1610.01644
+    """
+    names = sorted(set(labels))
+    targets = F.one_hot(torch.tensor([names.index(label) for label in labels]))
+    return [names[place] for place in ridge(known, targets)(asked).argmax(-1).tolist()]
 
 
 def joint_pca(fit: dict[str, Tensor], shown: dict[str, Tensor], count: int = 3):

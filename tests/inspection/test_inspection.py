@@ -386,3 +386,16 @@ def test_statistics_are_computed_on_the_cpu():
     there, here = ({"a": a, "b": b} for a, b in (far, (x, y)))
     for name, colours in inspection.joint_pca(here, here)[0].items():
         assert torch.equal(inspection.joint_pca(there, there)[0][name], colours)
+
+
+def test_linear_probe_reads_what_is_there_and_nothing_else():
+    generator = torch.Generator().manual_seed(0)
+    labels = [("left", "right", "still")[k % 3] for k in range(300)]
+    noise = torch.randn(300, 8, generator=generator)
+    signal = torch.tensor([[-1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])[[k % 3 for k in range(300)]]
+    told = inspection.linear_probe(
+        torch.cat([noise, signal], 1)[:150], labels[:150], torch.cat([noise, signal], 1)[150:]
+    )
+    assert told == labels[150:]
+    told = inspection.linear_probe(noise[:150], labels[:150], noise[150:])
+    assert 0.15 < sum(a == b for a, b in zip(told, labels[150:])) / 150 < 0.5
