@@ -16,6 +16,7 @@ frames to tokens, one clip at a time and 16 at once. All variants caption the sa
 
 import argparse
 import os
+import platform
 import statistics
 import sys
 import tempfile
@@ -117,6 +118,13 @@ def times(
     return {name: statistics.median(values) for name, values in spent.items()}
 
 
+def processor() -> str:
+    """The processor's name, and which instructions for products of int8 it has."""
+    known = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    found = [name for name in ("avx_vnni", "avx512_vnni", "amx_int8") if known.get(name)]
+    return f"{known.get('cpu_name', platform.processor())}, {' and '.join(found) or 'no int8 instructions'}"
+
+
 def run(captioner: Captioner, kind: str, clips, repeats: int) -> list[dict]:
     """One row for each variant of a network of this kind."""
     found, length = variants(captioner), captioner.decoding["max_length"]
@@ -129,6 +137,7 @@ def run(captioner: Captioner, kind: str, clips, repeats: int) -> list[dict]:
             "network": kind,
             "variant": name,
             "clips": len(clips),
+            "processor": processor(),
             "mb": len(written) / 1e6,
             "mb_packed": len(zlib.compress(written, 9)) / 1e6,
         }
@@ -139,8 +148,9 @@ def run(captioner: Captioner, kind: str, clips, repeats: int) -> list[dict]:
 
 def table(rows: list[dict]) -> list[str]:
     """The README's lines; rows are as measured or as read from the file."""
+    measured = f"{rows[0]['clips']} test clips; {rows[0]['processor']}"
     lines = [
-        f"| {rows[0]['clips']} test clips | MB | packed | ms, one clip | ms a clip of 16 | CIDEr | facts right |",
+        f"| {measured} | MB | packed | ms, one clip | ms a clip of 16 | CIDEr | facts right |",
         "|---|---|---|---|---|---|---|",
     ]
     shown = {"mb": ".2f", "mb_packed": ".2f", "ms_batch_1": ".1f", "ms_batch_16": ".1f", "cider": ".2f"}

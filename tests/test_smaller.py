@@ -39,7 +39,7 @@ def test_smaller_students(tmp_path):
     for row in rows:
         assert row["ms_batch_1"] > 0 and row["ms_batch_16"] > 0 and row["cider"] >= 0
     lines = smaller.table(rows)
-    assert lines[0].startswith("| 5 test clips |") and len(lines) == 2 + len(rows)
+    assert lines[0].startswith("| 5 test clips;") and len(lines) == 2 + len(rows)
     write_rows(tmp_path / "smaller.csv", rows)
     with (tmp_path / "smaller.csv").open(newline="") as file:
         assert smaller.table(list(csv.DictReader(file))) == lines
