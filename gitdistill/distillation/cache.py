@@ -21,6 +21,7 @@ from gitdistill.distillation import distributed, losses, targets
 from gitdistill.distillation.pseudo_captions import CaptionFilter, join_captions, pseudo_captions
 from gitdistill.distillation.targets import TargetSpec
 from gitdistill.models import storage
+from gitdistill.models.precision import chosen_dtype
 
 FORMAT = 2
 KEPT_WORDS = 8  # likeliest words stored per token
@@ -79,7 +80,7 @@ class TeacherCache:
         settings = {"names": spec.names(), "pseudo_captions": spec.pseudo_captions, "k": k, "dtype": dtype}
         if teacher_dtype == "auto" and (Path(folder) / "cache.json").is_file():
             teacher_dtype = read_metadata(Path(folder))["teacher_dtype"]
-        teacher_dtype = targets.chosen_dtype(teacher_dtype, teacher)
+        teacher_dtype = chosen_dtype(teacher_dtype, teacher)
         settings |= {"feature_dtype": feature_dtype, "teacher_dtype": teacher_dtype}
         rank, _ = distributed.rank_and_world()
         with ExitStack() as held:

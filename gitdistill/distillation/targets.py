@@ -6,8 +6,6 @@
 
 import math
 from dataclasses import dataclass
-from functools import cache
-from time import perf_counter
 
 import torch
 from timm.layers import Format
@@ -43,35 +41,6 @@ class TargetSpec:
         flags = [name for name in ("logits", "attention", "visual_features") if getattr(self, name)]
         kinds = ("image_features", "text_features")
         return flags + [f"{kind}/{path}" for kind in kinds for path in getattr(self, kind)]
-
-
-def chosen_dtype(name: str, network: nn.Module) -> str:
-    """The name of a dtype, "auto" resolved for the device of `network`; ValueError for an unknown one."""
-    if name not in ("float32", "bfloat16", "float16", "auto"):
-        raise ValueError(f"teacher_dtype must be float32, bfloat16, float16 or auto, not {name!r}")
-    return fast_dtype(next(network.parameters()).device.type) if name == "auto" else name
-
-
-@cache
-def fast_dtype(device: str) -> str:
-    """ "bfloat16" where matrices are multiplied faster in it than in float32, otherwise "float32".
-
-    Processors that cannot multiply it themselves emulate it, several times more slowly. A trial of some milliseconds
-    tells them apart.
-    """
-    if device != "cpu":
-        native = device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-        return "bfloat16" if native else "float32"
-    seconds = {}
-    for name in ("float32", "bfloat16"):
-        matrix = torch.ones(512, 512, dtype=getattr(torch, name))
-        times = []
-        for _ in range(5):
-            start = perf_counter()
-            matrix @ matrix
-            times.append(perf_counter() - start)
-        seconds[name] = min(times)
-    return min(seconds, key=seconds.get)
 
 
 @torch.no_grad()

@@ -22,12 +22,12 @@ from gitdistill.distillation.own_captions import draw_captions, join_targets
 from gitdistill.distillation.pseudo_captions import CaptionFilter, join_captions, pseudo_captions
 from gitdistill.distillation.targets import (
     TargetSpec,
-    chosen_dtype,
     layer_pairs,
     teacher_targets,
     total_frames,
 )
 from gitdistill.distillation.terms import LossTerm, Outputs, student_outputs, to_vocab_subset
+from gitdistill.models.precision import chosen_dtype
 from gitdistill.models.student import StudentMaker, shared_options
 from gitdistill.models.teacher import GenerativeImageTextTeacher
 from gitdistill.models.tokenizer import check_same_vocabulary, translate

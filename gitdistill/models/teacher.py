@@ -7,6 +7,7 @@ from transformers import PreTrainedTokenizerBase
 from gitdistill.models import checkpoints
 from gitdistill.models.attention import KVCache
 from gitdistill.models.git import GenerativeImageTextModel, GitOutput
+from gitdistill.models.precision import chosen_dtype
 from gitdistill.models.tokenizer import check_same_vocabulary, generate_captions, load_tokenizer
 
 
@@ -26,11 +27,16 @@ class GenerativeImageTextTeacher(nn.Module):
         self.eval()
 
     @classmethod
-    def from_pretrained(cls, source, tokenizer=None, device=None, dtype: torch.dtype = torch.float32):
+    def from_pretrained(cls, source, tokenizer=None, device=None, dtype: torch.dtype | str = torch.float32):
         """As `GenerativeImageTextModel.from_pretrained`, on `device` (by default the CPU).
+
+        dtype: also by name, or "auto": bfloat16 where `device` multiplies it faster than float32. It changes the
+        captions of a few clips in a hundred (`python benchmarks/decoding.py`).
 
         `tokenizer` replaces the checkpoint's; see `gitdistill.models.tokenizer.load_tokenizer`.
         """
+        if isinstance(dtype, str):
+            dtype = getattr(torch, chosen_dtype(dtype, torch.device(device or "cpu")))
         folder = checkpoints.resolve(source)
         model = GenerativeImageTextModel.from_pretrained(folder, dtype)
         return cls(model, load_tokenizer(tokenizer or folder)).to(device)

@@ -21,6 +21,7 @@ from gitdistill.data.crops import center_crop
 from gitdistill.data.items import walk
 from gitdistill.data.video import IMAGES, VIDEOS, BrokenFile, play
 from gitdistill.escape import one_line
+from gitdistill.models.precision import NAMES
 from gitdistill.models.storage import write_whole
 from gitdistill.use.captioner import load_captioner
 from gitdistill.use.device import VARIABLE, choose_device, usable_cores
@@ -39,7 +40,8 @@ def main(arguments: list[str]) -> int:
     if not (options.student or options.teacher):
         raise ValueError("--student and --teacher need a folder or a repository, not an empty name")
     torch.set_num_threads(options.threads or min(torch.get_num_threads(), usable_cores()))
-    captioner = load_captioner(options.student, options.teacher).to(choose_device(options.device))
+    device = choose_device(options.device)
+    captioner = load_captioner(options.student, options.teacher, device, options.dtype)
     if options.frames:
         captioner.use_frame_rule(replace(captioner.rule, num_frames=options.frames))
     decoding = {name: getattr(options, name) for name in SEARCH if getattr(options, name)}
@@ -63,6 +65,7 @@ def parser() -> argparse.ArgumentParser:
     add("--threads", type=PositiveInt, help="default: torch's choice, at most the cores that it may use")
     add("--watch-words", metavar="FOLDER", help="draw the attention of each word, a picture for each file")
     add("--quiet", action="store_true", help="no progress bar")
+    add("--dtype", choices=NAMES, default="float32", help="of a teacher; auto: bfloat16 where that is faster")
     add("--device", help=f"cpu, cuda, cuda:1 or mps; also by {VARIABLE}")
     seconds = {"type": PositiveFloat, "metavar": "SECONDS"}
     add("--live", **seconds, help="caption the last seconds of one video or camera, again and again")

@@ -238,12 +238,15 @@ def _read_student(folder: Path) -> Student:
         raise ValueError(f"{path} describes no student's folder: {storage.first_line(error)}") from None
 
 
-def load_captioner(student=None, teacher=None) -> Captioner:
-    """A student from its folder, or else a teacher (see `GenerativeImageTextTeacher.from_pretrained`), also as ONNX."""
+def load_captioner(student=None, teacher=None, device=None, dtype="float32") -> Captioner:
+    """A student from its folder, or else a teacher (see `GenerativeImageTextTeacher.from_pretrained`), also as ONNX.
+
+    dtype: of a teacher; students and ONNX files compute in float32.
+    """
     if student is not None:
-        return load_student(student)
+        return load_student(student).to(device)
     folder = checkpoints.resolve(teacher)
     if (folder / ENCODER).is_file():
         return read_student(folder)
-    teacher = GenerativeImageTextTeacher.from_pretrained(folder)
+    teacher = GenerativeImageTextTeacher.from_pretrained(folder, device=device, dtype=dtype)
     return Captioner(teacher, teacher.tokenizer)

@@ -7,6 +7,7 @@ from importlib.metadata import PackageNotFoundError, requires, version
 
 from packaging.requirements import Requirement
 
+from gitdistill.models.precision import fast_dtype
 from gitdistill.models.storage import first_line
 from gitdistill.use.device import VARIABLE, choose_device, found_devices, self_test
 
@@ -50,4 +51,4 @@ def devices(asked: str | None):
         yield False, first_line(error)
         return
     why = "asked for" if asked else f"from {VARIABLE}" if os.environ.get(VARIABLE) else "the best here"
-    yield True, f"would compute on {chosen} ({why})"
+    yield True, f"would compute on {chosen} ({why}); fastest there: {fast_dtype(chosen.type)}"

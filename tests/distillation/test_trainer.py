@@ -9,13 +9,14 @@ import tiny
 import torch
 
 from gitdistill.decoding import beam
-from gitdistill.distillation import distributed, losses, scoring, targets, terms
+from gitdistill.distillation import distributed, losses, scoring, terms
 from gitdistill.distillation.cache import TeacherCache
 from gitdistill.distillation.caption_trainer import CaptionTrainer
 from gitdistill.distillation.checks import LossWatch, check_finite, check_gradients
 from gitdistill.distillation.pseudo_captions import CaptionFilter
 from gitdistill.distillation.targets import TargetSpec
 from gitdistill.distillation.trainer import DistillationTrainer
+from gitdistill.models import precision
 from gitdistill.models.student import StudentCandidateV1
 from gitdistill.use.captioner import Student
 from gitdistill.use.export import as_stored, export_run
@@ -568,9 +569,9 @@ def test_the_teacher_can_compute_in_bfloat16(batch):
 
 
 def test_an_unknown_precision_of_the_teacher_is_refused_at_once(tmp_path):
-    with pytest.raises(ValueError, match="^teacher_dtype must be .* or auto, not 'bf16'$"):
+    with pytest.raises(ValueError, match="^dtype must be .* auto, not 'bf16'$"):
         DistillationTrainer(tiny.teacher(), tiny.student(), teacher_dtype="bf16")
-    with pytest.raises(ValueError, match="^teacher_dtype must be"):
+    with pytest.raises(ValueError, match="^dtype must be"):
         TeacherCache.build(tmp_path / "new", None, None, TargetSpec(), teacher_dtype="bf16")
 
 
@@ -584,8 +585,8 @@ def test_auto_takes_the_precision_that_multiplies_faster(monkeypatch, slow, expe
         clock[0] += 2.0 if next(kinds) == slow else 1.0
         return clock[0]
 
-    targets.fast_dtype.cache_clear()
-    monkeypatch.setattr(targets, "perf_counter", tick)
+    precision.fast_dtype.cache_clear()
+    monkeypatch.setattr(precision, "perf_counter", tick)
     module = DistillationTrainer(tiny.teacher(), tiny.student(), teacher_dtype="auto", max_length=8)
     assert module._precision == getattr(torch, expected)
     pool = ToyboxData(
@@ -595,7 +596,7 @@ def test_auto_takes_the_precision_that_multiplies_faster(monkeypatch, slow, expe
     cache = TeacherCache.build(tmp_path / "cache", tiny.teacher(), pool, TargetSpec(), **options)
     assert cache.metadata["teacher_dtype"] == expected
     other = {"float32": "bfloat16", "bfloat16": "float32"}[expected]
-    monkeypatch.setattr(targets, "fast_dtype", lambda device: other)  # another machine takes what is there
+    monkeypatch.setattr(precision, "fast_dtype", lambda device: other)  # another machine takes what is there
     TeacherCache.open(tmp_path / "cache", tiny.teacher(), pool, TargetSpec(), "auto")
     next((tmp_path / "cache").glob("*.safetensors")).unlink()  # unfinished
     cache = TeacherCache.build(tmp_path / "cache", tiny.teacher(), pool, TargetSpec(), **options)
