@@ -119,10 +119,10 @@ def chosen(places, without=()):
 
 
 BUDGETS = {
-    "core": (chosen(CORE), 4723),
-    "first reading": (chosen(FIRST, without=NOT_FIRST), 2205),
-    "package": (SOURCES, 13023),
-    "tests": (read(ROOT / "tests"), 13486),
+    "core": (chosen(CORE), 4739),
+    "first reading": (chosen(FIRST, without=NOT_FIRST), 2220),
+    "package": (SOURCES, 13046),
+    "tests": (read(ROOT / "tests"), 13498),
 }
 
 
