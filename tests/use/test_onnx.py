@@ -236,6 +236,22 @@ def test_git_captions_files_and_shows_its_attention(git, run, tmp_path, capsys):
     assert "holds a GIT" in run("caption", *files, "--student", git.onnx)
 
 
+def test_a_student_is_no_teacher(run, folder, tmp_path):
+    assert run("caption", tmp_path, "--teacher", folder).endswith("not a GIT: give it as the student")
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model-00001-of-00002.safetensors"])
+def test_a_checkpoint_keeps_its_config(git, tmp_path, name):
+    """An export into a checkpoint's own folder, whatever its weights are called."""
+    shutil.copytree(git.folder, tmp_path / "there")
+    (tmp_path / "there" / "model.safetensors").rename(tmp_path / "there" / name)
+    before = (tmp_path / "there" / "config.json").read_bytes()
+    captioner = load_captioner(teacher=git.folder)
+    with pytest.raises(ValueError, match="holds a network's weights"):
+        onnx_export.export(captioner, tmp_path / "there")
+    assert (tmp_path / "there" / "config.json").read_bytes() == before
+
+
 def test_attention_is_that_of_torch(git, student, folder):
     model, there = GenerativeImageTextModel.from_pretrained(git.folder), onnx.OnnxNetwork(git.onnx)
     clip, tokens = pixels(git, 1)[0], tiny_git.random_inputs(1)[1][0]
