@@ -120,13 +120,15 @@ def open_session(path: Path):
     if not path.is_file():
         raise FileNotFoundError(f"there is no {path}")
     options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4  # what it would log of an error is in the exception
     options.intra_op_num_threads = torch.get_num_threads()
     # Its threads would wait for the next call at full speed, on the cores that torch needs in between.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
         return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime has many exception classes and no common base
-        raise ValueError(f"{path} is not readable as ONNX: {storage.first_line(error)}") from None
+        what = f"{path} is not readable as ONNX with its {WEIGHTS}"
+        raise ValueError(f"{what}: {storage.first_line(error)}") from None
 
 
 def run_session(session, inputs: list[Tensor], outputs: int | None = None) -> list[Tensor]:

@@ -90,7 +90,7 @@ def test_the_folder_captions_like_the_student(student, folder):
     assert Student.from_pretrained(folder).caption(raw)[0] == expected
 
 
-def test_mistakes(run, student, folder, tmp_path, monkeypatch):
+def test_mistakes(run, student, folder, tmp_path, monkeypatch, capfd):
     there, weights, broken = onnx.OnnxNetwork(folder), tmp_path / "weights", tmp_path / "broken"
     student.save(weights)
     shutil.copytree(folder, broken)
@@ -114,6 +114,11 @@ def test_mistakes(run, student, folder, tmp_path, monkeypatch):
     (broken / Student.FILE).unlink()
     with pytest.raises(ValueError, match="encoder.onnx is not readable as ONNX"):
         load_student(broken)
+    (broken / onnx.ENCODER).write_bytes((folder / onnx.ENCODER).read_bytes())
+    (broken / onnx.WEIGHTS).write_bytes(b"")
+    with pytest.raises(ValueError, match="not readable as ONNX with its weights.bin"):
+        load_student(broken)
+    assert not capfd.readouterr().err  # onnxruntime's own log
     there.num_frames = there.exact_frames = 2  # as for a student that was exported with two
     with pytest.raises(ValueError, match="1 frames a clip, but this network reads exactly 2"):
         there.prefill(clips(1, 1))
