@@ -19,7 +19,7 @@ class AttentionMaps:
     maps: [L, H, T-1, F, h, w], over the image grid. What is missing to 1 went to class tokens and text.
     log_probs: [T-1], of the words that follow.
     mixing: [n, S, S], every attention of the network in the order of computation, each as a matrix over all tokens,
-        heads averaged; rows sum to one. For `rollout`. None (n is 0) of an `OnnxNetwork`.
+        heads averaged; rows sum to one. For `rollout`. An `OnnxNetwork` gives none: n is 0.
     logits: [T-1, V], at the places of these words.
     """
 
@@ -42,8 +42,10 @@ class AttentionMaps:
 def attention_maps(model, frames: Tensor, tokens: Tensor) -> AttentionMaps:
     """Record attention while `model` reads the caption `tokens` [T] of a clip [F, 3, H, W] or image [3, H, W]."""
     check_clip(frames, tokens)
-    if hasattr(model, "read"):  # an `OnnxNetwork`, which gives its attention and has no modules to hook
-        logits, text = model.read(frames[None], tokens[None])
+    if hasattr(
+        model, "read_caption"
+    ):  # an `OnnxNetwork`, which gives its attention and has no modules to hook
+        logits, text = model.read_caption(frames[None], tokens[None])
         maps, logits = on_grid(text[:, 0, :, :-1], total_frames(frames[None])), logits[0, :-1]
         words = logits.log_softmax(-1).gather(-1, tokens[1:, None])[:, 0]
         return AttentionMaps(maps, words, torch.empty(0, 0, 0), logits)
@@ -86,6 +88,8 @@ def rollout(mixing: Tensor, first: int = 0) -> Tensor:
     Half of a token goes round each attention unchanged, as in Abnar and Zuidema 2020
     (https://arxiv.org/abs/2005.00928): the product of all (A + 1) / 2.
     """
+    if not len(mixing):
+        raise ValueError("there is no mixing to roll out: an OnnxNetwork gives none")
     if not 0 <= first < len(mixing):
         raise ValueError(f"first must be one of the {len(mixing)} steps, 0 to {len(mixing) - 1}; got {first}")
     total = torch.eye(mixing.shape[-1], dtype=mixing.dtype, device=mixing.device)
@@ -108,6 +112,8 @@ def text_attention(model) -> tuple[list[str], bool]:
 def prepared(model, frames: Tensor, tokens: Tensor) -> tuple:
     """The network (a teacher's own, which has gradients), one clip and one caption as a batch on its device."""
     check_clip(frames, tokens)
+    if not isinstance(model, torch.nn.Module):
+        raise ValueError(f"a {type(model).__name__} has no modules to look into: give the checkpoint itself")
     device = next(model.parameters()).device
     return getattr(model, "model", model), frames[None].to(device), tokens[None].to(device)
 

@@ -74,7 +74,8 @@ def ridge(x: Tensor, y: Tensor, strength: float = 0.01):
     x, y = as_double(x), as_double(y)
     mean, target = x.mean(0), y.mean(0)
     moments = (x - mean).T @ (x - mean)
-    penalty = strength * moments.diagonal().mean() * torch.eye(len(moments), dtype=x.dtype)
+    spread = moments.diagonal().mean().clamp(min=1e-12)  # of x that never changes: the map is then y's mean
+    penalty = strength * spread * torch.eye(len(moments), dtype=x.dtype)
     weight = torch.linalg.solve(moments + penalty, (x - mean).T @ (y - target))
     return lambda features: ((as_double(features) - mean) @ weight + target).to(features.dtype)
 
@@ -83,7 +84,10 @@ def linear_probe(known: Tensor, labels: list[str], asked: Tensor) -> list[str]:
     """Labels of features `asked` [m, D] by a `ridge` regression from `known` [n, D] to their n labels, one-hot.
 
     What it gets right can be read from a layer linearly. Alain and Bengio 2016, https://arxiv.org/abs/1610.01644
+    ValueError unless each of the known features has a label.
     """
+    if not len(known) == len(labels) > 0:
+        raise ValueError(f"give each known feature a label: got {len(known)} features, {len(labels)} labels")
     names = sorted(set(labels))
     targets = F.one_hot(torch.tensor([names.index(label) for label in labels]))
     return [names[place] for place in ridge(known, targets)(asked).argmax(-1).tolist()]

@@ -39,7 +39,7 @@ def main(arguments: list[str]) -> int:
         raise ValueError("--watch-words draws files, not a sliding window: leave --live out")
     if not (options.student or options.teacher):
         raise ValueError("--student and --teacher need a folder or a repository, not an empty name")
-    torch.set_num_threads(options.threads or min(torch.get_num_threads(), usable_cores()))
+    torch.set_num_threads(min(options.threads or torch.get_num_threads(), usable_cores()))
     device = choose_device(options.device)
     captioner = load_captioner(options.student, options.teacher, device, options.dtype)
     if options.frames:
@@ -62,7 +62,11 @@ def parser() -> argparse.ArgumentParser:
     add("--no-repeat-ngram", type=PositiveInt, metavar="N", help="no N tokens come again in the same order")
     add("--frames", type=PositiveInt, help="frames of a video to read")
     add("--json", action="store_true", help="one JSON object a line, with the mean probability of a token")
-    add("--threads", type=PositiveInt, help="default: torch's choice, at most the cores that it may use")
+    add(
+        "--threads",
+        type=PositiveInt,
+        help="default: torch's choice; never more than the cores that it may use",
+    )
     add("--watch-words", metavar="FOLDER", help="draw the attention of each word, a picture for each file")
     add("--quiet", action="store_true", help="no progress bar")
     add("--dtype", choices=NAMES, default="float32", help="of a teacher; auto: bfloat16 where that is faster")

@@ -247,6 +247,9 @@ def load_captioner(student=None, teacher=None, device=None, dtype="float32") -> 
         return load_student(student).to(device)
     folder = checkpoints.resolve(teacher)
     if (folder / ENCODER).is_file():
-        return read_student(folder)
+        found = read_student(folder)
+        if found.model.architecture == STUDENT:
+            raise ValueError(f"{teacher} holds a student, not a GIT: give it as the student")
+        return found
     teacher = GenerativeImageTextTeacher.from_pretrained(folder, device=device, dtype=dtype)
     return Captioner(teacher, teacher.tokenizer)

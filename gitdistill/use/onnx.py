@@ -98,7 +98,7 @@ class OnnxNetwork:
         logits, *grown = self._step(tokens, cache, 1 + 2 * self.layers)
         return logits.flatten(0, 1), KVCache(cache.shared, paired(grown))
 
-    def read(self, frames: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    def read_caption(self, frames: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Logits [B, T, V] of one caption a clip, tokens [B, T], and its attention to the memory [L, B, H, T, M]."""
         cache = self.prefill(frames)
         logits, *others = self._step(tokens, cache, None)
@@ -120,13 +120,15 @@ def open_session(path: Path):
     if not path.is_file():
         raise FileNotFoundError(f"there is no {path}")
     options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4  # what it would log of an error is in the exception
     options.intra_op_num_threads = torch.get_num_threads()
     # Its threads would wait for the next call at full speed, on the cores that torch needs in between.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
         return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime has many exception classes and no common base
-        raise ValueError(f"{path} is not readable as ONNX: {storage.first_line(error)}") from None
+        what = f"{path} is not readable as ONNX with its {WEIGHTS}"
+        raise ValueError(f"{what}: {storage.first_line(error)}") from None
 
 
 def run_session(session, inputs: list[Tensor], outputs: int | None = None) -> list[Tensor]:

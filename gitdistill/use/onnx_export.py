@@ -26,6 +26,7 @@ from gitdistill.use.captioner import Captioner, load_captioner
 from gitdistill.use.onnx import ENCODER, GIT, SETTINGS, STEP, STUDENT, WEIGHTS, flat, paired, require
 
 ALIGNED = 64  # bytes: where each tensor begins in the file of weights
+HELD = (".safetensors", ".bin", ".pt", ".pth")  # suffixes of weights that need the config.json beside them
 INLINE = 1024  # bytes: smaller tensors stay in the graph, where onnxruntime reads shapes from them
 
 
@@ -64,7 +65,7 @@ def export(captioner: Captioner, folder, int8: bool = False) -> None:
         raise ValueError(
             "this GIT does not crop its pictures, and ONNX files read one size: use the checkpoint"
         )
-    if (folder / "model.safetensors").exists():
+    if any(there.suffix in HELD and there.name != WEIGHTS for there in folder.glob("*")):
         raise ValueError(f"{folder} holds a network's weights: give another folder")
     config = settings(network)
     models = programs(network, config)

@@ -399,3 +399,15 @@ def test_linear_probe_reads_what_is_there_and_nothing_else():
     assert told == labels[150:]
     told = inspection.linear_probe(noise[:150], labels[:150], noise[150:])
     assert 0.15 < sum(a == b for a, b in zip(told, labels[150:])) / 150 < 0.5
+    same = inspection.linear_probe(torch.ones(4, 3), ["still", "left", "still", "left"], torch.ones(2, 3))
+    assert len(same) == 2  # a layer that never changes tells nothing, and that is no error
+    for known, given in ((noise, labels[:7]), (noise[:0], [])):
+        with pytest.raises(ValueError, match=f"got {len(known)} features, {len(given)} labels"):
+            inspection.linear_probe(known, given, noise)
+
+
+def test_a_network_without_modules_is_named():
+    with pytest.raises(ValueError, match="has no modules to look into"):
+        inspection.occlusion(object(), FRAMES, TOKENS, (2, 2))
+    with pytest.raises(ValueError, match="no mixing to roll out"):
+        inspection.rollout(torch.empty(0, 0, 0))

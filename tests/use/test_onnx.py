@@ -90,7 +90,7 @@ def test_the_folder_captions_like_the_student(student, folder):
     assert Student.from_pretrained(folder).caption(raw)[0] == expected
 
 
-def test_mistakes(run, student, folder, tmp_path, monkeypatch):
+def test_mistakes(run, student, folder, tmp_path, monkeypatch, capfd):
     there, weights, broken = onnx.OnnxNetwork(folder), tmp_path / "weights", tmp_path / "broken"
     student.save(weights)
     shutil.copytree(folder, broken)
@@ -114,6 +114,11 @@ def test_mistakes(run, student, folder, tmp_path, monkeypatch):
     (broken / Student.FILE).unlink()
     with pytest.raises(ValueError, match="encoder.onnx is not readable as ONNX"):
         load_student(broken)
+    (broken / onnx.ENCODER).write_bytes((folder / onnx.ENCODER).read_bytes())
+    (broken / onnx.WEIGHTS).write_bytes(b"")
+    with pytest.raises(ValueError, match="not readable as ONNX with its weights.bin"):
+        load_student(broken)
+    assert not capfd.readouterr().err  # onnxruntime's own log
     there.num_frames = there.exact_frames = 2  # as for a student that was exported with two
     with pytest.raises(ValueError, match="1 frames a clip, but this network reads exactly 2"):
         there.prefill(clips(1, 1))
@@ -191,7 +196,7 @@ def test_git_gives_transformers_logits_and_captions(git):
     theirs = raw if git.port.config.num_image_with_embedding else raw[:, 0]
     tokens = tiny_git.random_inputs(3)[1]
     expected = git.port(input_ids=tokens, pixel_values=theirs).logits[:, -tokens.shape[1] :]
-    torch.testing.assert_close(there.read(raw, tokens)[0], expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(there.read_caption(raw, tokens)[0], expected, rtol=1e-4, atol=1e-4)
     found = git.port.generate(pixel_values=theirs, max_length=9, do_sample=False)
     ours = greedy(there, raw, max_length=9).tokens[:, 0]
     assert torch.equal(ours, found) and len(set(map(tuple, ours.tolist()))) > 1
@@ -236,6 +241,22 @@ def test_git_captions_files_and_shows_its_attention(git, run, tmp_path, capsys):
     assert "holds a GIT" in run("caption", *files, "--student", git.onnx)
 
 
+def test_a_student_is_no_teacher(run, folder, tmp_path):
+    assert run("caption", tmp_path, "--teacher", folder).endswith("not a GIT: give it as the student")
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model-00001-of-00002.safetensors"])
+def test_a_checkpoint_keeps_its_config(git, tmp_path, name):
+    """An export into a checkpoint's own folder, whatever its weights are called."""
+    shutil.copytree(git.folder, tmp_path / "there")
+    (tmp_path / "there" / "model.safetensors").rename(tmp_path / "there" / name)
+    before = (tmp_path / "there" / "config.json").read_bytes()
+    captioner = load_captioner(teacher=git.folder)
+    with pytest.raises(ValueError, match="holds a network's weights"):
+        onnx_export.export(captioner, tmp_path / "there")
+    assert (tmp_path / "there" / "config.json").read_bytes() == before
+
+
 def test_attention_is_that_of_torch(git, student, folder):
     model, there = GenerativeImageTextModel.from_pretrained(git.folder), onnx.OnnxNetwork(git.onnx)
     clip, tokens = pixels(git, 1)[0], tiny_git.random_inputs(1)[1][0]
@@ -253,7 +274,7 @@ def test_int8_is_a_third_of_the_size_and_nearly_the_same(git, tmp_path):
     onnx_export.main([str(git.folder), str(tmp_path), "--int8"])
     small, there, raw = onnx.OnnxNetwork(tmp_path), onnx.OnnxNetwork(git.onnx), pixels(git, 3)
     tokens = tiny_git.random_inputs(3)[1]
-    ours, theirs = (network.read(raw, tokens)[0].log_softmax(-1) for network in (small, there))
+    ours, theirs = (network.read_caption(raw, tokens)[0].log_softmax(-1) for network in (small, there))
     assert 0 < (ours - theirs).abs().mean() < 0.1 * theirs.std()
     assert (tmp_path / onnx.WEIGHTS).stat().st_size < 0.5 * (git.onnx / onnx.WEIGHTS).stat().st_size
 
