@@ -121,8 +121,8 @@ def chosen(places, without=()):
 BUDGETS = {
     "core": (chosen(CORE), 4723),
     "first reading": (chosen(FIRST, without=NOT_FIRST), 2205),
-    "package": (SOURCES, 13023),
-    "tests": (read(ROOT / "tests"), 13486),
+    "package": (SOURCES, 13175),
+    "tests": (read(ROOT / "tests"), 13663),
 }
 
 
