@@ -132,7 +132,8 @@ def html(data: dict, parts: dict[str, bytes]) -> str:
     return f"""<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><title>A student captions clips</title>
 <meta http-equiv="Content-Security-Policy" content="{NOTHING_ELSE}"></head>
-<body><main id="clip_maker">The networks are being unpacked.</main>
+<body><p>Drag the toys. Hover over a word to see where each network looked when it predicted that word.</p>
+<main id="clip_maker">The networks are being unpacked.</main>
 <details><summary>Licences</summary><p>onnxruntime-web, Copyright (c) Microsoft Corporation, is under the same
 licence.</p><pre>{licence}</pre></details>
 {held}
