@@ -121,7 +121,7 @@ def chosen(places, without=()):
 BUDGETS = {
     "core": (chosen(CORE), 4723),
     "first reading": (chosen(FIRST, without=NOT_FIRST), 2205),
-    "package": (SOURCES, 13175),
+    "package": (SOURCES, 13176),
     "tests": (read(ROOT / "tests"), 13663),
 }
 
