@@ -1,4 +1,4 @@
-"""Command line: `python -m gitdistill fit|validate|test|caption|check|onnx|pack|plan`; each has a module, see below."""
+"""Command line: `python -m gitdistill fit|validate|test|caption|check|onnx|pack|page|plan`; modules: see below."""
 
 import os
 import re
@@ -13,6 +13,7 @@ COMMANDS = {  # all others are Lightning's, in gitdistill.use.fit
     "check": "gitdistill.use.check",
     "onnx": "gitdistill.use.onnx_export",
     "pack": "gitdistill.data.shards",
+    "page": "gitdistill.use.page",
     "plan": "gitdistill.use.plan",
 }
 MISTAKES = (ValueError, KeyError, OSError, ImportError, ArgumentError)  # errors that a user can mend

@@ -18,8 +18,20 @@ from gitdistill.world.lexicon import MOTIONS, OBJECTS
 START = (Toy("cat", motion="jump"), Toy("balloon", "red"))
 
 
-def _asset(name: str) -> str:
+def asset(name: str) -> str:
     return (files(explorers) / name).read_text("utf-8")
+
+
+def offered() -> dict:
+    """What its lists offer."""
+    objects = {name: list(kind.colours) for name, kind in OBJECTS.items()}
+    found = {"objects": objects, "sizes": list(SIZES), "motions": list(MOTIONS)}
+    return found | {"grounds": list(GROUNDS), "world": WORLD}
+
+
+def placed(toys=START, ground: str = "meadow") -> list[dict]:
+    """Toys as its script holds them, each with a place."""
+    return [{**toy._asdict(), "colour": toy.colour or ""} for toy in Scene(toys, ground).toys]
 
 
 def _shown(told: dict) -> dict:
@@ -36,9 +48,9 @@ class ClipMaker(anywidget.AnyWidget):
     toys, ground: what is on the stage at first. `rows` are the kept clips; `save(path)` writes them as CSV.
     """
 
-    _esm = traitlets.Unicode(_asset("explorer.js") + _asset("clip_maker.js")).tag(sync=True)
+    _esm = traitlets.Unicode(asset("explorer.js") + asset("clip_maker.js")).tag(sync=True)
     _css = ""
-    style = traitlets.Unicode(_asset("explorer.css")).tag(sync=True)
+    style = traitlets.Unicode(asset("explorer.css")).tag(sync=True)
     choices = traitlets.Dict().tag(sync=True)
     toys = traitlets.List().tag(sync=True)
     ground = traitlets.Unicode("meadow").tag(sync=True)
@@ -48,11 +60,7 @@ class ClipMaker(anywidget.AnyWidget):
     tally = traitlets.Dict().tag(sync=True)
 
     def __init__(self, networks, toys=START, ground="meadow"):
-        objects = {name: list(kind.colours) for name, kind in OBJECTS.items()}
-        parts = {"objects": objects, "sizes": list(SIZES), "motions": list(MOTIONS), "grounds": list(GROUNDS)}
-        scene = Scene(toys, ground)
-        toys = [{**toy._asdict(), "colour": toy.colour or ""} for toy in scene.toys]
-        super().__init__(toys=toys, ground=ground, choices=parts | {"world": WORLD})
+        super().__init__(toys=placed(toys, ground), ground=ground, choices=offered())
         self.networks, self.rows, self.told = networks, [], {}
         self.observe(self._caption, names=["toys", "ground", "temperature"])
         self.observe(self._keep, names="kept")

@@ -4,10 +4,12 @@
     make test-browser NOTEBOOKS=02      only the notebooks whose name contains it
 
 Runs all cells of each notebook. No figure may be squeezed; every explorer must answer to its keys and lists, there and
-in the exported page without a network; a toy that is dragged in the clip maker must be captioned. Screenshots go to
-runs/browser/. Not part of `make test`: it needs a Chromium and takes as long as the notebooks.
+in the exported page without a network; a toy that is dragged in the clip maker must be captioned. What
+`python -m gitdistill page` writes must draw and caption as Python does; its test needs onnxruntime-web's package in
+runs/. Screenshots go to runs/browser/. Not part of `make test`: it needs a Chromium and takes as long as the notebooks.
 """
 
+import base64
 import json
 import os
 import shutil
@@ -19,8 +21,17 @@ import urllib.request
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import pytest
 import run_notebooks
+import torch
+
+from gitdistill import load_student
+from gitdistill.decoding import greedy
+from gitdistill.inspection import told
+from gitdistill.use import onnx_export
+from gitdistill.use import page as command
+from gitdistill.world import Clips, Scene, draw
 
 pytestmark = pytest.mark.browser
 
@@ -151,24 +162,29 @@ def play(page, shot):
         host.screenshot(path=SHOTS / f"{shot}_explorer_{k + 1}.png")
 
 
+def drag_toy(page, maker, shot):
+    """Drag the first toy until it is drawn and captioned anew."""
+    picture, toy = maker.locator(".stage img"), maker.locator(".toy").first
+    before, place = picture.get_attribute("src"), toy.bounding_box()
+    x, y = place["x"] + 22, place["y"] + 22
+    page.mouse.move(x, y)
+    page.mouse.down()
+    start = time.monotonic()
+    page.mouse.move(x + 30, y + 20)
+    while picture.get_attribute("src") == before:
+        assert time.monotonic() - start < PATIENCE, "a dragged toy was not drawn anew"
+        page.wait_for_timeout(5)
+    print(f"{shot}: a dragged toy is captioned after {1000 * (time.monotonic() - start):.0f} ms")
+    page.mouse.up()
+
+
 def drag_toys(page, shot):
     """A toy of each clip maker is dragged: within `PATIENCE` the clip is drawn and captioned anew."""
     makers = page.locator("[aria-label='clip maker']")
     for k in range(makers.count()):
         maker = makers.nth(k)
         maker.scroll_into_view_if_needed()
-        picture, toy = maker.locator(".stage img"), maker.locator(".toy").first
-        before, place = picture.get_attribute("src"), toy.bounding_box()
-        x, y = place["x"] + 22, place["y"] + 22
-        page.mouse.move(x, y)
-        page.mouse.down()
-        start = time.monotonic()
-        page.mouse.move(x + 30, y + 20)
-        while maker.locator(".stage img").get_attribute("src") == before:
-            assert time.monotonic() - start < PATIENCE, "a dragged toy was not drawn anew"
-            page.wait_for_timeout(5)
-        print(f"{shot}: a dragged toy is captioned after {1000 * (time.monotonic() - start):.0f} ms")
-        page.mouse.up()
+        drag_toy(page, maker, shot)
         maker.get_by_text("keep this clip").click()
         maker.get_by_text("Of 1 clips right").wait_for()
         maker.screenshot(path=SHOTS / f"{shot}_clip_maker_{k + 1}.png")
@@ -228,3 +244,55 @@ def first_error(page):
     warning = '.jp-OutputArea-output[data-mime-type="application/vnd.jupyter.stderr"]'
     found = page.locator(f"{warning}, .jp-mod-error").all()
     return found[0].inner_text()[:500] if found else None
+
+
+CLIPS = 200  # that the page must draw and caption exactly as Python does
+RUNTIME = ROOT / "runs" / command.RUNTIME
+BOTH = """async ([toys, ground]) => {
+  const frames = window.clips.draw(toys, ground), start = performance.now();
+  const { tokens, words } = await window.clips.decode(0, frames);
+  const took = performance.now() - start;
+  const pixels = Array.from(frames, (value) => String.fromCharCode(value)).join("");
+  return [btoa(pixels), tokens, took, words.map(({ maps }) => Array.from(maps))];
+}"""
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """The page of the student of the repository."""
+    assert RUNTIME.is_file(), f"no {RUNTIME}: run npm pack onnxruntime-web@{command.VERSION} in runs"
+    folder = tmp_path_factory.mktemp("page")
+    onnx_export.main([str(ROOT / "data" / "student"), str(folder)])
+    command.main([str(folder), "--runtime", str(RUNTIME)])
+    return folder / "index.html"
+
+
+def test_a_page_draws_and_captions_as_python_does(page, written):
+    SHOTS.mkdir(parents=True, exist_ok=True)
+    asked, student, took, clips = [], load_student(ROOT / "data" / "student"), [], Clips("test", CLIPS)
+    page = page.context.browser.new_page(offline=True)
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(written.as_uri())
+    maker = page.locator("[aria-label='clip maker']")
+    maker.locator(".toy").first.wait_for()
+    drag_toy(page, maker, "page")
+    word = maker.locator("button.word").nth(1)
+    word.hover()
+    assert word.get_attribute("aria-pressed") == "true"
+    page.screenshot(path=SHOTS / "page.png")
+    for k in range(CLIPS):
+        toys = [toy._replace(mirrored=False) for toy in clips.scene(k).toys]
+        ground = clips.scene(k).ground[0]
+        frames = draw(Scene(toys, ground, arrangement="free"))
+        listed = [{**toy._asdict(), "colour": toy.colour or ""} for toy in toys]
+        pixels, tokens, time, maps = page.evaluate(BOTH, [listed, ground])
+        assert np.array_equal(np.frombuffer(base64.b64decode(pixels), np.uint8), frames.ravel()), toys
+        ours = greedy(student.model, torch.from_numpy(frames)[None], **student.decoding).tokens[0, 0]
+        assert tokens == ours[ours != student.model.pad_token_id].tolist(), toys
+        took.append(time)
+        if k < 10:
+            heads = told(student.model, student.tokenizer, frames)["heads"].mean((0, 1)).flatten(1)
+            torch.testing.assert_close(torch.tensor(maps), heads, rtol=1e-3, atol=1e-5)
+    print(f"page: {CLIPS} clips, {np.median(took):.0f} ms a caption (median)")
+    inside = ("file:", "data:", "blob:")
+    assert all(address.startswith(inside) for address in asked), asked

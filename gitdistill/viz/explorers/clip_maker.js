@@ -100,7 +100,8 @@ function render({ model, el }) {
     .toy { position: absolute; width: 44px; height: 44px; border: 1.5px dashed #fff; border-radius: 50%; cursor: grab; mix-blend-mode: difference }
     .act { border-color: #777 } .captions { flex: 1 1 420px } .left { flex: 0 0 ${side}px } .left .bar { gap: 4px 8px; margin-top: 6px }`;
   root.append(make("style", {}, model.get("style") + style));
-  const left = make("div", { class: "left" }, stage, make("div", { class: "bar" }, temperature), make("div", { class: "bar" }, keep, note), list);
+  const bars = [make("div", { class: "bar" }, temperature), make("div", { class: "bar" }, keep, note)]; // a page has only greedy decoding
+  const left = make("div", { class: "left" }, stage, ...(choices.greedy ? [] : bars), list);
   root.append(make("div", { class: "explorer pair", role: "group", "aria-label": "clip maker" }, left, captions));
   root.addEventListener("keydown", (event) => event.stopPropagation());
   show();
