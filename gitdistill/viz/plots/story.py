@@ -47,7 +47,7 @@ def _moment(frames, models, word, at, title):
 
 def heated(frame, values, top):
     """A map [h, w] with largest value `top` over a frame [H, W, 3]: the more, the less of the frame is seen."""
-    alpha = 0.85 * style.resized(np.clip(values / max(top, 1e-9), 0, 1), *frame.shape[:2])[..., None] ** 0.7
+    alpha = 0.85 * style.resized(np.clip(values / max(top, 1e-9), 0, 1), *frame.shape[:2])[..., None]
     return np.clip(alpha * np.array(style.PINK) + (1 - alpha) * frame, 0, 1)
 
 

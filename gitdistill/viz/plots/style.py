@@ -88,21 +88,31 @@ def png(figure: Figure, scale: int = 2) -> bytes:
 
     A palette of 256 colours makes them several times smaller.
     """
-    full, small = io.BytesIO(), io.BytesIO()
+    small = io.BytesIO()
+    few_colours(pixels(figure, scale)).save(small, format="png", optimize=True)
+    return small.getvalue()
+
+
+def pixels(figure: Figure, scale: int) -> Image.Image:
+    full = io.BytesIO()
     with mpl.style.context(STYLE):
         figure.savefig(full, format="png", dpi=scale * figure.dpi, metadata={"Software": None})
-    image = Image.open(full).convert("RGB").quantize(256, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
+    return Image.open(full).convert("RGB")
+
+
+def few_colours(image: Image.Image) -> Image.Image:
+    """The picture in 256 colours."""
+    image = image.quantize(256, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
     image.putpalette([255 if level > 250 else level for level in image.getpalette()])  # white stays white
-    image.save(small, format="png", optimize=True)
-    return small.getvalue()
+    return image
 
 
 def animation(figures, milliseconds=900) -> bytes:
     """Figures of one size as an endless animated PNG; the last one stays three times as long as the others."""
-    images = [Image.open(io.BytesIO(png(figure, 1))).convert("RGB") for figure in some(figures, "figures")]
-    few = np.concatenate([np.asarray(image) for image in [*images[:: -(-len(images) // 6)], images[-1]]])
-    palette = Image.fromarray(few).quantize(64, method=Image.Quantize.MAXCOVERAGE, dither=0)
-    images = [image.quantize(palette=palette, dither=0) for image in images]
+    images = [np.asarray(pixels(figure, 1)) for figure in some(figures, "figures")]
+    height, width = images[0].shape[:2]
+    column = few_colours(Image.fromarray(np.concatenate(images)))  # all pictures must share a palette
+    images = [column.crop((0, k * height, width, (k + 1) * height)) for k in range(len(images))]
     out, times = io.BytesIO(), [milliseconds] * (len(images) - 1) + [3 * milliseconds]
     images[0].save(out, "PNG", save_all=True, append_images=images[1:], duration=times, loop=0)
     return out.getvalue()
