@@ -103,12 +103,12 @@ def test_long_phrases_are_read_first():
 )
 def test_long_captions_are_read_in_time_that_grows_with_their_length(phrase):
     def seconds(count):
-        start = time.perf_counter()
+        start = time.process_time()  # whatever else the machine does
         count_facts(phrase * (count // len(phrase.split())), TWO)
-        return time.perf_counter() - start
+        return time.process_time() - start
 
     seconds(100)
-    assert seconds(10_000) < 1 and seconds(40_000) < 4
+    assert seconds(40_000) < 8 * seconds(10_000)  # four times as long; 16 times if it grew with the square
 
 
 def test_scores_by_hand(monkeypatch):
