@@ -41,24 +41,27 @@ class AttentionMaps:
 
 def attention_maps(model, frames: Tensor, tokens: Tensor) -> AttentionMaps:
     """Record attention while `model` reads the caption `tokens` [T] of a clip [F, 3, H, W] or image [3, H, W]."""
-    check_clip(frames, tokens)
     if hasattr(
         model, "read_caption"
     ):  # an `OnnxNetwork`, which gives its attention and has no modules to hook
-        logits, text = model.read_caption(frames[None], tokens[None])
-        maps, logits = on_grid(text[:, 0, :, :-1], total_frames(frames[None])), logits[0, :-1]
-        words = logits.log_softmax(-1).gather(-1, tokens[1:, None])[:, 0]
-        return AttentionMaps(maps, words, torch.empty(0, 0, 0), logits)
-    model, clip, caption = prepared(model, frames, tokens)
-    every = [name for name in ("mixer.*.softmax", "layers.*attention.softmax") if paths(model, name)]
-    with evaluation(model), record(model, every) as seen:
-        logits = model(clip, caption).logits[0, :-1]
-    watched, prefix = text_attention(model)
-    text = torch.stack([seen[path][-1][0] for path in watched])  # (L, H, T, S), or (L, H, T, N) of a student
-    image = text.shape[-1] - (len(tokens) if prefix else 0)
-    maps = on_grid(text[:, :, :-1, :image], total_frames(clip))
+        check_clip(frames, tokens)
+        clip, caption, mixing = frames[None], tokens[None], torch.empty(0, 0, 0)
+        logits, text = model.read_caption(clip, caption)
+        text = text[:, 0]
+    else:
+        model, clip, caption = prepared(model, frames, tokens)
+        every = [name for name in ("mixer.*.softmax", "layers.*attention.softmax") if paths(model, name)]
+        with evaluation(model), record(model, every) as seen:
+            logits = model(clip, caption).logits
+        watched, prefix = text_attention(model)
+        text = torch.stack(
+            [seen[path][-1][0] for path in watched]
+        )  # (L, H, T, S), or (L, H, T, N) of a student
+        text = text[..., : text.shape[-1] - (len(tokens) if prefix else 0)]
+        mixing = mixing_steps(seen, text.shape[-1], len(tokens))
+    maps, logits = on_grid(text[:, :, :-1], total_frames(clip)), logits[0, :-1]
     words = logits.log_softmax(-1).gather(-1, caption[0, 1:, None])[:, 0]
-    return AttentionMaps(maps, words, mixing_steps(seen, image, len(tokens)), logits)
+    return AttentionMaps(maps, words, mixing, logits)
 
 
 @torch.no_grad()

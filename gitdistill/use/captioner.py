@@ -26,7 +26,7 @@ from gitdistill.models import checkpoints, storage
 from gitdistill.models.student import StudentCandidateV1
 from gitdistill.models.teacher import GenerativeImageTextTeacher
 from gitdistill.models.tokenizer import check_same_vocabulary, load_tokenizer, to_text
-from gitdistill.use.onnx import ENCODER, STUDENT, OnnxNetwork
+from gitdistill.use.onnx import ENCODER, GIT, STUDENT, WEIGHTS, OnnxNetwork
 from gitdistill.world.module import toybox_tokenizer
 
 RULE = ("frames", "sampling", "step")  # names of a FrameRule's settings in the folder's JSON
@@ -194,20 +194,18 @@ def load_student(source) -> Student:
     A folder that `StudentCandidateV1.save_pretrained` or `python -m gitdistill onnx` wrote will do; the student of
     the latter only captions. Raises FileNotFoundError or ValueError in one line.
     """
-    files = ["*.json", "*.txt", "*.safetensors", "*.onnx", "*.bin"]
-    student = read_student(checkpoints.local(source) or checkpoints.download(str(source), files))
-    if getattr(student.model, "architecture", STUDENT) != STUDENT:
-        raise ValueError(f"{source} holds a GIT, not a student: give it as the teacher")
-    return student
+    files = ["*.json", "*.txt", "*.safetensors", "*.onnx", WEIGHTS]
+    return read_student(checkpoints.local(source) or checkpoints.download(str(source), files))
 
 
-def read_student(folder: Path) -> Student:
-    """See `load_student`. What is exchanged while it is read is read again."""
+def read_student(folder: Path, *kinds: str) -> Student:
+    """See `load_student`. What is exchanged while it is read is read again. kinds: which ONNX files may be in the
+    folder, by default a student's."""
     for _ in range(5):
         with os.scandir(folder):  # while it is open, no other folder gets its number
             before = folder.stat()
             try:
-                student, problem = _read_student(folder), None
+                student, problem = _read_student(folder, kinds or (STUDENT,)), None
             except (OSError, ValueError) as error:
                 problem = error
             after = folder.stat()
@@ -218,9 +216,9 @@ def read_student(folder: Path) -> Student:
     raise ValueError(f"{folder} is being written: wait, then read it again")
 
 
-def _read_student(folder: Path) -> Student:
+def _read_student(folder: Path, kinds: tuple[str, ...]) -> Student:
     as_onnx = (folder / ENCODER).is_file()
-    model = OnnxNetwork(folder) if as_onnx else StudentCandidateV1.from_pretrained(folder)
+    model = OnnxNetwork(folder, *kinds) if as_onnx else StudentCandidateV1.from_pretrained(folder)
     path = folder / Student.FILE
     has_tokenizer = any((folder / name).is_file() for name in ("tokenizer.json", "vocab.txt"))
     embedded = not has_tokenizer and model.vocab_size == len(toybox_tokenizer())
@@ -247,9 +245,6 @@ def load_captioner(student=None, teacher=None, device=None, dtype="float32") -> 
         return load_student(student).to(device)
     folder = checkpoints.resolve(teacher)
     if (folder / ENCODER).is_file():
-        found = read_student(folder)
-        if found.model.architecture == STUDENT:
-            raise ValueError(f"{teacher} holds a student, not a GIT: give it as the student")
-        return found
+        return read_student(folder, GIT)
     teacher = GenerativeImageTextTeacher.from_pretrained(folder, device=device, dtype=dtype)
     return Captioner(teacher, teacher.tokenizer)

@@ -7,10 +7,10 @@ import torch
 from IPython import get_ipython
 
 from gitdistill.data.crops import center_crop
-from gitdistill.data.items import walk
-from gitdistill.data.video import IMAGES, VIDEOS, BrokenFile
+from gitdistill.data.video import BrokenFile
 from gitdistill.decoding import beam
 from gitdistill.models.tokenizer import to_text
+from gitdistill.use.caption import find_files
 from gitdistill.use.captioner import Captioner
 from gitdistill.world.module import REFERENCES, toybox_tokenizer
 from gitdistill.world.scenes import Clip, Clips
@@ -42,15 +42,14 @@ def own_clips(teacher, pictures=None) -> list[Clip]:
 
 def read(captioner: Captioner, source: Path) -> list[torch.Tensor]:
     """The first readable pictures and videos of a folder, or a single one, as frames [F, 3, H, W]."""
-    files = [source] if source.is_file() else sorted(walk(source)) if source.is_dir() else []
     clips = []
-    for path in (path for path in files if path.suffix.lower() in IMAGES | VIDEOS):
+    for path in find_files([source]):
         try:
             clips += [captioner.read(path)]
         except BrokenFile as error:
             print("left out:", error)
         if len(clips) == MOST:
-            break
+            return clips
     if not clips:
         raise FileNotFoundError(f"no picture or video can be read in {source}")
     return clips

@@ -20,7 +20,8 @@ from gitdistill.models.attention import KVCache, check_tokens
 from gitdistill.models.preprocessing import to_pixels
 
 ENCODER, STEP, WEIGHTS = "encoder.onnx", "step.onnx", "weights.bin"
-STUDENT, GIT = ARCHITECTURES = "OnnxStudent", "OnnxGit"
+STUDENT, GIT = "OnnxStudent", "OnnxGit"
+NAMES = {STUDENT: "student", GIT: "teacher"}
 NUMBERS = [
     "vocab_size",
     "max_positions",
@@ -53,15 +54,20 @@ class OnnxNetwork:
     """Runs such a folder by onnxruntime on the CPU, with as many threads as torch uses.
 
     It satisfies the protocol of `gitdistill.decoding`, so that every search runs on it; frames are what every network
-    of this package takes. `architecture` is what was exported. Raises FileNotFoundError or ValueError in one line.
+    of this package takes. `architecture` is what was exported, one of `kinds`. Raises FileNotFoundError or ValueError
+    in one line.
     """
 
-    def __init__(self, folder):
+    def __init__(self, folder, *kinds: str):
         require("onnxruntime")
         folder, config = Path(folder), storage.read_config(folder)
         self.architecture = config.pop("architecture", None)
-        if self.architecture not in ARCHITECTURES:
-            raise ValueError(f"{folder}/config.json does not describe an {' or '.join(ARCHITECTURES)}")
+        if self.architecture not in NAMES:
+            raise ValueError(f"{folder}/config.json does not describe an {' or '.join(NAMES)}")
+        if kinds and self.architecture not in kinds:
+            raise ValueError(
+                f"{folder} holds a {NAMES[self.architecture]}: give it as the {NAMES[self.architecture]}"
+            )
         storage.check_fields(config, SETTINGS, folder / "config.json")
         least = min(config["image_size"], config["max_positions"])
         if least < 1 or (len(config["mean"]), len(config["std"])) != (3, 3):

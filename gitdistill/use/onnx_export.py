@@ -61,7 +61,7 @@ def export(captioner: Captioner, folder, int8: bool = False) -> None:
     network = network.model if isinstance(network, GenerativeImageTextTeacher) else network
     if not isinstance(network, StudentCandidateV1 | GenerativeImageTextModel):
         raise ValueError(f"only a StudentCandidateV1 or a GIT becomes ONNX, not a {type(network).__name__}")
-    if hasattr(network, "config") and getattr(network.config, "test_respect_ratio_max", None):
+    if getattr(network.config, "test_respect_ratio_max", None):
         raise ValueError(
             "this GIT does not crop its pictures, and ONNX files read one size: use the checkpoint"
         )
@@ -164,7 +164,8 @@ def quantised(models: dict) -> dict:
     """The models with the constant matrices of products and embeddings in int8.
 
     A matrix has one scale for each column, its other factor one that is found at run time. 7 bits are used: processors
-    without VNNI or AMX add two products of 8 bits in 16 bits, which overflows.
+    without VNNI or AMX add two products of 8 bits in 16 bits, which overflows
+    (https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html).
     """
     import onnx_ir
     from onnxruntime.quantization import QuantType, quantize_dynamic
@@ -199,7 +200,7 @@ def files(models: dict) -> dict[str, Callable[[Path], None]]:
         key = hashlib.sha256(content).digest()
         if key not in places:
             places[key], end = end, -(-(end + len(content)) // ALIGNED) * ALIGNED
-            weights.append(tensor)
+            weights.append((places[key], tensor))
         outside = {"shape": tensor.shape, "name": value.name, "base_dir": ""}
         value.const_value = onnx_ir.ExternalTensor(
             WEIGHTS, places[key], len(content), tensor.dtype, **outside
@@ -207,9 +208,9 @@ def files(models: dict) -> dict[str, Callable[[Path], None]]:
 
     def write_weights(path: Path) -> None:
         with path.open("wb") as file:
-            for tensor in weights:
+            for place, tensor in weights:
+                file.seek(place)
                 file.write(tensor.tobytes())
-                file.seek(-(-file.tell() // ALIGNED) * ALIGNED)
 
     writers = {name: partial(onnx_ir.save, model) for name, model in models.items()}
     return writers | {WEIGHTS: write_weights}

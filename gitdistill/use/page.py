@@ -18,7 +18,7 @@ import numpy as np
 
 from gitdistill.models import storage
 from gitdistill.use.captioner import Captioner, read_student
-from gitdistill.use.onnx import ENCODER, SETTINGS, STEP, STUDENT, WEIGHTS
+from gitdistill.use.onnx import ENCODER, GIT, NAMES, SETTINGS, STEP, STUDENT, WEIGHTS
 from gitdistill.viz.clip_maker import asset, offered, placed
 from gitdistill.world import Scene, Toy, drawing, layout, lexicon, sprites
 
@@ -44,7 +44,7 @@ def main(arguments: list[str]) -> None:
     if not all(folder for _, folder in others):
         raise ValueError("give every --network as NAME=FOLDER")
     first = captioner(options.folder)
-    name = "student" if first.model.architecture == STUDENT else "teacher"
+    name = NAMES[first.model.architecture]
     networks = {name: (options.folder, first)}
     for name, folder in others:
         if name in networks:
@@ -59,7 +59,7 @@ def captioner(folder: Path) -> Captioner:
     """The network of a folder in ONNX; FileNotFoundError or ValueError in one line."""
     if not (folder / ENCODER).is_file():
         raise FileNotFoundError(f"{folder} holds no {ENCODER}: write it by python -m gitdistill onnx")
-    return read_student(folder)
+    return read_student(folder, STUDENT, GIT)
 
 
 def runtime(path: Path) -> dict[str, bytes]:

@@ -41,7 +41,7 @@ class Reader(HTMLParser):
 def folder(tmp_path, monkeypatch):
     """A stand-in of a student of two frames in ONNX, since an export takes a minute."""
 
-    def read(path):
+    def read(path, *kinds):
         model = SimpleNamespace(**dict.fromkeys(SETTINGS, 3), architecture=STUDENT)
         rest = {"rule": FrameRule(2), "decoding": {"max_length": 9}, "size": 48}
         return SimpleNamespace(model=model, tokenizer=toybox_tokenizer(), **rest)

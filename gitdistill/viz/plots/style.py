@@ -86,7 +86,7 @@ class Picture(Figure):
 def png(figure: Figure, scale: int = 2) -> bytes:
     """The figure as PNG bytes, `scale` pixels for each of its own; the same figure gives the same bytes.
 
-    A palette of 256 colours makes them several times smaller.
+    A palette of 256 colours makes them smaller.
     """
     small = io.BytesIO()
     few_colours(pixels(figure, scale)).save(small, format="png", optimize=True)
