@@ -50,8 +50,11 @@ def test_own_clips(own, tmp_path, capsys):
     assert [len(clip.frames) for clip in own_clips(teacher)] == [
         3
     ] * 4  # the world's, which it has no words for
-    with pytest.raises(FileNotFoundError, match="no picture or video can be read"):
+    with pytest.raises(FileNotFoundError, match="there is no file or folder"):
         own_clips(teacher, tmp_path / "nowhere")
+    (tmp_path / "a.jpg").write_bytes(b"no picture")
+    with pytest.raises(FileNotFoundError, match="no picture or video can be read"):
+        own_clips(teacher, tmp_path / "a.jpg")
 
 
 def test_marked_cells_are_skipped(capsys):

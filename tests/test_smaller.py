@@ -36,6 +36,7 @@ def test_smaller_students(tmp_path):
     assert size["float16"] < 0.6 * size["float32"] and size["ONNX, int8"] < size["ONNX, float32"]
     packed = [row["mb_packed"] for row in rows if "pruned" in row["variant"]]
     assert packed == sorted(packed, reverse=True) and packed[0] < rows[1]["mb_packed"]
+    assert [row["same"] for row in rows if row["variant"] in ("float32", "ONNX, float32")] == [1, 1]
     for row in rows:
         assert row["ms_batch_1"] > 0 and row["ms_batch_16"] > 0 and row["cider"] >= 0
     lines = smaller.table(rows)
