@@ -21,7 +21,6 @@ from gitdistill.inspection.intervention import (
     Cut,
     cell_effects,
     head_effects,
-    image_lens,
     logit_lens,
     patched,
     with_cuts,

@@ -4,6 +4,8 @@ What a network attends to need not be what it uses. Here attention is cut, heads
 and the words' log-probabilities [T-1] show the effect. As in `attention`, a caption of T tokens has T - 1 of them.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import product
 
@@ -12,8 +14,8 @@ from torch import Tensor
 
 from gitdistill.decoding.loop import evaluation
 from gitdistill.distillation.targets import total_frames
-from gitdistill.hooks import edit, paths, record
-from gitdistill.inspection.attention import log_probs, prepared, text_attention
+from gitdistill.hooks import edit, record
+from gitdistill.inspection.attention import prepared, text_attention
 
 
 @dataclass(frozen=True)
@@ -111,26 +113,24 @@ def cell_effects(model, frames: Tensor, tokens: Tensor, grid: tuple[int, int], r
     return (found[:1] - found[1:]).T.unflatten(1, grid)
 
 
-def patched(
-    model, source: Tensor, frames: Tensor, tokens: Tensor, path: str, places: Tensor | None = None
-) -> Tensor:
-    """Log-probabilities [T-1] of a caption of `frames` when a module returns what it returns for `source`.
+@contextmanager
+def patched(model, source: Tensor, path: str, places: Tensor | None = None) -> Iterator[None]:
+    """While this context lasts, a module returns what it returns for the clip `source`: activation patching.
 
-    path: a module that sees the image alone, such as "image_encoder.layers.2" or "backbone". places: boolean [N], which
-    of its tokens are exchanged, if it returns [B, N, D]; all by default. Activation patching: Meng et al. 2022
-    (https://arxiv.org/abs/2202.05262).
+    source: [F, 3, H, W], a clip. path: a module that sees the image alone, such as "image_encoder" or "memory_norm".
+    places: boolean, true where image tokens are exchanged, in the shape of the module's output without its channels;
+    all by default. Meng et al. 2022 (https://arxiv.org/abs/2202.05262).
     """
-    model, clip, caption = prepared(model, frames, tokens)
-    other = prepared(model, source, tokens)[1]
+    model, clip, start = prepared(model, source, torch.tensor([model.bos_token_id] * 2))
     with evaluation(model), record(model, path) as seen:
-        model(other, caption)
+        model(clip, start)
     stored = seen[path][0]
 
     def exchange(output):
-        return stored if places is None else torch.where(places.to(output.device)[:, None], stored, output)
+        return stored if places is None else torch.where(places.to(output.device)[..., None], stored, output)
 
-    with evaluation(model), edit(model, {path: exchange}):
-        return log_probs(model, clip, caption)[0]
+    with edit(model, {path: exchange}):
+        yield
 
 
 def logit_lens(model, frames: Tensor, tokens: Tensor) -> Tensor:
@@ -145,17 +145,3 @@ def logit_lens(model, frames: Tensor, tokens: Tensor) -> Tensor:
         norm = getattr(model, "norm", torch.nn.Identity())  # GIT's layers end with a norm of their own
         logits = model.head(torch.cat([norm(torch.cat(early)), last])[:, :-1])
         return model._expand(logits) if hasattr(model, "_expand") else logits
-
-
-def image_lens(model, frames: Tensor) -> Tensor:
-    """Logits [L, N, V] that GIT's head reads off its image tokens: as they enter the decoder, then after each layer.
-
-    ValueError for a student, whose image tokens do not live where its words do.
-    """
-    model, clip, start = prepared(model, frames, torch.tensor([model.bos_token_id] * 2))
-    if not paths(model, "projection.1") or not text_attention(model)[1]:
-        raise ValueError("only GIT reads image and words with the same layers")
-    inner = [f"layers.{number}" for number in range(len(model.layers) - 1)]
-    with evaluation(model), record(model, ["projection", *inner]) as seen:
-        model(clip, start)
-        return model.head(torch.cat([calls[0] for calls in seen.values()]))

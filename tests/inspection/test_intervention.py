@@ -11,9 +11,7 @@ from gitdistill.inspection.intervention import (
     Cut,
     cell_effects,
     head_effects,
-    image_lens,
     logit_lens,
-    patched,
     with_cuts,
 )
 
@@ -126,20 +124,20 @@ def test_words_that_are_not_seen_do_not_matter(model, clips):
 
 def test_patching_all_of_the_image_gives_the_other_clip(model, clips):
     path = "projection" if hasattr(model, "image_encoder") else "memory_norm"
-    torch.testing.assert_close(
-        patched(model, clips[1], clips[0], TOKENS, path), plain(model, clips[1]), **SPREAD
-    )
     with record(model, path) as seen:
         model(clips[:1], TOKENS[None])
-    count = seen[path][0].shape[1]
-    none = torch.zeros(count, dtype=torch.bool)
-    torch.testing.assert_close(
-        patched(model, clips[1], clips[0], TOKENS, path, none), plain(model, clips[0]), **SPREAD
-    )
+    none = torch.zeros(seen[path][0].shape[:-1], dtype=torch.bool)
     some = none.clone()
-    some[: count // 2] = True
-    found = patched(model, clips[1], clips[0], TOKENS, path, some)
-    assert not any(torch.allclose(found, plain(model, clip), **SPREAD) for clip in clips)
+    some[:, : none.shape[1] // 2] = True
+
+    def with_patch(*places):
+        with intervention.patched(model, clips[1], path, *places):
+            return plain(model, clips[0])
+
+    torch.testing.assert_close(with_patch(), plain(model, clips[1]), **SPREAD)
+    torch.testing.assert_close(with_patch(none), plain(model, clips[0]), **SPREAD)
+    assert not any(torch.allclose(with_patch(some), plain(model, clip), **SPREAD) for clip in clips)
+    torch.testing.assert_close(plain(model, clips[0]), with_patch(none), **SPREAD)  # nothing is left behind
 
 
 def test_the_lens_ends_with_the_networks_own_logits(model, clips):
@@ -148,17 +146,6 @@ def test_the_lens_ends_with_the_networks_own_logits(model, clips):
     with torch.no_grad():
         torch.testing.assert_close(logits[-1], model(clips[:1], TOKENS[None]).logits[0, :-1], **SPREAD)
     assert not torch.allclose(logits[0], logits[1])
-
-
-def test_the_lens_on_image_tokens(clips):
-    model = tiny.git().eval()
-    found = image_lens(model, clips[0])
-    assert found.shape == (2, 2 * (1 + 4), model.vocab_size)
-    with torch.no_grad():
-        first = model.head(model.projection(model.encode(clips[:1])))
-    torch.testing.assert_close(found[0], first[0], **SPREAD)
-    with pytest.raises(ValueError, match="only GIT"):
-        image_lens(tiny.student().eval(), clips[0])
 
 
 def test_cells_that_do_not_fit(model, clips):

@@ -54,6 +54,7 @@ PICTURES = {
     "components": (frames(9), {"teacher": COLOURS}, [0.3, 0.2, 0.1]),
     "explanations": (frames()[0], WHY, {"trained": {"rollout": 0.5}}),
     "effects": ([[1.0, -0.2]], ["cut"], ["a", "bell"]),
+    "lens": ([["two", "bell"], ["a", "bell"]], [[0.1, 0.9], [0.6, 1.0]], ["first", "last"], ["a", "bell"]),
     "pointing_game": (BOARDS, {"object": 0.1, "colour": 0.12}),
     "pointing_examples": (frames(2), attention(2, 1)[:, 0], torch.ones(2, 24, 24), ["a", "b"]),
     "board": (PANELS, CAPTIONS, 20),
@@ -359,6 +360,12 @@ def test_effects_print_every_number_on_one_scale_around_zero():
         0
     ].get_text() == "0.0"
     assert teacher.images[0].get_clim() == student.images[0].get_clim() == (-2.0, 2.0)
+
+
+def test_the_lens_marks_the_words_of_the_caption():
+    cells = draw("lens").axes[0].texts
+    assert [text.get_text() for text in cells] == ["two", "bell", "a", "bell"]
+    assert [text.get_fontweight() for text in cells] == ["normal", "bold", "bold", "bold"]
 
 
 def test_a_network_has_one_colour_and_mark_whatever_stands_beside_it():

@@ -158,3 +158,26 @@ def effects(values, rows, columns, label="nats lost", title=None):
     grid[0].set_yticks(np.arange(len(rows)), rows)
     style.colour_bar(figure, scale, label, ax=list(grid), aspect=20, fraction=0.05)
     return figure
+
+
+@style.plot
+def lens(said, probabilities, rows, columns, title=None):
+    """What the head reads off each layer: a row for each layer, a column for each word of the caption.
+
+    A cell holds the likeliest word, bold where it is the caption's; the lighter, the likelier is the caption's word.
+
+    said: R times C words. probabilities: [R, C], of the caption's words. rows, columns: names of layers, the words.
+    """
+    values = style.array(probabilities, "probabilities", (len(rows), len(columns)))
+    cell = min(1.15, (style.WIDTH - 2.4) / len(columns))
+    figure = style.figure(2.4 + cell * len(columns), 0.9 + 0.4 * len(rows), "Words of each layer", title)
+    axes, scale = figure.subplots(), style.shares()
+    axes.imshow(values, cmap=scale.cmap, norm=scale.norm, aspect="auto")
+    for (r, c), value in np.ndenumerate(values):
+        weight = "bold" if said[r][c] == columns[c] else "normal"
+        axes.text(c, r, said[r][c], weight=weight, color=style.ink(value), fontsize=9, **style.CENTRE)
+    axes.set_xticks(range(len(columns)), columns)
+    axes.set_yticks(range(len(rows)), rows)
+    axes.tick_params(length=0)
+    style.colour_bar(figure, scale, "probability of the\ncaption's word", ax=[axes], aspect=12, fraction=0.05)
+    return figure
