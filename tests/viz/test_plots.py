@@ -22,9 +22,13 @@ from gitdistill.viz import plots
 from gitdistill.viz.plots import style
 
 ROWS = [
-    {"name": "teacher", "ms": 40.0, "score": 5.2, "parameters": 4_000_000},
-    {"name": "student", "ms": 10.0, "score": 4.6, "parameters": 500_000},
-    {"name": "slow", "ms": 60.0, "score": 4.0, "parameters": 4_000_000},
+    {"network": network, "search": search, "ms": ms, "score": score, "parameters": parameters}
+    for network, search, ms, score, parameters in (
+        ("teacher", "greedy", 40.0, 5.2, 4_000_000),
+        ("student", "greedy", 10.0, 4.6, 500_000),
+        ("student", "4 beams", 15.0, 4.5, 500_000),
+        ("slow", "4 beams", 60.0, 4.0, 4_000_000),
+    )
 ]
 ALIKE = np.array([[0.9, 0.2, 0.4], [0.1, 0.3, 0.55]])
 WHY = {"trained": {"raw attention": np.eye(4), "rollout": np.eye(4)[::-1]}}
@@ -43,6 +47,7 @@ PICTURES = {
     "budget": ({"encoder": 2_000_000, "decoder": 500},),
     "gaze": (frames(), WORDS, {"teacher": attention()}),
     "frame_word_map": (attention(), WORDS, frames()),
+    "flow": ({"layer 0": np.full((3, 2), 0.5)}, ["cup", "background"], WORDS, 1),
     "heads": (attention(2, 3), frames()[0]),
     "feature_maps": (frames()[0], {"layer": attention(2, 8)[0]}),
     "overview": (frames(), {"teacher": ("a red bell", WORDS, attention())}),
@@ -59,6 +64,7 @@ PICTURES = {
     "pointing_examples": (frames(2), attention(2, 1)[:, 0], torch.ones(2, 24, 24), ["a", "b"]),
     "board": (PANELS, CAPTIONS, 20),
     "ribbon": (RIBBON,),
+    "temperatures": ([0.5, 1.0], {"teacher": np.full((2, 7), 1 / 7)}, VOCABULARY, {1.0: "here"}),
     "drafts": ([(["a", "bell"], ["a", "cup"])],),
     "dots": ({"one": {"CIDEr": [1.0, 2.0]}},),
 }
@@ -379,6 +385,12 @@ def test_a_network_has_one_colour_and_mark_whatever_stands_beside_it():
     assert len(set(looks[1].values())) == 3
     bars = plots.scores({"captions only": {"CIDEr": 1.0}}).axes[0].patches
     assert mpl.colors.to_hex(bars[0].get_facecolor()).upper() == looks[0]["captions only"][0]
+    alone = plots.style.slots(["distilled student", "same student without distillation"])
+    assert list(alone.values()) == [1, 2]  # not the teacher's place, though the teacher is not there
+    budget = plots.budget({"captions only": {"all": 1}}).axes[0]
+    dots = plots.dots({"layer 1": {"captions only": [1.0, 2.0]}}).axes[0]
+    assert budget.patches[0].get_facecolor() == bars[0].get_facecolor()
+    assert (dots.lines[0].get_color(), dots.lines[0].get_marker()) == looks[0]["captions only"]
     assert plots.style.slots(["distilled", "distilled student", "teacher"]) == {
         "distilled": 1,
         "distilled student": 2,
@@ -526,7 +538,7 @@ def test_scores_have_an_axis_for_each_score_and_leave_out_what_is_missing():
 
 
 def test_pareto_joins_what_nothing_beats_and_no_label_covers_another():
-    close = [{"name": "b", "ms": 60.0 + k / 10, "score": 4.0 + k / 1000, "parameters": 1e6} for k in range(3)]
+    close = [ROWS[3] | {"network": str(k), "ms": 60 + k / 10, "score": 4 + k / 1000} for k in range(3)]
     figure = plots.pareto([*ROWS, *close], score="CIDEr")
     (axes,) = figure.axes
     assert axes.lines[0].get_xydata().tolist() == [[10.0, 4.6], [40.0, 5.2]]  # not the slow ones
@@ -536,6 +548,17 @@ def test_pareto_joins_what_nothing_beats_and_no_label_covers_another():
     figure.draw_without_rendering()
     boxes = [text.get_bbox_patch().get_window_extent().padded(-1) for text in axes.texts]
     assert len(boxes) == 6 and not any(a.overlaps(b) for a, b in combinations(boxes, 2))
+
+
+def test_pareto_colours_a_network_as_everywhere_and_shapes_a_search():
+    (axes,) = plots.pareto(ROWS[::-1]).axes
+    found = {tuple(c.get_offsets()[0]): c for c in axes.collections}
+    points = [found[row["ms"], row["score"]] for row in ROWS]
+    colours = [mpl.colors.to_hex(point.get_facecolor()[0]).upper() for point in points]
+    assert colours[:3] == [style.colour(0), style.colour(1), style.colour(1)] and len(set(colours)) == 3
+    shapes = [point.get_paths()[0].vertices.tolist() for point in points]
+    assert shapes[0] == shapes[1] != shapes[2] == shapes[3]
+    assert "student\n500 k, 10 and 15 ms" in texts(axes.figure) and "4 beams" in texts(axes.figure)
 
 
 def test_beam_tree_draws_every_fate_and_the_winners_path():

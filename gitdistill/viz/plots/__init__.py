@@ -12,13 +12,13 @@ Letters: B clips, F frames, O objects, C channels, H x W pixels, h x w cells of 
 `style` is the base of all plots, and shows how a new one begins.
 """
 
-from gitdistill.viz.plots.attention import frame_word_map, gaze, heads, overview
+from gitdistill.viz.plots.attention import flow, frame_word_map, gaze, heads, overview
 from gitdistill.viz.plots.clips import film
 from gitdistill.viz.plots.explanation import effects, explanations, lens, pointing_examples, pointing_game
 from gitdistill.viz.plots.features import components, feature_maps, similarity
 from gitdistill.viz.plots.model import budget, token_mask
 from gitdistill.viz.plots.networks import architecture
-from gitdistill.viz.plots.search import beam_tree, drafts, ribbon
+from gitdistill.viz.plots.search import beam_tree, drafts, ribbon, temperatures
 from gitdistill.viz.plots.story import story
 from gitdistill.viz.plots.style import Picture, animation, png
 from gitdistill.viz.plots.training import board, curves, dots, pareto, scores

@@ -1,6 +1,8 @@
 """Attention over the frames of a clip."""
 
 import numpy as np
+from matplotlib.patches import PathPatch
+from matplotlib.path import Path
 
 from gitdistill.viz.plots import style
 
@@ -141,6 +143,51 @@ def _share_map(axes, share, words, scale):
     for f, t in zip(*np.nonzero(share > 0.3)):
         ink = style.ink(scale.norm(share[f, t]))
         axes.text(t + 0.5, f + 0.5, f"{share[f, t]:.2f}", color=ink, fontsize=9, **style.CENTRE)
+
+
+@style.plot
+def flow(panels, sources, words, coloured, title=None):
+    """What each word of a caption reads: ribbons from the sources at the left, as thick as the attention is large.
+
+    The ribbons of a word lie in the order of the sources, from top to bottom; all words are equally high.
+
+    panels: label -> shares [T, S], rows add up to one; the layers of a network, for example. words: T texts.
+    sources: S texts; the first `coloured` of them have a colour and a hatch, the others are grey.
+    """
+    figure = style.figure(style.WIDTH, 0.44 * len(style.some(words, "words")) + 1.0, "Flow", title, None)
+    wide, high = (style.WIDTH - 1.1) / len(style.some(panels, "panels")), 0.44 * len(words) + 0.55
+    looks = [style.bar(s) | {"edgecolor": "white", "linewidth": 0.4} for s in range(coloured)]
+    looks += [look := {"facecolor": "#B4B4B4", "edgecolor": "white", "linewidth": 0.4}]
+    looks += [look | {"facecolor": "#DDDDDD"}] * len(sources)
+    for k, (label, values) in enumerate(panels.items()):
+        values = style.array(values, f"shares of {label}", (len(words), len(sources)))
+        axes = style.axes_at(figure, 1.0 + k * wide, 0.3, wide - 0.85, high)
+        axes.set(xlim=(0, 1), ylim=(1.15 * values.sum(), 0), title=label)
+        axes.axis("off")
+        left, right = _stacks(values.T).T, _stacks(values)
+        for t, s in np.ndindex(values.shape):
+            axes.add_patch(
+                PathPatch(_ribbon(left[t, s], right[t, s], values[t, s]), clip_on=False, **looks[s])
+            )
+        for t, word in enumerate(words):
+            axes.text(1.03, right[t, 0] + values[t].sum() / 2, word, va="center", fontsize=9)
+        for s, name in enumerate(sources if k == 0 else ()):
+            axes.text(-0.05, left[0, s] + values[:, s].sum() / 2, name, ha="right", va="center", fontsize=9)
+    return figure
+
+
+def _stacks(values):
+    """The upper ends [n, k] of pieces that are stacked row by row, with gaps between the rows."""
+    ends = np.cumsum(values.ravel()).reshape(values.shape)
+    gap = 0.15 * values.sum() / max(len(values) - 1, 1)
+    return ends - values + gap * np.arange(len(values))[:, None]
+
+
+def _ribbon(left, right, thick):
+    """A band from the height `left` to the height `right`."""
+    there = [(0, left), (0.5, left), (0.5, right), (1, right)]
+    back = [(1, right + thick), (0.5, right + thick), (0.5, left + thick), (0, left + thick)]
+    return Path([*there, *back, (0, left)], [1, 4, 4, 4, 2, 4, 4, 4, 79])
 
 
 @style.plot

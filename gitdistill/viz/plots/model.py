@@ -79,9 +79,10 @@ def budget(parts, title=None):
     ratios = [size + 0.6 for size in sizes]
     grid = figure.subplots(len(sizes), 1, sharex=True, squeeze=False, height_ratios=ratios)[:, 0]
     top = max(value for model in models.values() for value in model.values())
-    for k, (axes, (model, values)) in enumerate(zip(grid, models.items())):
+    places = style.slots(models)
+    for axes, (model, values) in zip(grid, models.items()):
         total = sum(values.values())
-        axes.barh(list(values), list(values.values()), 0.75, **style.bar(k))
+        axes.barh(list(values), list(values.values()), 0.75, **style.bar(places[model]))
         for y, value in enumerate(values.values()):
             share = f"{value / total:.0%}" if value >= 0.005 * total else "< 1%"
             axes.text(value + top / 100, y, f"{style.count(value)} ({share})", va="center", fontsize=9)

@@ -1,4 +1,4 @@
-"""The search for a caption: as a tree, as two captions side by side, and as drafts of speculative decoding."""
+"""The search for a caption: temperature, the tree, two captions side by side, drafts of speculative decoding."""
 
 from itertools import takewhile, zip_longest
 
@@ -183,3 +183,49 @@ def drafts(passes, title=None):
     axes.set_xticks(range(widest), range(1, widest + 1))
     axes.set_yticks(range(len(passes)), [f"pass {row + 1}" for row in range(len(passes))])
     return figure
+
+
+@style.plot
+def temperatures(heat, odds, words, marks, count=6, title=None):
+    """The distribution of one next word as it is heated: above as stacked probabilities, below its entropy.
+
+    Each word has one colour and hatch for all networks, in the order of the first one; white is for all other words.
+
+    heat: n temperatures. odds: label -> probabilities [n, V]. words: as in `beam_tree`. count: words shown.
+    marks: temperature -> what is done there; a dashed line, with the entropy.
+    """
+    heat, text = style.array(heat, "heat", "n"), words if callable(words) else words.__getitem__
+    odds = {k: style.array(v, f"odds of {k}", (len(heat), "V")) for k, v in style.some(odds, "odds").items()}
+    ranked = np.argsort(-next(iter(odds.values()))[np.abs(np.log(heat)).argmin()], kind="stable")[:count]
+    figure = style.figure(style.WIDTH, 4.4, "Temperature", title)
+    shared = {"sharex": True, "sharey": "row", "squeeze": False, "height_ratios": (2.2, 1)}
+    above, below = figure.subplots(2, len(odds), **shared)
+    for areas, curve, (label, values) in zip(above, below, odds.items()):
+        _stacked(areas, heat, values[:, ranked], [text(int(token)) for token in ranked])
+        areas.set_title(label, loc="left")
+        bits = -(values * np.log2(np.maximum(values, 1e-30))).sum(1)
+        curve.plot(heat, bits, color="black")
+        curve.set(xlabel="temperature T (log scale)", ylim=(0, np.log2(values.shape[1])))
+        for t, name in marks.items():
+            at, look = np.interp(t, heat, bits), {"textcoords": "offset points", "fontsize": 9}
+            curve.plot(t, at, "o", color="black", markersize=5)
+            curve.annotate(f"{at:.1f}", (t, at), (-5, 4), ha="right", **look)
+            areas.annotate(name, (t, 1), (0, 3), ha="center", **look)
+            for axes in (areas, curve):
+                axes.axvline(t, color="black", linestyle="--", linewidth=1.2)
+    above[0].set_ylabel("probability")
+    below[0].set_ylabel("entropy (bits)")
+    handles, names = above[0].get_legend_handles_labels()
+    figure.legend(handles[::-1], names[::-1], loc="outside right center", frameon=False)
+    return figure
+
+
+def _stacked(axes, heat, values, names):
+    """Areas [n, k] one upon the other, over a logarithmic axis; what is left to 1 stays white."""
+    ends = np.pad(np.cumsum(values, 1), ((0, 0), (1, 0)))
+    for k, name in enumerate(names):
+        axes.fill_between(heat, ends[:, k], ends[:, k + 1], label=name, **style.bar(k))
+    look = {"facecolor": "white", "edgecolor": "black", "linewidth": 0.8}
+    axes.fill_between(heat, ends[:, -1], 1, label="all other words", **look)
+    axes.set(xscale="log", xlim=(0.999 * heat[0], 1.001 * heat[-1]), ylim=(0, 1))
+    style.plain_log_ticks(axes.xaxis, (1, 2, 3, 5))

@@ -21,6 +21,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LinearSegmentedColormap, Normalize, PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import LogLocator, NullFormatter
 from PIL import Image, ImageFilter
 
 DPI = 80
@@ -36,13 +37,11 @@ HATCHES = ("", "///", "...", "\\\\\\", "xxx", "---", "ooo", "+++")
 ACCENT, TINT, GREY = OKABE_ITO[1], "#FCE4D2", "#777777"  # what is pointed at, its background, what is faint
 LUMA = np.array([0.299, 0.587, 0.114])
 # Networks look the same in all pictures, whatever stands beside them: label -> place in the lists above.
-NETWORKS = {"teacher": 0, "distilled": 1, "distilled student": 1, "with a teacher": 1, "captions only": 2}
-NETWORKS |= {
-    "captions alone": 2,
-    "same student without a teacher": 2,
-    "untrained": 3,
-    "student, untrained": 3,
-}
+NETWORKS = {"teacher": 0}
+NETWORKS |= dict.fromkeys(("student", "distilled", "distilled student", "with a teacher"), 1)
+NETWORKS |= dict.fromkeys(("captions only", "captions alone", "same student without a teacher"), 2)
+NETWORKS |= {"same student without distillation": 2, "untrained": 3, "student, untrained": 3}
+NETWORKS |= {"distilled for longer": 4, "teacher, shuffled weights": 5}
 CENTRE = {"ha": "center", "va": "center"}
 OURS = {
     "font.size": 10,
@@ -230,6 +229,13 @@ def colour_bar(figure, scale, label, **place):
     if isinstance(scale.norm, PowerNorm):
         ticks = [scale.norm.vmax * part for part in (0, 0.05, 0.2, 0.5, 1)]
         bar.set_ticks(ticks, labels=[number(tick, 2) for tick in ticks])
+
+
+def plain_log_ticks(axis, subs):
+    """Plain numbers on a logarithmic axis, at `subs` times the powers of ten."""
+    axis.set_major_locator(LogLocator(subs=subs))
+    axis.set_major_formatter(lambda value, _: number(value))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def cell_size(values, photo):

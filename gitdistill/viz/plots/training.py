@@ -3,7 +3,6 @@
 from collections import Counter
 
 import numpy as np
-from matplotlib.ticker import LogLocator, NullFormatter
 
 from gitdistill.viz.plots import style
 
@@ -57,15 +56,8 @@ def _panel(axes, lines, shared, levels, log):
     if log:
         axes.set_yscale("log")
         low, high = axes.get_ylim()
-        _plain_log_ticks(axes.yaxis, (1,) if high > 100 * low else (1, 2, 5))
+        style.plain_log_ticks(axes.yaxis, (1,) if high > 100 * low else (1, 2, 5))
     axes.grid(alpha=0.3)
-
-
-def _plain_log_ticks(axis, subs):
-    """Plain numbers on a logarithmic axis, at `subs` times the powers of ten."""
-    axis.set_major_locator(LogLocator(subs=subs))
-    axis.set_major_formatter(lambda value, _: style.number(value))
-    axis.set_minor_formatter(NullFormatter())
 
 
 def _curve(axes, label, steps, values, k):
@@ -169,9 +161,12 @@ def scores(table, title=None, shared=False):
 def pareto(rows, score="score", title=None):
     """Quality against time: up and to the left is better, a dashed line joins the points that no other beats.
 
-    rows: a dict each with name, ms (for a clip), score, parameters (the area of its mark).
+    Colour is the network, the same as in all pictures; shape is the search. A band joins a network's points.
+
+    rows: a dict each with network, search, ms (for a clip), score, parameters (the area of its mark).
     score: what the vertical axis measures.
     """
+    networks, searches = (list(dict.fromkeys(row[key] for row in rows)) for key in ("network", "search"))
     rows = sorted(style.some(rows, "rows"), key=lambda row: (row["ms"], -row["score"]))
     figure = style.figure(8.0, 4.5, "Quality against time", title)
     axes = figure.subplots()
@@ -184,31 +179,49 @@ def pareto(rows, score="score", title=None):
     spread = max(values) - min(values) or 1.0
     axes.set_ylim(min(values) - 0.15 * spread, max(values) + 0.15 * spread)
     axes.set(xlabel="milliseconds for a clip (log scale); area: parameters", ylabel=score)
-    _plain_log_ticks(axes.xaxis, (1, 2, 5))
+    style.plain_log_ticks(axes.xaxis, (1, 1.5, 2, 3, 5, 7))
     axes.grid(alpha=0.3)
-    for k, row in enumerate(rows):
-        look = style.mark(k) | {"s": 40 + 460 * row["parameters"] / largest, "edgecolor": "black"}
-        axes.scatter(row["ms"], row["score"], zorder=2, alpha=0.85, **look)
-    _point_labels(axes, rows)
+    for k, search in enumerate(searches):
+        axes.plot([], [], linestyle="", marker=style.MARKS[k], color="white", mec="black", label=search)
+    axes.legend(frameon=False, loc="lower right", title="search")
+    places = style.slots(networks)
+    own = {network: [row for row in rows if row["network"] == network] for network in networks}
+    for network, points in own.items():
+        x, y, area = zip(*((row["ms"], row["score"], row["parameters"] / largest) for row in points))
+        axes.plot(x, y, color=style.colour(places[network]), linewidth=9, alpha=0.25, zorder=0)
+        for row, *place, size in zip(points, x, y, area):
+            look = {
+                "marker": style.MARKS[searches.index(row["search"])],
+                "color": style.colour(places[network]),
+            }
+            axes.scatter(*place, s=40 + 460 * size, edgecolor="black", zorder=2, alpha=0.85, **look)
+    _network_labels(axes, own)
     return figure
 
 
-def _point_labels(axes, rows):
-    """Names to the right of the points, pushed down where one would cover another."""
+def _network_labels(axes, own):
+    """Each network's name, size and times, right of its slowest point; pushed down where one would cover another."""
     axes.figure.draw_without_rendering()  # settles the layout, so that data can be turned into points
     taken, scale = [], 72 / axes.figure.dpi
-    for row in sorted(rows, key=lambda row: -row["score"]):
-        text = f"{row['name']}\n{style.count(row['parameters'])}, {style.number(row['ms'])} ms"
-        x, y = axes.transData.transform((row["ms"], row["score"])) * scale
+    for network, rows in sorted(own.items(), key=lambda item: -item[1][-1]["score"]):
+        times = " and ".join(style.number(row["ms"]) for row in rows)
+        text = f"{network}\n{style.count(rows[-1]['parameters'])}, {times} ms"
+        place = rows[-1]["ms"], rows[-1]["score"]
+        x, y = axes.transData.transform(place) * scale
         left, low, width = x + 18, y, 6 * max(map(len, text.split("\n")))
         for other, level, extent in taken:
             if left < other + extent and other < left + width and abs(low - level) < 26:
                 low = level - 26
         taken.append((left, low, width))
         line = {"arrowstyle": "-", "color": style.GREY, "linewidth": 0.8} if low < y - 4 else None
-        place = {"xytext": (left - x, low - y), "textcoords": "offset points", "va": "center"}
-        look = {"fontsize": 9, "bbox": BACKING | {"alpha": 0.8}, "zorder": 1.5, "arrowprops": line}
-        axes.annotate(text, (row["ms"], row["score"]), **place, **look)
+        look = {
+            "fontsize": 9,
+            "bbox": BACKING | {"alpha": 0.8},
+            "zorder": 1.5,
+            "arrowprops": line,
+            "va": "center",
+        }
+        axes.annotate(text, place, xytext=(left - x, low - y), textcoords="offset points", **look)
 
 
 @style.plot
@@ -223,12 +236,20 @@ def dots(table, intervals=None, levels=None, title=None):
     width = 0.075 * max(map(len, table)) + 2.1 * len(style.some(names, "table"))
     figure = style.figure(width, 0.26 * len(table) + 0.7, "Runs", title)
     grid = figure.subplots(1, len(names), squeeze=False, sharey=True).flat
-    for k, (axes, name) in enumerate(zip(grid, names)):
+    places = style.slots(names)  # a panel may be a network
+    for axes, name in zip(grid, names):
         for place, (variant, row) in enumerate(table.items()):
             values = style.array(row.get(name, []), f"{name} of {variant}", "runs")
             if not len(values):
                 continue
-            axes.plot(values, [place] * len(values), linestyle="", alpha=0.6, markersize=5, **style.mark(k))
+            axes.plot(
+                values,
+                [place] * len(values),
+                linestyle="",
+                alpha=0.6,
+                markersize=5,
+                **style.mark(places[name]),
+            )
             axes.plot([values.mean()] * 2, [place - 0.32, place + 0.32], color="black", linewidth=1.8)
             ends = (intervals or {}).get(variant, {}).get(name)
             if ends is not None and np.isfinite(ends).all():
