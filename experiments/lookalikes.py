@@ -18,6 +18,7 @@ from report import write_rows
 from shipped import arguments, networks, test_clips
 from torch.nn import functional as F
 
+from gitdistill.decoding.loop import evaluation
 from gitdistill.inspection import bootstrap, rank_correlation
 from gitdistill.world.lexicon import OBJECTS
 
@@ -58,7 +59,6 @@ def shares(network, tokenizer, clips: list) -> list[dict]:
     return rows
 
 
-@torch.no_grad()
 def confusions(network, tokenizer, clips: list) -> tuple[torch.Tensor, list[int], list[str]]:
     """What a network would say in place of the right word, from clips that show one toy each.
 
@@ -75,10 +75,10 @@ def confusions(network, tokenizer, clips: list) -> tuple[torch.Tensor, list[int]
             words[name] = ids
     frames = torch.stack([clip.frames for clip, name in zip(clips, toys) if name in words])
     start = torch.tensor([tokenizer("a")["input_ids"][:-1]])
-    parts = [
-        network(some, start.expand(len(some), -1)).logits[:, -1].softmax(-1) for some in frames.split(50)
-    ]
-    table = torch.stack([torch.cat(parts)[:, ids].sum(-1) for ids in words.values()], 1)
+    with evaluation(network):
+        logits = [network(some, start.expand(len(some), -1)).logits[:, -1] for some in frames.split(50)]
+    found = torch.cat(logits).softmax(-1)
+    table = torch.stack([found[:, ids].sum(-1) for ids in words.values()], 1)
     right = [list(words).index(name) for name in toys if name in words]
     table[range(len(right)), right] = float("nan")
     return (table / table.nansum(1, keepdim=True)).clamp(min=1e-6).log(), right, list(words)

@@ -238,7 +238,7 @@ def test_what_would_be_said_instead():
     twins = {"ram": "lamb", "violin": "guitar", "sheep": "ram", "guitar": "fiddle", "owl": "parrot"}
 
     def network(frames, tokens, more=1.0986):
-        assert tokenizer.convert_ids_to_tokens(tokens[0]) == ["[CLS]", "a"]
+        assert tokenizer.convert_ids_to_tokens(tokens[0]) == ["[CLS]", "a"] and not torch.is_grad_enabled()
         logits = torch.zeros(len(frames), 2, len(tokenizer))
         for row, k in enumerate(frames[:, 0]):
             logits[row, -1, tokenizer.convert_tokens_to_ids(twins[shown[k]])] = more
