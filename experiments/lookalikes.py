@@ -6,7 +6,8 @@
 At each word of a true caption that names an object, the probability of the next word is summed by the object that the
 words name. An object is wrong if it is not in the clip. The share of the wrong objects' probability that goes to the
 group of the right one (a ram and a goat; tiger, leopard and cat) is averaged over words, with a bootstrap interval over
-clips. Chance is that share for a network that finds all wrong objects equally likely.
+clips. Chance is that share for a network that finds all wrong objects equally likely. Notebook 03 draws a map
+of the objects from their `confusions`.
 """
 
 import sys
@@ -15,8 +16,10 @@ from collections import defaultdict
 import torch
 from report import write_rows
 from shipped import arguments, networks, test_clips
+from torch.nn import functional as F
 
-from gitdistill.inspection import bootstrap
+from gitdistill.decoding.loop import evaluation
+from gitdistill.inspection import bootstrap, rank_correlation
 from gitdistill.world.lexicon import OBJECTS
 
 
@@ -54,6 +57,52 @@ def shares(network, tokenizer, clips: list) -> list[dict]:
                     {"clip": number, "wrong": wrong, "alike": alike, "chance": len(twins) / len(mass)}
                 )
     return rows
+
+
+def confusions(network, tokenizer, clips: list) -> tuple[torch.Tensor, list[int], list[str]]:
+    """What a network would say in place of the right word, from clips that show one toy each.
+
+    The network reads "a" and gives the next word, so that only the clip tells which: after "a red", toys that are
+    never red are unlikely, whatever they look like. Words that follow "an" are left out, with toys of no other name.
+
+    Returns the log of each object's share of the probability of all wrong ones [n, K], NaN for the right one, and a
+    millionth at least; the right one's place [n]; and the K objects, all that the clips show.
+    """
+    toys = [clip.scene.toys[0].name for clip in clips]
+    words, after_a = {}, lambda k: tokenizer.convert_ids_to_tokens(k)[0] not in "aeiou"
+    for name, ids in nouns(tokenizer).items():
+        if name in toys and (ids := list(filter(after_a, ids))):
+            words[name] = ids
+    frames = torch.stack([clip.frames for clip, name in zip(clips, toys) if name in words])
+    start = torch.tensor([tokenizer("a")["input_ids"][:-1]])
+    with evaluation(network):
+        logits = [network(some, start.expand(len(some), -1)).logits[:, -1] for some in frames.split(50)]
+    found = torch.cat(logits).softmax(-1)
+    table = torch.stack([found[:, ids].sum(-1) for ids in words.values()], 1)
+    right = [list(words).index(name) for name in toys if name in words]
+    table[range(len(right)), right] = float("nan")
+    return (table / table.nansum(1, keepdim=True)).clamp(min=1e-6).log(), right, list(words)
+
+
+def similarities(table, right) -> torch.Tensor:
+    """How alike a network finds two objects [K, K], from its `confusions`: the mean log share of each where the other
+    is right, both ways, beyond what it gets wherever it is wrong; NaN where no clip tells.
+    """
+    table = torch.as_tensor(table).double()
+    one_hot = F.one_hot(torch.as_tensor(right).long(), table.shape[1]).double()
+    means = one_hot.T @ table.nan_to_num() / (one_hot.T @ table.isfinite().double())
+    means = means - means.nanmean(0)
+    return torch.stack([means, means.T]).nanmean(0)
+
+
+def agreement(first, second, right) -> float:
+    """Rank correlation of two networks' `similarities` over all pairs of objects; both tables are of the same clips.
+
+    Representational similarity analysis: Kriegeskorte et al. 2008, https://doi.org/10.3389/neuro.06.004.2008
+    """
+    one, other = (similarities(table, right) for table in (first, second))
+    known = (one.isfinite() & other.isfinite()).triu(1)
+    return rank_correlation(one[known], other[known])
 
 
 def run(networks: dict, tokenizer, clips: list) -> list[dict]:

@@ -228,6 +228,39 @@ def test_look_alikes_are_counted_by_hand():
     assert len(lookalikes.table([found])) == 3
 
 
+def test_what_would_be_said_instead():
+    """Two networks that read only "a": one takes a ram for a sheep and a violin for a guitar, one does nothing."""
+    tokenizer = toybox_tokenizer()
+    shown = ["ram", "violin", "sheep", "guitar", "owl"]  # "a owl" cannot be said
+    clips = [
+        SimpleNamespace(frames=torch.tensor([k]), scene=Scene([Toy(name)])) for k, name in enumerate(shown)
+    ]
+    twins = {"ram": "lamb", "violin": "guitar", "sheep": "ram", "guitar": "fiddle", "owl": "parrot"}
+
+    def network(frames, tokens, more=1.0986):
+        assert tokenizer.convert_ids_to_tokens(tokens[0]) == ["[CLS]", "a"] and not torch.is_grad_enabled()
+        logits = torch.zeros(len(frames), 2, len(tokenizer))
+        for row, k in enumerate(frames[:, 0]):
+            logits[row, -1, tokenizer.convert_tokens_to_ids(twins[shown[k]])] = more
+        return SimpleNamespace(logits=logits)
+
+    table, right, names = lookalikes.confusions(network, tokenizer, clips)
+    assert sorted(names) == sorted(shown[:4]) and [names[k] for k in right] == shown[:4]
+    ram, sheep, violin, guitar = map(names.index, ("ram", "sheep", "violin", "guitar"))
+    shares = table.exp()
+    assert shares[0, ram].isnan() and shares[0].nansum() == pytest.approx(1)
+    assert shares[0, sheep] == pytest.approx(4 / 7, abs=1e-4)  # lamb 3, sheep 1; violin, fiddle; guitar
+    found = lookalikes.similarities(table, right)
+    assert found.diagonal().isnan().all() and torch.equal(found.nan_to_num(), found.nan_to_num().T)
+    assert min(found[ram, sheep], found[violin, guitar]) > 0.5 > 0 > found[ram, violin]
+    assert lookalikes.agreement(table, table, right) == pytest.approx(1)
+    even, *_ = lookalikes.confusions(lambda *given: network(*given, more=0.0), tokenizer, clips)
+    assert (
+        lookalikes.similarities(even, right).nan_to_num().abs().max() < 0.3
+    )  # of words alone: nothing is alike
+    assert lookalikes.agreement(table, -table, right) == pytest.approx(-1)
+
+
 def test_what_a_teacher_is_worth():
     def row(name, seed, score):
         return {"name": name, "against": name, "seed": seed, report.FACTS: score}

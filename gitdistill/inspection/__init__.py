@@ -31,6 +31,8 @@ from gitdistill.inspection.similarity import (
     features,
     joint_pca,
     linear_probe,
+    procrustes,
     rank_correlation,
     ridge,
+    scaling,
 )

@@ -1,4 +1,4 @@
-"""What do two layers share? Rank correlation, CKA, linear probes, and a common basis to colour features in."""
+"""What do two layers share? Rank correlation, CKA, probes, a common basis for colours, similarities as a map."""
 
 import torch
 from torch import Tensor
@@ -120,6 +120,33 @@ def joint_pca(fit: dict[str, Tensor], shown: dict[str, Tensor], count: int = 3):
     low, high = together.quantile(torch.tensor([0.02, 0.98], dtype=together.dtype), dim=0)
     scaled = {name: ((x - low) / (high - low).clamp(min=1e-9)).clamp(0, 1) for name, x in found.items()}
     return scaled, explained
+
+
+def scaling(similarities: Tensor, count: int = 2) -> tuple[Tensor, float]:
+    """Points [n, count] that lie close together where `similarities` [n, n] are large, and the share that they keep.
+
+    Classical multidimensional scaling (Torgerson 1952, https://doi.org/10.1007/BF02288916): the distance of two
+    things is the largest similarity minus theirs. NaN, what is not known, becomes the mean; the diagonal does not
+    count. The share is that of the positive eigenvalues. An axis' sign makes its largest entry positive.
+    """
+    given = as_double(similarities).clone().fill_diagonal_(float("nan"))
+    given = given.nan_to_num(float(given.nanmean()))
+    squared = (given.max() - given).fill_diagonal_(0) ** 2
+    inner = -(squared - squared.mean(0) - squared.mean(1, keepdim=True) + squared.mean()) / 2
+    sizes, axes = torch.linalg.eigh(inner)
+    sizes, axes = sizes.flip(0).clamp(min=0), axes.flip(1)[:, :count]
+    axes = axes * axes.gather(0, axes.abs().argmax(0, keepdim=True)).sign()
+    return axes * sizes[:count].sqrt(), float(sizes[:count].sum() / sizes.sum())
+
+
+def procrustes(points: Tensor, target: Tensor) -> Tensor:
+    """Points [n, D], moved, turned, mirrored and resized so that they lie over those of `target` [n, D] best.
+
+    Schönemann 1966, https://doi.org/10.1007/BF02289451; the size becomes that of the target, whatever they share.
+    """
+    points, middle = points - points.mean(0), target.mean(0)
+    left, _, right = torch.linalg.svd(points.T @ (target - middle))
+    return points @ left @ right * ((target - middle).norm() / points.norm()) + middle
 
 
 def as_double(x: Tensor) -> Tensor:

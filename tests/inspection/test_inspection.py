@@ -376,6 +376,32 @@ def test_joint_pca_gives_two_views_of_one_thing_the_same_colours():
         inspection.joint_pca(fit, {"teacher": shown["teacher"]})
 
 
+def test_scaling_finds_the_points_whose_distances_it_was_given():
+    points = random(7, 2).double() * torch.tensor([3.0, 1.0])
+    points[6] = points[5]  # most alike, so 0 apart
+    far = torch.cdist(points, points)
+    found, share = inspection.scaling((5 - far).fill_diagonal_(99.0))
+    torch.testing.assert_close(torch.cdist(found, found), far, atol=1e-5, rtol=0)
+    assert share == pytest.approx(1) and found.gather(0, found.abs().argmax(0, keepdim=True)).min() > 0
+    line, less = inspection.scaling(5 - far, count=1)
+    assert 0.5 < less < 1 and torch.equal(line[:, 0], found[:, 0])
+    unknown = (5 - far).index_put(
+        (torch.tensor([0, 1]), torch.tensor([1, 0])), torch.tensor(float("nan")).double()
+    )
+    assert inspection.scaling(unknown)[0].isfinite().all()
+
+
+def test_procrustes_turns_mirrors_moves_and_resizes():
+    target = random(9, 3)
+    turn = torch.linalg.qr(random(3, 3, seed=1))[0]
+    for mirror in (1.0, -1.0):
+        moved = 4 * (target * torch.tensor([mirror, 1, 1])) @ turn + 7
+        torch.testing.assert_close(inspection.procrustes(moved, target), target, atol=1e-5, rtol=0)
+    other = inspection.procrustes(random(9, 3, seed=2), target)
+    torch.testing.assert_close((other - other.mean(0)).norm(), (target - target.mean(0)).norm())
+    torch.testing.assert_close(other.mean(0), target.mean(0), atol=1e-6, rtol=0)
+
+
 def test_statistics_are_computed_on_the_cpu():
     x, y = random(60, 4), random(60, 3, seed=1)
     far = [value.as_subclass(Elsewhere) for value in (x, y)]

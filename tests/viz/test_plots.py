@@ -67,6 +67,7 @@ PICTURES = {
     "temperatures": ([0.5, 1.0], {"teacher": np.full((2, 7), 1 / 7)}, VOCABULARY, {1.0: "here"}),
     "drafts": ([(["a", "bell"], ["a", "cup"])],),
     "dots": ({"one": {"CIDEr": [1.0, 2.0]}},),
+    "word_map": ({"teacher": np.eye(3)[:, :2], "distilled": -np.eye(3)[:, :2]}, WORDS),
 }
 
 
@@ -357,6 +358,21 @@ def test_similarity_prints_the_large_and_rings_the_best_of_each_row():
     assert {(t.get_position(), t.get_text()) for t in before.texts} == {((0, 0), ".90"), ((2, 1), ".55")}
     rings = [axes.collections[0].get_offsets().tolist() for axes in (before, after)]
     assert rings == [[[0, 0], [2, 1]], [[2, 0], [0, 1]]]
+
+
+def test_a_map_writes_a_word_in_all_panels_or_in_none():
+    turn = np.linspace(0, 2 * np.pi, 8, endpoint=False)
+    apart, words = np.stack([np.cos(turn), np.sin(turn)], 1), [f"word {k}" for k in range(8)]
+    crowd = np.where(np.arange(8)[:, None] < 7, 0, apart)  # all but the last at one place
+    whole, some = (plots.word_map({"teacher": apart, "distilled": x}, words) for x in (apart, crowd))
+    for figure, expected in ((whole, words), (some, ["word 0", "word 1", "word 7"])):  # right and left of it
+        for axes in figure.axes:
+            assert [text.get_text() for text in axes.texts] == expected
+            boxes = [text.get_window_extent() for text in axes.texts]
+            assert not any(one.overlaps(other) for one, other in combinations(boxes, 2))
+    dots = [axes.collections[0] for axes in some.axes]
+    assert np.allclose(dots[1].get_offsets(), crowd) and some.axes[0].get_xlim() == some.axes[1].get_xlim()
+    assert [mpl.colors.to_hex(dot.get_facecolor()[0]).upper() for dot in dots] == list(style.OKABE_ITO[:2])
 
 
 def test_effects_print_every_number_on_one_scale_around_zero():

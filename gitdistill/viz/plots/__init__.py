@@ -15,7 +15,7 @@ Letters: B clips, F frames, O objects, C channels, H x W pixels, h x w cells of 
 from gitdistill.viz.plots.attention import flow, frame_word_map, gaze, heads, overview
 from gitdistill.viz.plots.clips import film
 from gitdistill.viz.plots.explanation import effects, explanations, lens, pointing_examples, pointing_game
-from gitdistill.viz.plots.features import components, feature_maps, similarity
+from gitdistill.viz.plots.features import components, feature_maps, similarity, word_map
 from gitdistill.viz.plots.model import budget, token_mask
 from gitdistill.viz.plots.networks import architecture
 from gitdistill.viz.plots.search import beam_tree, drafts, ribbon, temperatures

@@ -1,4 +1,4 @@
-"""Features of a network's layers: their maps, their similarity, and their principal components as colours."""
+"""Features of layers: maps, similarity, and principal components as colours; and words as a map."""
 
 import numpy as np
 
@@ -122,3 +122,49 @@ def components(frames, maps, explained=None, first=False, title=None):
         text = ", ".join(f"{name}{share:.0%}" for name, share in zip(names, shares))
         style.text_at(figure, 1.5, 0.08, f"variance explained: {text}")
     return figure
+
+
+@style.plot
+def word_map(maps, words, title=None):
+    """Words as points of a plane, a panel a network: what lies close together is alike; the axes mean nothing.
+
+    A word is written where there is room for it in every panel, so that all show the same words; first words first.
+
+    maps: network -> [n, 2], turned to lie over one another (`gitdistill.inspection.procrustes`). words: n of them.
+    """
+    maps = {name: style.array(x, name, (len(words), 2)) for name, x in style.some(maps, "maps").items()}
+    side, looks = min(5.3, style.WIDTH / len(maps) - 0.2), style.slots(maps)
+    figure = style.figure(max(5.0, (side + 0.1) * len(maps)), side + 0.2, "Map of words", title)
+    panels = figure.subplots(1, len(maps), squeeze=False)[0]
+    together = np.concatenate(list(maps.values()))
+    low, high = together.min(0), together.max(0)
+    ends = (low + high) / 2 + (high - low).max() * np.array([[-0.56], [0.56]])  # [2, x and y]
+    for axes, (name, points) in zip(panels, maps.items()):
+        axes.scatter(*points.T, s=14, **style.mark(looks[name]))
+        axes.set(title=name, xlim=ends[:, 0], ylim=ends[:, 1], aspect="equal", xticks=[], yticks=[])
+        axes.spines[:].set(visible=True, color=style.GREY)
+    figure.draw_without_rendering()  # settles the layout, so that it is known what a word covers
+    taken = [[] for _ in maps]
+    for k, word in enumerate(words):
+        places = zip(panels, maps.values(), taken)
+        written = [_with_room(axes, points, k, word, boxes) for axes, points, boxes in places]
+        for text, boxes in zip(written, taken):
+            if all(written):
+                boxes.append(text.get_window_extent())
+            elif text:
+                text.remove()
+    return figure
+
+
+def _with_room(axes, points, k, word, boxes):
+    """The word beside its point, where it covers no other point and none of the boxes; None where it cannot."""
+    others = axes.transData.transform(np.delete(points, k, 0))
+    for x, y, ha, va in ((5, 0, "left", "center"), (-5, 0, "right", "center"), (0, 4, "center", "bottom")):
+        place = {"xytext": (x, y), "textcoords": "offset points", "ha": ha, "va": va, "fontsize": 10}
+        text = axes.annotate(word, points[k], **place)
+        box = text.get_window_extent().padded(2)
+        inside = axes.bbox.containsx(box.x0) and axes.bbox.containsx(box.x1) and axes.bbox.containsy(box.y1)
+        if inside and not box.count_contains(others) and not box.count_overlaps(boxes):
+            return text
+        text.remove()
+    return None
