@@ -363,9 +363,9 @@ def test_similarity_prints_the_large_and_rings_the_best_of_each_row():
 def test_a_map_writes_a_word_in_all_panels_or_in_none():
     turn = np.linspace(0, 2 * np.pi, 8, endpoint=False)
     apart, words = np.stack([np.cos(turn), np.sin(turn)], 1), [f"word {k}" for k in range(8)]
-    crowd = np.where(np.arange(8)[:, None] < 7, 0, apart)  # all but the last at one place
+    crowd = np.where(np.arange(8)[:, None] < 7, 0, [0.15, 0])  # all at one place, the last right of it
     whole, some = (plots.word_map({"teacher": apart, "distilled": x}, words) for x in (apart, crowd))
-    for figure, expected in ((whole, words), (some, ["word 0", "word 1", "word 7"])):  # right and left of it
+    for figure, expected in ((whole, words), (some, ["word 0", "word 7"])):  # left and right
         for axes in figure.axes:
             assert [text.get_text() for text in axes.texts] == expected
             boxes = [text.get_window_extent() for text in axes.texts]
