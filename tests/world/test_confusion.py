@@ -1,0 +1,44 @@
+"""Which word is said for which toy."""
+
+import numpy as np
+
+from gitdistill.world import Scene, Toy
+from gitdistill.world.confusion import confusion_maps, confusions
+from gitdistill.world.lexicon import OBJECTS
+
+
+def scenes(*rows):
+    return [Scene([Toy(name) for name in row]) for row in rows]
+
+
+def test_a_named_toy_is_right_and_the_others_share_what_is_left():
+    shown = scenes(["cat", "bell"], ["cat"], ["cat"], ["cat", "bell"])
+    said = ["a bell and a dog", "two cats", "", "a cat"]
+    found = confusions(said, shown)
+    assert found == {
+        ("bell", "bell"): 1,
+        ("cat", "dog"): 1,
+        ("cat", "cat"): 2,
+        ("cat", None): 1,
+        ("bell", None): 1,
+    }
+
+
+def test_what_is_left_goes_to_the_most_alike():
+    goat = next(name for name in OBJECTS if name != "ram" and OBJECTS[name].group == OBJECTS["ram"].group)
+    for said in (f"a book and a {goat}", f"a {goat} and a book"):
+        assert confusions([said], scenes(["bell", "ram"])) == {("ram", goat): 1, ("bell", "book"): 1}
+
+
+def test_maps_hold_shares_of_each_toy_that_is_often_wrong():
+    shown = scenes(["cat"], ["cat"], ["dog"], ["bell"])
+    steps = {
+        0: confusions(["", "", "", ""], shown),
+        9: confusions(["a cat", "a dog", "a book", "a bell"], shown),
+    }
+    maps, rows, columns = confusion_maps(steps, size=2)
+    assert rows == ["cat", "dog"] and columns == ["right", "dog", "book", "another", "none"]
+    np.testing.assert_array_equal(maps[0], [[0, 0, 0, 0, 1]] * 2)
+    np.testing.assert_array_equal(maps[9], [[0.5, 0.5, 0, 0, 0], [0, 0, 1, 0, 0]])
+    maps, _, columns = confusion_maps(steps, size=1)
+    assert columns == ["right", "dog", "another", "none"] and maps[9].sum() == 1
