@@ -36,27 +36,27 @@ def likeness(toy: str, word: str) -> tuple[bool, bool]:
 def confusion_maps(steps: dict[int, Counter], size: int = 8) -> tuple[dict, list[str], list[str]]:
     """`confusions` at several steps as maps for `viz.explorers.training`: step -> shares, names of rows and columns.
 
-    A row is one of the `size` toys that are most often wrong at the last step; its shares add up to one. The first
-    column is its own name, then come the `size` words that these toys get most often instead, other words, no word.
+    A row is one of the `size` toys that are most often wrong at the last step, with their number; its shares add up to
+    one. The first column is its own name, then come the `size` words that these toys get most often instead at the last
+    step, other words, no word.
     """
-    late, ever = Counter(), Counter()
-    for step, counts in steps.items():
-        for (toy, word), count in counts.items():
-            ever[toy] += count * (toy != word)
-            late[toy] += count * (toy != word and step == max(steps))
-    rows = sorted(ever, key=lambda toy: (-late[toy], -ever[toy], toy))[:size]
-    words = Counter()
-    for counts in steps.values():
-        for (toy, word), count in counts.items():
-            words[word] += count * (toy in rows and word not in (toy, None))
-    words = [word for word, count in words.most_common(size) if count]
-    columns = ["right", *words, "another", "none"]
+    last = steps[max(steps)]
+    numbers, missed = Counter(), Counter()
+    for (toy, word), count in last.items():
+        numbers[toy] += count
+        missed[toy] += count * (toy != word)
+    rows = sorted(numbers, key=lambda toy: (-missed[toy], -numbers[toy], toy))[:size]
+    said = Counter()
+    for (toy, word), count in last.items():
+        if toy in rows and word not in (toy, None):
+            said[word] += count
+    columns = ["right", *(word for word, _ in said.most_common(size)), "another", "none"]
     maps = {}
     for step, counts in steps.items():
-        table = np.zeros((len(rows), len(columns)))
+        maps[step] = np.zeros((len(rows), len(columns)))
         for (toy, word), count in counts.items():
             if toy in rows:
                 name = "right" if word == toy else word or "none"
-                table[rows.index(toy), columns.index(name if name in columns else "another")] += count
-        maps[step] = table / table.sum(1, keepdims=True)
-    return maps, rows, columns
+                column = columns.index(name if name in columns else "another")
+                maps[step][rows.index(toy), column] += count / numbers[toy]
+    return maps, [f"{toy} ({numbers[toy]})" for toy in rows], columns
