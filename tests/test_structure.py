@@ -121,8 +121,8 @@ def chosen(places, without=()):
 BUDGETS = {
     "core": (chosen(CORE), 4739),
     "first reading": (chosen(FIRST, without=NOT_FIRST), 2220),
-    "package": (SOURCES, 13325),
-    "tests": (read(ROOT / "tests"), 14073),
+    "package": (SOURCES, 13327),
+    "tests": (read(ROOT / "tests"), 14082),
 }
 
 

@@ -89,13 +89,15 @@ def told(model, tokenizer, frames, temperature: float = 0.0, seed: int = 0, like
     [L, H, T, F, h, w], and for each word its `probabilities` and the `likeliest` candidates at its place.
     """
     network, clip, cache = getattr(model, "model", model), torch.as_tensor(frames), None
-    if isinstance(network, torch.nn.Module):
-        clip = clip.to(next(network.parameters()).device)
-        with evaluation(network):
+    with evaluation(network):
+        if isinstance(network, torch.nn.Module):
+            clip = clip.to(next(network.parameters()).device)
             network = Prefilled(network, clip[None])
-        cache = network.cache
-    drawn = decoding.sample(network, clip[None], temperature=temperature, seed=seed) if temperature else None
-    tokens = (drawn or decoding.greedy(network, clip[None])).tokens[0, 0]
+            cache = network.cache
+        drawn = (
+            decoding.sample(network, clip[None], temperature=temperature, seed=seed) if temperature else None
+        )
+        tokens = (drawn or decoding.greedy(network, clip[None])).tokens[0, 0]
     text = to_text(tokens[None], tokenizer)[0]
     tokens = tokens[tokens != network.pad_token_id]
     found = attention_maps(model, clip, tokens, cache)

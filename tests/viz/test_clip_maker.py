@@ -5,7 +5,7 @@ import csv
 import pytest
 import torch
 
-from gitdistill import GenerativeImageTextTeacher, decoding
+from gitdistill import GenerativeImageTextTeacher, StudentCandidateV1, decoding
 from gitdistill.hooks import record
 from gitdistill.inspection import attention_maps, told
 from gitdistill.models.tokenizer import to_text
@@ -43,6 +43,15 @@ def test_a_network_looks_at_a_clip_once(teacher):
     with record(teacher.model, "image_encoder") as seen:
         told(teacher, teacher.tokenizer, draw(Scene([Toy("cat")])))
     assert len(seen["image_encoder"]) == 1
+
+
+def test_a_network_in_training_is_heard_without_dropout_and_stays_in_training(teacher):
+    frames = draw(Scene([Toy("cat")]))
+    student = StudentCandidateV1.like(teacher, backbone="toybox", dropout=0.5)
+    expected = told(student.eval(), teacher.tokenizer, frames)
+    found = told(student.train(), teacher.tokenizer, frames)
+    assert found["text"] == expected["text"] and student.training
+    torch.testing.assert_close(found["heads"], expected["heads"])
 
 
 def test_a_moved_toy_is_captioned_anew(maker):

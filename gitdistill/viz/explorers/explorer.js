@@ -245,7 +245,7 @@ function tree(root, data) {
     }));
     svg.append(...boxes);
     place.replaceChildren(svg);
-    say(state.step, 0);
+    say(...(finished && best.length ? best[0] : [state.step, 0]));
   }
   const legend = "solid: kept; dashed: pruned; double: finished, with its score after the length penalty; thick: the caption that won";
   root.append(bar, place, status, make("p", { class: "small" }, legend));
