@@ -21,7 +21,8 @@ from gitdistill.world import Scene, Toy, draw
 pytestmark = pytest.mark.browser
 
 WORDS, CELLS, HEADS = ["a", "red", "bell"], (8, 8), (2, 4)
-FRAMES = draw(Scene([Toy("cat", motion="left"), Toy("balloon", "red")]))  # [4, 3, 128, 128]
+FRAMES = draw(Scene([Toy("cat", motion="left"), Toy("balloon", "red")]))  # [4, 3, SIDE, SIDE]
+SIDE = 128
 VALUES = attention(int(np.prod(HEADS)) * len(WORDS), len(FRAMES), CELLS[0]).numpy()
 MAPS = VALUES.reshape(*HEADS, len(WORDS), len(FRAMES), *CELLS)
 PINK, DARK = np.array([1, 0, 140 / 255]), np.array(to_rgb("#D80078"))  # heat in explorers, and in pictures
@@ -59,8 +60,9 @@ def canvases(host, kind):
 
 
 def part(still, axes, left, top, width, height):
-    """What a still shows between places of its axes."""
-    (x0, y0), (x1, y1) = axes.transData.transform([(left, top), (left + width, top + height)])
+    """What a still shows in a rectangle of an image in its axes, whose pixels have their middles at whole numbers."""
+    corners = np.array([(left, top), (left + width, top + height)]) - 0.5
+    (x0, y0), (x1, y1) = axes.transData.transform(corners)
     picture = image(still_of(still))
     return picture.crop([round(v) for v in (x0, picture.height - y0, x1, picture.height - y1)])
 
@@ -93,25 +95,17 @@ def heat_apart(tile, still_tile, frame, power=1.0):
 
 def words_apart(opened, fault):
     maps = MAPS.mean((0, 1))
-    order = np.argsort(
-        -maps.max((1, 2, 3))
-    )  # the word shown first has the largest value, and so the scale of all
+    # The word shown first has the largest value, and so the scale of all.
+    order = np.argsort(-maps.max((1, 2, 3)))
     values, words = MAPS[:, :, order], [WORDS[k] for k in order]
     still = plots.gaze(FRAMES, words, {"teacher": values.mean((0, 1))})
-    host, side, gap = (
-        opened(explorers.words(FRAMES, {"teacher": {"words": words, "heads": values}}, still), fault),
-        128,
-        8,
-    )
+    columns = {"teacher": {"words": words, "heads": values}}
+    host, step = opened(explorers.words(FRAMES, columns, still), fault), SIDE + SIDE // 16
     found = []
     for t in range(len(words)):
         tiles = canvases(host, ".frames canvas")
         found += [
-            heat_apart(
-                tile,
-                part(still, still.axes[0], (t + 1) * (side + gap) - 0.5, f * (side + gap) - 0.5, side, side),
-                FRAMES[f],
-            )
+            heat_apart(tile, part(still, still.axes[0], (t + 1) * step, f * step, SIDE, SIDE), FRAMES[f])
             for f, tile in enumerate(tiles)
         ]
         host.locator("input[type=checkbox]").nth(1).check()  # one scale for all words, as in the still
@@ -122,12 +116,12 @@ def words_apart(opened, fault):
 def heads_apart(opened, fault):
     still = plots.heads(MAPS[:, :, 0, 0], FRAMES[0])
     columns = {"teacher": {"words": WORDS, "heads": MAPS[:, :, :, :1]}}
-    host, side, gap = opened(explorers.words(FRAMES[:1], columns, still), fault), 128, 25
+    host, step = opened(explorers.words(FRAMES[:1], columns, still), fault), SIDE + SIDE // 5
     found = []
     for (layer, head), tile in zip(np.ndindex(HEADS), canvases(host, ".heads canvas"), strict=True):
-        place = head * (side + gap) - 0.5, layer * (side + gap) - 0.5
+        theirs = part(still, still.axes[0], head * step, layer * step, SIDE, SIDE)
         # small tiles show the root of what large ones show
-        found.append(heat_apart(tile, part(still, still.axes[0], *place, side, side), FRAMES[0], power=2))
+        found.append(heat_apart(tile, theirs, FRAMES[0], power=2))
     return max(found)
 
 
@@ -140,7 +134,7 @@ def modules_apart(opened, fault):
     signs = []
     for picture in (
         *canvases(host, ".frames canvas")[2:],
-        *(part(still, a, -0.5, -0.5, *CELLS) for a in axes),
+        *(part(still, a, 0, 0, *CELLS) for a in axes),
     ):
         red, _, blue = np.moveaxis(cells(picture), -1, 0)
         signs.append(blue - red)  # violet above 0, orange below
