@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from gitdistill import decoding
-from gitdistill.decoding.loop import evaluation
+from gitdistill.decoding.loop import Prefilled, evaluation
 from gitdistill.distillation.targets import STUDENT_ATTENTION, as_feature_grid, total_frames
 from gitdistill.hooks import paths, record
 from gitdistill.models.tokenizer import to_text
@@ -66,19 +66,6 @@ def attention_maps(model, frames: Tensor, tokens: Tensor, cache=None) -> Attenti
     maps, logits = on_grid(text[:, :, :-1], total_frames(clip)), logits[0, :-1]
     words = logits.log_softmax(-1).gather(-1, caption[0, 1:, None])[:, 0]
     return AttentionMaps(maps, words, mixing, logits)
-
-
-class Prefilled:
-    """A network after its look at a clip: whatever decodes that clip shares the `cache` of it."""
-
-    def __init__(self, network, frames: Tensor):
-        self.network, self.cache = network, network.prefill(frames)
-
-    def __getattr__(self, name: str):
-        return getattr(self.network, name)
-
-    def prefill(self, frames: Tensor):
-        return self.cache
 
 
 @torch.no_grad()
