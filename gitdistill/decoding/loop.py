@@ -91,6 +91,19 @@ def check(faults) -> None:
         raise ValueError(faults[fault][1].format(clip))
 
 
+class Prefilled:
+    """A model that has read its clips: all that decodes them shares one `prefill`."""
+
+    def __init__(self, model, frames: Tensor):
+        self.model, self.cache = model, model.prefill(frames)
+
+    def __getattr__(self, name: str):
+        return getattr(self.model, name)
+
+    def prefill(self, frames: Tensor):
+        return self.cache
+
+
 class Search:
     """K captions of each of B clips, which grow by one token a step. Subclasses decide how.
 

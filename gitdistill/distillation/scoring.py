@@ -7,6 +7,7 @@ from torch.nn import functional as F
 
 from gitdistill import metrics
 from gitdistill.decoding import greedy
+from gitdistill.decoding.loop import Prefilled
 from gitdistill.distillation.distributed import gather, rank_and_world
 from gitdistill.distillation.terms import to_vocab_subset
 from gitdistill.models.tokenizer import to_text
@@ -23,9 +24,9 @@ class Predictions:
         """Decode a batch greedily, and score its reference captions; the clips are encoded once for both."""
         frames = batch["frames"]
         tokens = batch["tokens"].unflatten(0, (len(frames), -1))[:, 0]  # the first caption gives the loss
-        cache = model.prefill(frames)
-        logits, _ = model.decode_step(tokens, cache)
-        found = greedy(_Prefilled(model, cache), frames, max_length=max_length).tokens[:, 0]
+        known = Prefilled(model, frames)
+        logits, _ = model.decode_step(tokens, known.cache)
+        found = greedy(known, frames, max_length=max_length).tokens[:, 0]
         clips, rank = self.splits.setdefault(split, {}), rank_and_world()[0]
         scenes = batch.get("scenes", [None] * len(frames))
         losses = token_losses(model, logits, tokens).tolist()
@@ -57,19 +58,6 @@ class Predictions:
             if score_scenes is not None and None not in scenes:
                 found[split] |= score_scenes(captions, scenes)
         return found
-
-
-class _Prefilled:
-    """A model whose clips are encoded already."""
-
-    def __init__(self, model, cache):
-        self.model, self.cache = model, cache
-
-    def __getattr__(self, name: str):
-        return getattr(self.model, name)
-
-    def prefill(self, frames: Tensor):
-        return self.cache
 
 
 def token_losses(model, logits: Tensor, tokens: Tensor) -> Tensor:

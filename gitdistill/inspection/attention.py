@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from gitdistill import decoding
-from gitdistill.decoding.loop import evaluation
+from gitdistill.decoding.loop import Prefilled, evaluation
 from gitdistill.distillation.targets import STUDENT_ATTENTION, as_feature_grid, total_frames
 from gitdistill.hooks import paths, record
 from gitdistill.models.tokenizer import to_text
@@ -19,7 +19,7 @@ class AttentionMaps:
     maps: [L, H, T-1, F, h, w], over the image grid. What is missing to 1 went to class tokens and text.
     log_probs: [T-1], of the words that follow.
     mixing: [n, S, S], every attention of the network in the order of computation, each as a matrix over all tokens,
-        heads averaged; rows sum to one. For `rollout`. An `OnnxNetwork` gives none: n is 0.
+        heads averaged; rows sum to one. For `rollout`. An `OnnxNetwork` or a given cache has none: n is 0.
     logits: [T-1, V], at the places of these words.
     """
 
@@ -39,26 +39,30 @@ class AttentionMaps:
         return normalised(on_grid(rollout(self.mixing, first)[image:-1, :image], frames))
 
 
-def attention_maps(model, frames: Tensor, tokens: Tensor) -> AttentionMaps:
-    """Record attention while `model` reads the caption `tokens` [T] of a clip [F, 3, H, W] or image [3, H, W]."""
+def attention_maps(model, frames: Tensor, tokens: Tensor, cache=None) -> AttentionMaps:
+    """Record attention while `model` reads the caption `tokens` [T] of a clip [F, 3, H, W] or image [3, H, W].
+
+    cache: what the network's `prefill` made of this clip, which spares a second look at it.
+    """
+    mixing = torch.empty(0, 0, 0)
     if hasattr(
         model, "read_caption"
     ):  # an `OnnxNetwork`, which gives its attention and has no modules to hook
         check_clip(frames, tokens)
-        clip, caption, mixing = frames[None], tokens[None], torch.empty(0, 0, 0)
+        clip, caption = frames[None], tokens[None]
         logits, text = model.read_caption(clip, caption)
         text = text[:, 0]
     else:
         model, clip, caption = prepared(model, frames, tokens)
-        every = [name for name in ("mixer.*.softmax", "layers.*attention.softmax") if paths(model, name)]
-        with evaluation(model), record(model, every) as seen:
-            logits = model(clip, caption).logits
         watched, prefix = text_attention(model)
+        every = [name for name in ("mixer.*.softmax", "layers.*attention.softmax") if paths(model, name)]
+        with evaluation(model), record(model, watched if cache else every) as seen:
+            logits = model.decode_step(caption, cache)[0] if cache else model(clip, caption).logits
         text = torch.stack(
             [seen[path][-1][0] for path in watched]
         )  # (L, H, T, S), or (L, H, T, N) of a student
         text = text[..., : text.shape[-1] - (len(tokens) if prefix else 0)]
-        mixing = mixing_steps(seen, text.shape[-1], len(tokens))
+        mixing = mixing if cache else mixing_steps(seen, text.shape[-1], len(tokens))
     maps, logits = on_grid(text[:, :, :-1], total_frames(clip)), logits[0, :-1]
     words = logits.log_softmax(-1).gather(-1, caption[0, 1:, None])[:, 0]
     return AttentionMaps(maps, words, mixing, logits)
@@ -71,12 +75,19 @@ def told(model, tokenizer, frames, temperature: float = 0.0, seed: int = 0, like
     temperature: of sampling with `seed`; 0 is greedy decoding. Returns the `text`, its `words`, the `heads`
     [L, H, T, F, h, w], and for each word its `probabilities` and the `likeliest` candidates at its place.
     """
-    network, clip = getattr(model, "model", model), torch.as_tensor(frames)
-    drawn = decoding.sample(network, clip[None], temperature=temperature, seed=seed) if temperature else None
-    tokens = (drawn or decoding.greedy(network, clip[None])).tokens[0, 0]
+    network, clip, cache = getattr(model, "model", model), torch.as_tensor(frames), None
+    with evaluation(network):
+        if isinstance(network, torch.nn.Module):
+            clip = clip.to(next(network.parameters()).device)
+            network = Prefilled(network, clip[None])
+            cache = network.cache
+        drawn = (
+            decoding.sample(network, clip[None], temperature=temperature, seed=seed) if temperature else None
+        )
+        tokens = (drawn or decoding.greedy(network, clip[None])).tokens[0, 0]
     text = to_text(tokens[None], tokenizer)[0]
     tokens = tokens[tokens != network.pad_token_id]
-    found = attention_maps(model, clip, tokens)
+    found = attention_maps(model, clip, tokens, cache)
     sure, ids = found.logits.softmax(-1).topk(likeliest)
     names = [tokenizer.convert_ids_to_tokens(row) for row in ids.tolist()]
     candidates = [list(zip(row, numbers)) for row, numbers in zip(names, sure.tolist())]

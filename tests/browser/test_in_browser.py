@@ -3,21 +3,17 @@
     make test-browser
     make test-browser NOTEBOOKS=02      only the notebooks whose name contains it
 
-Runs all cells of each notebook. No figure may be squeezed; every explorer must answer to its keys and lists, there and
-in the exported page without a network; a toy that is dragged in the clip maker must be captioned. What
+Every explorer must answer to keys, mouse, finger and lists in JupyterLab and in the exported page without a network,
+first as the notebooks were saved, then after all cells have run. No figure may be squeezed; a toy that is dragged in
+the clip maker must be captioned. What
 `python -m gitdistill page` writes must draw and caption as Python does; its test needs onnxruntime-web's package in
 runs/. Screenshots go to runs/browser/. Not part of `make test`: it needs a Chromium and takes as long as the notebooks.
 """
 
 import base64
-import json
 import os
-import shutil
-import socket
-import subprocess
-import sys
 import time
-import urllib.request
+from functools import partial
 from pathlib import Path
 
 import nbformat
@@ -37,85 +33,9 @@ pytestmark = pytest.mark.browser
 
 ROOT = Path(__file__).resolve().parents[2]
 SHOTS = ROOT / "runs" / "browser"
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 CHOSEN = os.environ.get("NOTEBOOKS", "")
 NAMES = sorted(p.stem for p in (ROOT / "notebooks").glob("*.ipynb") if CHOSEN in p.stem)
-TOKEN = "browser-test"
 PATIENCE = 60  # seconds that a caption may take on a busy machine; the time it took is printed
-SETTINGS = {
-    "@jupyterlab/apputils-extension:notification": {"fetchNews": "false"},
-    "@jupyterlab/notebook-extension:tracker": {"windowingMode": "none"},  # all cells are in the page
-}
-
-
-@pytest.fixture(scope="module")
-def lab(tmp_path_factory):
-    """The address of a JupyterLab that shows copies of the notebooks; ended with its kernels afterwards."""
-    folder = tmp_path_factory.mktemp("lab")
-    shutil.copytree(ROOT / "notebooks", folder / "notebooks")
-    (ROOT / "runs").mkdir(exist_ok=True)
-    for name in ("runs", "data"):
-        (folder / name).symlink_to(ROOT / name)
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    own = {f"JUPYTER_{name}_DIR": str(folder / "jupyter" / name) for name in ("CONFIG", "DATA", "RUNTIME")}
-    options = [
-        "--allow-root",
-        "--no-browser",
-        "--ip=127.0.0.1",
-        f"--port={port}",
-        "--ServerApp.port_retries=0",
-    ]
-    options += [f"--IdentityProvider.token={TOKEN}", f"--ServerApp.root_dir={folder}"]
-    command = [sys.executable, "-m", "jupyterlab", *options, "--LabApp.expose_app_in_browser=True"]
-    log = folder / "lab.log"
-    with log.open("wb") as file:
-        server = subprocess.Popen(command, env={**os.environ, **own}, stdout=file, stderr=file)
-    address = f"http://127.0.0.1:{port}"
-    try:
-        wait_for(address, server, log)
-        for plugin, values in SETTINGS.items():
-            body = json.dumps({"raw": json.dumps(values)}).encode()
-            request(f"{address}/lab/api/settings/{plugin}", "PUT", body)
-        yield address
-    finally:
-        server.terminate()
-        server.wait(30)
-
-
-def request(address, method="GET", body=None):
-    headers = {"Authorization": f"token {TOKEN}"}
-    urllib.request.urlopen(urllib.request.Request(address, body, headers, method=method), timeout=30).close()
-
-
-def wait_for(address, server, log):
-    while server.poll() is None:
-        try:
-            return request(f"{address}/api/status")
-        except OSError:  # it is not ready yet
-            time.sleep(0.2)
-    raise RuntimeError(f"JupyterLab did not start:\n{log.read_text()[-2000:]}")
-
-
-@pytest.fixture(scope="module")
-def page():
-    assert CHROMIUM, "no Chromium found; on Debian: apt-get install chromium"
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        flags = [
-            "--no-sandbox",
-            "--disable-gpu",
-            "--disable-dev-shm-usage",
-            "--disable-background-networking",
-        ]
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=flags)
-        page = browser.new_page(viewport={"width": 1400, "height": 1000})
-        page.set_default_timeout(600_000)  # milliseconds
-        yield page
-        browser.close()
-
-
 IDLE = "window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'"
 RUN_ALL = "window.jupyterapp.commands.execute('notebook:run-all-cells')"
 # All that an explorer shows: its text, which words are chosen, and the pixels of its canvases.
@@ -133,7 +53,7 @@ VARIED = """host => [...host.shadowRoot.querySelectorAll('canvas')].map((node) =
 
 
 def play(page, shot):
-    """Every explorer of the page answers to a key, to each of its boxes and lists, and draws more than one colour."""
+    """Every explorer of the page answers to keys, boxes, lists, mouse and finger, and draws more than one colour."""
     hosts = page.locator(".gitdistill-explorer")
     assert hosts.count() > 0
     for k in range(hosts.count()):
@@ -159,7 +79,25 @@ def play(page, shot):
             before, last = host.evaluate(SHOWN), choice.evaluate("list => list.options.length - 1")
             choice.select_option(index=last)
             assert last == 0 or host.evaluate(SHOWN) != before, f"a list of explorer {k + 1} changes nothing"
+        assert point(host) >= 2, f"explorer {k + 1} has nothing to point at"
         host.screenshot(path=SHOTS / f"{shot}_explorer_{k + 1}.png")
+
+
+def point(host):
+    """Words, cells, candidates and sliders answer to the mouse, then to a finger. Returns how often one was asked."""
+    acts = []
+    for kind in ("button.word", "section .frames canvas", ".node"):
+        if host.locator(kind).count() > 1:
+            acts += [host.locator(kind).first.hover, host.locator(kind).last.tap]
+    for slider in host.locator("input[type=range]").all():
+        width, height = (slider.bounding_box()[side] for side in ("width", "height"))
+        middle, left = ({"x": x, "y": height / 2} for x in (width / 2, 3))
+        acts += [partial(slider.click, position=middle), partial(slider.tap, position=left)]
+    for act in acts:
+        before = host.evaluate(SHOWN)
+        act()
+        assert host.evaluate(SHOWN) != before, f"{act} changes nothing"
+    return len(acts)
 
 
 def drag_toy(page, maker, shot):
@@ -218,9 +156,19 @@ def test_exported_page_without_a_network(page, name, tmp_path):
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_saved_notebook(lab, page, name):
+    """The committed notebook in JupyterLab, trusted and not run: all explorers work without what a kernel knows."""
+    SHOTS.mkdir(parents=True, exist_ok=True)
+    page.goto(lab.format(name))
+    page.wait_for_selector(".jp-CodeCell")
+    page.wait_for_function(IDLE)
+    play(page, f"{name}_saved")
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_notebook(lab, page, name):
     SHOTS.mkdir(parents=True, exist_ok=True)
-    page.goto(f"{lab}/lab/tree/notebooks/{name}.ipynb?token={TOKEN}&reset")
+    page.goto(lab.format(name))
     page.wait_for_selector(".jp-CodeCell")
     page.wait_for_function(IDLE)
     assert page.evaluate(RUN_ALL), f"a cell of {name} failed: {first_error(page)}"

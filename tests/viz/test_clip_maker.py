@@ -5,7 +5,8 @@ import csv
 import pytest
 import torch
 
-from gitdistill import GenerativeImageTextTeacher, decoding
+from gitdistill import GenerativeImageTextTeacher, StudentCandidateV1, decoding
+from gitdistill.hooks import record
 from gitdistill.inspection import attention_maps, told
 from gitdistill.models.tokenizer import to_text
 from gitdistill.viz.clip_maker import ClipMaker
@@ -36,6 +37,21 @@ def test_what_is_told_is_the_greedy_caption_and_its_attention(teacher):
         assert row[0] == (word, pytest.approx(float(sure), abs=1e-5))  # greedy takes the likeliest
     drawn = [told(teacher, teacher.tokenizer, frames, 3.0, seed)["text"] for seed in (0, 0, 1)]
     assert drawn[0] == drawn[1] != drawn[2]
+
+
+def test_a_network_looks_at_a_clip_once(teacher):
+    with record(teacher.model, "image_encoder") as seen:
+        told(teacher, teacher.tokenizer, draw(Scene([Toy("cat")])))
+    assert len(seen["image_encoder"]) == 1
+
+
+def test_a_network_in_training_is_heard_without_dropout_and_stays_in_training(teacher):
+    frames = draw(Scene([Toy("cat")]))
+    student = StudentCandidateV1.like(teacher, backbone="toybox", dropout=0.5)
+    expected = told(student.eval(), teacher.tokenizer, frames)
+    found = told(student.train(), teacher.tokenizer, frames)
+    assert found["text"] == expected["text"] and student.training
+    torch.testing.assert_close(found["heads"], expected["heads"])
 
 
 def test_a_moved_toy_is_captioned_anew(maker):

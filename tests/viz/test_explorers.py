@@ -8,6 +8,7 @@ import pytest
 from plot_inputs import VOCABULARY, black, trace
 
 from gitdistill.viz import explorers, plots
+from gitdistill.viz.plots import style
 
 F, T, L, H = 3, 4, 2, 4
 WORDS = ["a", "red", "cup", "moves"]
@@ -84,9 +85,15 @@ def test_a_training_has_a_moment_for_each_step():
         "captions": ["a red cup"],
         "maps": [{"name": "CKA", "values": [[0.5, 1.0]]}],
     }
-    line = {"name": "KL", "steps": [1, 5], "values": [3.0, 1.0]}
+    line = {"name": "KL", "place": 0, "steps": [1, 5], "values": [3.0, 1.0]}
     levels = [{"name": "best", "value": 1.0}]
     assert found["panels"] == [{"name": "losses", "log": True, "lines": [line], "levels": levels}]
+
+
+def test_networks_look_as_in_the_pictures():
+    panels = {"score": {"distilled": ([1], [1.0]), "captions only": ([1], [0.5])}}
+    [panel] = data(explorers.training(panels, {1: ["a cup"]}, STILL))["panels"]
+    assert {line["name"]: line["place"] for line in panel["lines"]} == style.slots(panels["score"])
 
 
 def test_modules_show_their_strongest_channels():

@@ -3,8 +3,9 @@
    of bytes: 255 is the largest value of the map that a byte belongs to. */
 
 const HEAT = [255, 0, 140]; // over a clip in its own colours
-const LINES = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]; // Okabe and Ito
-const DASHES = ["", "8 4", "2 3", "8 3 2 3", "12 4", "4 2"];
+const LINES = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]; // of Okabe and Ito
+const DASHES = ["", "8 4", "8 3 2 3", "2 3", "10 2 2 2 2 2", "2 6", "16 4", "6 2"]; // as in the pictures of `plots`
+const look = (k) => ({ stroke: LINES[k % LINES.length], "stroke-dasharray": DASHES[k % DASHES.length], "stroke-width": 2 });
 
 function make(tag, attributes = {}, ...children) {
   const svg = ["svg", "path", "line", "text", "g", "rect", "title"].includes(tag);
@@ -113,13 +114,15 @@ function words(root, data) {
         heat(pen, wide, high, values, rows, cells, state.smooth, glow);
       });
       image.addEventListener("load", tile.redraw);
-      tile.addEventListener("pointermove", (event) => {
+      const point = (event) => {
         const place = tile.getBoundingClientRect();
         const row = clamp(Math.floor(((event.clientY - place.top) / place.height) * rows), rows);
         const column = clamp(Math.floor(((event.clientX - place.left) / place.width) * cells), cells);
         visit(frame, row * cells + column);
-      });
-      tile.addEventListener("pointerleave", () => mark(() => 0));
+      };
+      tile.addEventListener("pointermove", point);
+      tile.addEventListener("pointerdown", point); // a finger does not hover, and what it found stays
+      tile.addEventListener("pointerleave", (event) => event.pointerType === "mouse" && mark(() => 0));
       return make("figure", {}, tile, make("figcaption", {}, data.names[frame], " ", shares[frame]));
     });
 
@@ -242,7 +245,7 @@ function tree(root, data) {
     }));
     svg.append(...boxes);
     place.replaceChildren(svg);
-    say(state.step, 0);
+    say(...(finished && best.length ? best[0] : [state.step, 0]));
   }
   const legend = "solid: kept; dashed: pruned; double: finished, with its score after the length penalty; thick: the caption that won";
   root.append(bar, place, status, make("p", { class: "small" }, legend));
@@ -255,7 +258,6 @@ function training(root, data) {
   const moments = data.moments.map((moment) => moment.step);
   const last = Math.max(...moments, ...data.panels.flatMap((panel) => panel.lines.flatMap((line) => line.steps)));
   const width = 300, height = 190, left = 44, bottom = 26, top = 16;
-  const names = [...new Set(data.panels.flatMap((panel) => panel.lines.map((line) => line.name)))];
   const rules = [];
   const panels = data.panels.map((panel) => {
     const values = panel.lines.flatMap((line) => line.values).concat(panel.levels.map((level) => level.value));
@@ -274,9 +276,8 @@ function training(root, data) {
     }
     svg.append(make("text", { x: width - 8, y: height - 8, class: "end" }, `step ${last}`));
     for (const line of panel.lines) {
-      const k = names.indexOf(line.name), points = line.steps.map((step, i) => `${x(step)},${y(line.values[i])}`);
-      const look = { fill: "none", stroke: LINES[k % 6], "stroke-dasharray": DASHES[k % 6], "stroke-width": 2 };
-      svg.append(make("path", { ...look, d: "M" + points.join(" L") }, make("title", {}, line.name)));
+      const points = line.steps.map((step, i) => `${x(step)},${y(line.values[i])}`);
+      svg.append(make("path", { ...look(line.place), d: "M" + points.join(" L") }, make("title", {}, line.name)));
     }
     for (const level of panel.levels) {
       svg.append(make("line", { class: "level", x1: left, x2: width - 8, y1: y(level.value), y2: y(level.value) }));
@@ -287,8 +288,8 @@ function training(root, data) {
     rules.push(rule);
     svg.append(rule);
     const legend = panel.lines.map((line) => {
-      const k = names.indexOf(line.name), key = make("svg", { width: 28, height: 8 });
-      key.append(make("line", { x1: 0, x2: 28, y1: 4, y2: 4, stroke: LINES[k % 6], "stroke-dasharray": DASHES[k % 6], "stroke-width": 2 }));
+      const key = make("svg", { width: 28, height: 8 });
+      key.append(make("line", { x1: 0, x2: 28, y1: 4, y2: 4, ...look(line.place) }));
       return make("span", {}, key, " " + line.name);
     });
     return make("figure", { class: "panel" }, make("b", {}, panel.name), svg, make("figcaption", { class: "legend" }, ...legend));
@@ -315,7 +316,7 @@ function training(root, data) {
 function matrix(map, sides) {
   const rows = map.values.map((row, r) => make("tr", {}, make("th", {}, sides.rows[r]), ...row.map((value) => {
     const grey = 255 - 190 * clamp(value, 2), ink = value > 0.6 ? "white" : "black";
-    return make("td", { style: `background: rgb(${grey}, ${grey}, 255); color: ${ink}` }, value.toFixed(2));
+    return make("td", { style: `background: rgb(${grey}, ${grey}, 255); color: ${ink}` }, value ? value.toFixed(2) : "");
   })));
   const head = make("tr", {}, make("th"), ...sides.columns.map((name) => make("th", {}, name)));
   return make("figure", {}, make("table", {}, head, ...rows), make("figcaption", {}, map.name));
@@ -329,7 +330,7 @@ function modules(root, data) {
   const part = (all, index, size) => Array.from(all.subarray(index * size, (index + 1) * size));
   const blue = (value) => [255 - 230 * value, 255 - 150 * value, 255 - 60 * value, 255];
   const signed = (value) => {
-    const far = Math.abs(2 * value - 1), [r, g, b] = value > 0.5 ? [230, 97, 1] : [94, 60, 153];
+    const far = Math.abs(2 * value - 1), [r, g, b] = value > 0.5 ? [94, 60, 153] : [230, 97, 1];
     return [255 - far * (255 - r), 255 - far * (255 - g), 255 - far * (255 - b), 255];
   };
   const rows = maps.map((module, k) => {
@@ -357,7 +358,7 @@ function modules(root, data) {
     place.replaceChildren(frame, norms, ...channels);
   }
   const smooth = tick("smooth", (on) => { state.smooth = on; render(); });
-  const note = "norm: white is 0; channels: the strongest by mean square, orange above 0, violet below, white 0";
+  const note = "norm: white is 0; channels: the strongest by mean square, violet above 0, orange below, white 0";
   root.append(make("div", { class: "bar" }, label, smooth), make("div", { class: "pair" }, table, place));
   root.append(make("p", { class: "small" }, note));
   Promise.all(images.map((image) => image.decode())).then(() => input.set(0));

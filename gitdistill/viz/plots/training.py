@@ -27,9 +27,9 @@ def curves(logs, log=(), levels=None, xlabel="step", ylabel="", title=None):
     rows = -(-len(panels) // columns)
     figure = style.figure(8.0 if columns == 1 else style.WIDTH, rows * 3.0, "Curves", title)
     grid = list(figure.subplots(rows, columns, squeeze=False).flat)
-    shared = _shared(panels)
+    places = line_places(panels)
     for axes, (panel, lines) in zip(grid, panels.items()):
-        _panel(axes, lines, shared, levels.get(panel, {}), log is True or panel in (log or ()))
+        _panel(axes, lines, places[panel], levels.get(panel, {}), log is True or panel in (log or ()))
         axes.set(title=panel, xlabel=xlabel, ylabel=ylabel)
         if len(lines) > 1 or not nested:
             axes.legend(frameon=False)
@@ -38,14 +38,17 @@ def curves(logs, log=(), levels=None, xlabel="step", ylabel="", title=None):
     return figure
 
 
-def _shared(panels):
-    """Labels that occur in several panels; they look the same in all of them."""
+def line_places(panels):
+    """Panel -> (label -> place in the lists of `style`): what occurs in several panels looks the same in all."""
     counts = Counter(label for lines in panels.values() for label in lines)
-    return [label for label, count in counts.items() if count > 1]
+    shared = [label for label, count in counts.items() if count > 1]
+    return {
+        panel: style.slots(shared + [label for label in lines if label not in shared])
+        for panel, lines in panels.items()
+    }
 
 
-def _panel(axes, lines, shared, levels, log):
-    places = style.slots(shared + [label for label in lines if label not in shared])
+def _panel(axes, lines, places, levels, log):
     for label, (steps, values) in lines.items():
         _curve(axes, label, steps, values, places[label])
     for k, (label, value) in enumerate(levels.items(), start=3):
@@ -88,11 +91,11 @@ def board(panels, captions=None, step=None, log=(), levels=None, title=None):
     high = clips * (0.2 * len(steps) + 0.32)
     figure = style.figure(style.WIDTH, 2.75 + (high and high + 0.1), "Training", title, None)
     width = (style.WIDTH - 0.2) / max(len(style.some(panels, "panels")), 3)
-    shared = _shared(panels)
+    places = line_places(panels)
     for k, (panel, lines) in enumerate(panels.items()):
         axes = style.axes_at(figure, 0.55 + k * width, 0.3, width - 0.65, 1.95)
         lines = {label: values for label, values in lines.items() if len(values[0])}
-        _panel(axes, lines, shared, (levels or {}).get(panel, {}), panel in log)
+        _panel(axes, lines, places[panel], (levels or {}).get(panel, {}), panel in log)
         if step is not None:
             axes.axvline(step, color=style.ACCENT, linewidth=1.6)
         axes.set(title=panel, xlabel="step")
