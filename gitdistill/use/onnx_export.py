@@ -41,12 +41,13 @@ def main(arguments: list[str]) -> None:
         "--int8", action="store_true", help="weights of matrix products in int8: see experiments"
     )
     options = parser.parse_args(arguments)
+    folder = storage.output_folder(options.folder)
     source = checkpoints.resolve(options.network)
     has_config = (source / "config.json").is_file()
     student = has_config and storage.read_config(source).get("architecture") == StudentCandidateV1.__name__
     captioner = load_captioner(source) if student else load_captioner(teacher=source)
-    export(captioner, options.folder, options.int8)
-    for path in (Path(options.folder) / name for name in (ENCODER, STEP, WEIGHTS)):
+    export(captioner, folder, options.int8)
+    for path in (folder / name for name in (ENCODER, STEP, WEIGHTS)):
         print(f"{path}: {path.stat().st_size / 1e6:.2f} MB")
 
 
@@ -57,7 +58,7 @@ def export(captioner: Captioner, folder, int8: bool = False) -> None:
     questions), or when `folder` holds a network's weights.
     """
     require("onnx", "onnxscript", *(["onnxruntime"] if int8 else []))
-    folder, network = Path(folder).expanduser(), captioner.model
+    folder, network = storage.output_folder(folder).expanduser(), captioner.model
     network = network.model if isinstance(network, GenerativeImageTextTeacher) else network
     if not isinstance(network, StudentCandidateV1 | GenerativeImageTextModel):
         raise ValueError(f"only a StudentCandidateV1 or a GIT becomes ONNX, not a {type(network).__name__}")
