@@ -121,8 +121,8 @@ def chosen(places, without=()):
 BUDGETS = {
     "core": (chosen(CORE), 4747),
     "first reading": (chosen(FIRST, without=NOT_FIRST), 2220),
-    "package": (SOURCES, 13248),
-    "tests": (read(ROOT / "tests"), 13742),
+    "package": (SOURCES, 13253),
+    "tests": (read(ROOT / "tests"), 13752),
 }
 
 
