@@ -16,6 +16,7 @@ from gitdistill.world import ToyboxData
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT / "tools")]
 import decoding as benchmark  # noqa: E402
+import formats  # noqa: E402
 import gpu  # noqa: E402
 import readme  # noqa: E402
 import step  # noqa: E402
@@ -85,6 +86,29 @@ def test_files_and_table(result, tmp_path):
     assert readme.filled(page % ("old", "old", "old"), tables) == page % new
     with pytest.raises(ValueError, match="one pair of markers"):
         readme.filled("", tables)
+
+
+def test_every_form_of_a_git_is_measured():
+    pytest.importorskip("onnxscript"), pytest.importorskip("onnxruntime")
+    result = formats.run(
+        git_config(frames=6, max_position_embeddings=24), repeats=2, progress=lambda line: None
+    )
+    for row in result["cases"]:
+        assert len(row["seconds"]) == 5 and min(row["seconds"].values()) > 0
+        assert [row["same"][name] for name in formats.EXACT] == [1, 1] and min(row["same"].values()) >= 0
+        assert row["faster"]["ONNX, int8"] == row["seconds"][formats.GENERATE] / row["seconds"]["ONNX, int8"]
+    assert result["megabytes"][formats.HALF] == result["megabytes"][formats.FULL] / 2
+    lines = formats.table(json.loads(json.dumps(result)))
+    assert len(lines) == 2 + 5 and len({line.count("|") for line in lines}) == 1
+    assert result["machine"]["processor"] in lines[0]
+
+
+def test_other_tokens_of_onnx_are_no_result():
+    port, model = benchmark.twins(git_config(frames=6, max_position_embeddings=24))
+    with torch.no_grad():
+        model.head.bias[7] += 100
+    with pytest.raises(AssertionError, match="ONNX, float32, 1 beams"):
+        formats.compare(port, {"ONNX, float32": model}, 6, 1, 1)
 
 
 def test_a_step_of_every_combination_of_losses_is_timed():

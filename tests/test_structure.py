@@ -119,7 +119,7 @@ def chosen(places, without=()):
 
 
 BUDGETS = {
-    "core": (chosen(CORE), 4739),
+    "core": (chosen(CORE), 4747),
     "first reading": (chosen(FIRST, without=NOT_FIRST), 2220),
     "package": (SOURCES, 13354),
     "tests": (read(ROOT / "tests"), 13796),

@@ -23,6 +23,7 @@ sys.path[:0] = [str(ROOT / "experiments"), str(ROOT / "benchmarks")]  # scripts,
 import calibration  # noqa: E402
 import causal  # noqa: E402
 import decoding  # noqa: E402
+import formats  # noqa: E402
 import lookalikes  # noqa: E402
 import memory  # noqa: E402
 import real_size  # noqa: E402
@@ -113,6 +114,7 @@ def experiments() -> dict[str, list[str]]:
     found = {name: report.table(MEASURES, name).splitlines() for name in names}
     for name, path, make in (
         ("real_size", MEASURES / "real_size.json", real_size.table),
+        ("formats", ROOT / "benchmarks" / "formats.json", lambda found: "\n".join(formats.table(found))),
         ("step", ROOT / "benchmarks" / "step.json", step.table),
         ("scale", ROOT / "benchmarks" / "scale.json", lambda found: "\n".join(scale.table(found))),
         ("memory", ROOT / "benchmarks" / "memory.json", lambda rows: "\n".join(memory.table(rows))),

@@ -37,6 +37,7 @@ from gitdistill.models.storage import (
     CHECKSUM,
     first_line,
     metadata_text,
+    output_folder,
     parse_metadata,
     remove_leftovers,
     shorten,
@@ -72,7 +73,7 @@ def pack(items: list[Item], folder, per_shard: int = 1000, say=print) -> dict:
     files are named and left out. ValueError when the folder holds shards of something else."""
     if per_shard < 1:
         raise ValueError(f"a shard holds at least 1 clip, not {per_shard}")
-    folder = Path(folder)
+    folder = output_folder(folder)
     names = repr([(Path(item.path).name, item.captions) for item in items])
     packed = {"items": hashlib.sha256(names.encode()).hexdigest()[:16], "per_shard": per_shard}
     index = {"format": FORMAT, **packed, "shards": [], "finished": False}

@@ -78,14 +78,15 @@ class TeacherCache:
         Raises ValueError naming what differs if the folder holds another cache, OSError if the disk is too small.
         """
         settings = {"names": spec.names(), "pseudo_captions": spec.pseudo_captions, "k": k, "dtype": dtype}
-        if teacher_dtype == "auto" and (Path(folder) / "cache.json").is_file():
-            teacher_dtype = read_metadata(Path(folder))["teacher_dtype"]
+        folder = storage.output_folder(folder)
+        if teacher_dtype == "auto" and (folder / "cache.json").is_file():
+            teacher_dtype = read_metadata(folder)["teacher_dtype"]
         teacher_dtype = chosen_dtype(teacher_dtype, teacher)
         settings |= {"feature_dtype": feature_dtype, "teacher_dtype": teacher_dtype}
         rank, _ = distributed.rank_and_world()
         with ExitStack() as held:
             with distributed.together():
-                plan = allocate(Path(folder), teacher, data, spec, settings, say, held) if rank == 0 else None
+                plan = allocate(folder, teacher, data, spec, settings, say, held) if rank == 0 else None
             cls._fill(teacher, data, spec, distributed.gather(plan)[0], say)
         with distributed.together():
             return cls(folder, verify=rank == 0)

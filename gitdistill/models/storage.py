@@ -211,6 +211,13 @@ def _read_safetensors(path) -> dict[str, Tensor]:
     return tensors
 
 
+def output_folder(name) -> Path:
+    """A folder to write to; ValueError for an empty name, which `Path` would take for the current folder."""
+    if not os.fspath(name):
+        raise ValueError('the folder to write to has an empty name: the current one is called "."')
+    return Path(name)
+
+
 def write_folder(folder, config: dict, weights: dict[str, Tensor], dtype: torch.dtype | None = None) -> None:
     """`write_whole` of `network_files`."""
     write_whole(folder, network_files(config, weights, dtype))
@@ -237,7 +244,7 @@ def write_whole(folder, writers: dict[str, Callable[[Path], object]]) -> None:
     place, then renamed. Several make a new folder, which changes places with the old one in one step; where that is
     impossible (a mounted folder, the current one, an old system), their files are renamed one by one.
     """
-    target = Path(folder).resolve()
+    target = output_folder(folder).resolve()
     inside = target.is_dir() and (len(writers) == 1 or not _is_movable(target))
     place = target if inside else target.parent  # on the same disk, so that renaming works
     try:

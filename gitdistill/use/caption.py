@@ -22,7 +22,7 @@ from gitdistill.data.items import walk
 from gitdistill.data.video import IMAGES, VIDEOS, BrokenFile, play
 from gitdistill.escape import one_line
 from gitdistill.models.precision import NAMES
-from gitdistill.models.storage import write_whole
+from gitdistill.models.storage import output_folder, write_whole
 from gitdistill.use.captioner import load_captioner
 from gitdistill.use.device import VARIABLE, choose_device, usable_cores
 
@@ -37,6 +37,8 @@ def main(arguments: list[str]) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be UTF-8
     if options.watch_words and options.live:
         raise ValueError("--watch-words draws files, not a sliding window: leave --live out")
+    if options.watch_words is not None:
+        output_folder(options.watch_words)
     if not (options.student or options.teacher):
         raise ValueError("--student and --teacher need a folder or a repository, not an empty name")
     torch.set_num_threads(min(options.threads or torch.get_num_threads(), usable_cores()))

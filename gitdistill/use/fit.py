@@ -12,7 +12,7 @@ from pytorch_lightning.cli import LightningCLI
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from gitdistill.distillation.resume import ExactResume, read_checkpoint
-from gitdistill.models.storage import shorten
+from gitdistill.models.storage import output_folder, shorten
 from gitdistill.use.export import as_stored, export_run
 
 
@@ -22,6 +22,8 @@ class FitCLI(LightningCLI):
         super().parse_arguments(parser, args)
         if command := self.config.get("subcommand"):  # `plan` has none
             self.ckpt_path, self.config[command].ckpt_path = self.config[command].ckpt_path, None
+        if command and self.config[command].export is not None:
+            output_folder(self.config[command].export)
         if command and self.ckpt_path not in (None, "best", "last", "hpc"):
             read_checkpoint(self.ckpt_path)
 

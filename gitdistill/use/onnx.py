@@ -6,7 +6,8 @@ of its memory) in every layer: `memory_key_i` and `memory_value_i`, [B, H, M, d]
 and `text_value_i` [B, K, H, T, d] (T is 0 at first). It gives `logits` [B, K, t, V], the keys and values of all T + t
 tokens, and for whoever asks `attention_i`, the weights of the attention to the memory, [B, H, K*t, M] of a student,
 [B, H, K*t, M + K*(T+t)] of a GIT, whose attention covers the text as well. `weights.bin` holds the weights of both.
-config.json holds `image_size`, `mean` and `std`, which turn raw frames into pixels, and the special tokens.
+config.json holds `image_size`, `mean` and `std`, which turn raw frames into pixels, and the special tokens; of a GIT
+that does not crop its pictures also `longest`, see `to_pixels`: its encoder reads pixels [B, F, 3, H, W] of any shape.
 """
 
 from importlib.util import find_spec
@@ -32,6 +33,7 @@ NUMBERS = [
     "image_size",
 ]
 SETTINGS = dict.fromkeys(NUMBERS, int) | dict.fromkeys(("mean", "std"), list[float])
+UNCROPPED = {"longest": int}  # a setting of networks that do not crop
 
 
 def require(*packages: str) -> None:
@@ -68,8 +70,9 @@ class OnnxNetwork:
             raise ValueError(
                 f"{folder} holds a {NAMES[self.architecture]}: give it as the {NAMES[self.architecture]}"
             )
-        storage.check_fields(config, SETTINGS, folder / "config.json")
-        least = min(config["image_size"], config["max_positions"])
+        storage.check_fields(config, SETTINGS | UNCROPPED, folder / "config.json", optional=UNCROPPED)
+        self.longest = config.get("longest")
+        least = min(config["image_size"], config["max_positions"], config.get("longest", 1))
         if least < 1 or (len(config["mean"]), len(config["std"])) != (3, 3):
             raise ValueError(f"{folder}/config.json holds sizes that no network has")
         for name in SETTINGS:
@@ -88,14 +91,14 @@ class OnnxNetwork:
 
     def prefill(self, frames: Tensor) -> KVCache:
         """Read the clips; see `StudentCandidateV1.prefill`."""
-        pixels = to_pixels(frames.cpu(), self.image_size, self.mean, self.std)
+        pixels = to_pixels(frames.cpu(), self.image_size, self.mean, self.std, self.longest)
         count, sizes, side = pixels.shape[1], tuple(pixels.shape[-2:]), self.image_size
         if count > self.num_frames or self.exact_frames not in (None, count):
             limit = "at most" if self.exact_frames is None else "exactly"
             raise ValueError(f"{count} frames a clip, but this network reads {limit} {self.num_frames}")
         if self.architecture == GIT and self.num_frames > 1 and frames.dim() == 4:
             raise ValueError("this GIT reads videos: give frames [B, F, 3, H, W]")
-        if sizes != (side, side):
+        if self.longest is None and sizes != (side, side):
             raise ValueError(f"pixels of {sizes[0]} x {sizes[1]}, but this network reads {side} x {side}")
         return KVCache(paired(run_session(self.encoder, [pixels])), [])
 

@@ -13,6 +13,7 @@ from tempfile import TemporaryDirectory
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from gitdistill.hooks import record
 from gitdistill.inspection.attention import text_attention
@@ -41,30 +42,26 @@ def main(arguments: list[str]) -> None:
         "--int8", action="store_true", help="weights of matrix products in int8: see experiments"
     )
     options = parser.parse_args(arguments)
+    folder = storage.output_folder(options.folder)
     source = checkpoints.resolve(options.network)
     has_config = (source / "config.json").is_file()
     student = has_config and storage.read_config(source).get("architecture") == StudentCandidateV1.__name__
     captioner = load_captioner(source) if student else load_captioner(teacher=source)
-    export(captioner, options.folder, options.int8)
-    for path in (Path(options.folder) / name for name in (ENCODER, STEP, WEIGHTS)):
+    export(captioner, folder, options.int8)
+    for path in (folder / name for name in (ENCODER, STEP, WEIGHTS)):
         print(f"{path}: {path.stat().st_size / 1e6:.2f} MB")
 
 
 def export(captioner: Captioner, folder, int8: bool = False) -> None:
     """Write a captioner's network as ONNX to `folder`, all files or none, in float32 or `int8`, see `quantised`.
 
-    ValueError when packages are missing, when it is ONNX already, when it reads pictures of any shape (a GIT for
-    questions), or when `folder` holds a network's weights.
+    ValueError when packages are missing, when it is ONNX already, or when `folder` holds a network's weights.
     """
     require("onnx", "onnxscript", *(["onnxruntime"] if int8 else []))
-    folder, network = Path(folder).expanduser(), captioner.model
+    folder, network = storage.output_folder(folder).expanduser(), captioner.model
     network = network.model if isinstance(network, GenerativeImageTextTeacher) else network
     if not isinstance(network, StudentCandidateV1 | GenerativeImageTextModel):
         raise ValueError(f"only a StudentCandidateV1 or a GIT becomes ONNX, not a {type(network).__name__}")
-    if getattr(network.config, "test_respect_ratio_max", None):
-        raise ValueError(
-            "this GIT does not crop its pictures, and ONNX files read one size: use the checkpoint"
-        )
     if any(there.suffix in HELD and there.name != WEIGHTS for there in folder.glob("*")):
         raise ValueError(f"{folder} holds a network's weights: give another folder")
     config = settings(network)
@@ -80,6 +77,8 @@ def settings(network: nn.Module) -> dict:
         config = {"architecture": GIT, "image_size": network.config.vision_config.image_size}
         config |= {"num_frames": network.config.num_image_with_embedding or 1}
         config |= {"mean": CLIP_MEAN, "std": CLIP_STD}
+        if longest := getattr(network.config, "test_respect_ratio_max", None):
+            config["longest"] = longest
     else:
         config = {"architecture": STUDENT, "num_frames": network.num_frames}
         config |= {name: getattr(network.backbone, name) for name in ("image_size", "mean", "std")}
@@ -117,7 +116,7 @@ def programs(network: nn.Module, config: dict) -> dict:
     """ONNX models of encoder and step by file name; numbers of clips, captions and tokens stay free.
 
     The number of frames stays free, too, unless the network reads at most two: torch.export takes a range from 2 to 2
-    for a constant.
+    for a constant. So do height and width of what is not cropped.
     """
     from torch.export import Dim  # slow to import, and only an export needs it
 
@@ -128,9 +127,13 @@ def programs(network: nn.Module, config: dict) -> dict:
     network = deepcopy(network).float().eval()
     encoder, step, side = Encoder(network).eval(), Step(network).eval(), config["image_size"]
     clips, most, count = Dim("clips"), config["num_frames"], len(network.layers)
-    frames = {1: Dim("frames", max=most)} if most > 2 else {}
+    free_pixels = {0: clips} | ({1: Dim("frames", max=most)} if most > 2 else {})
     # All sizes differ: the exporter takes two equal ones for one.
     pixels = torch.zeros(3, min(2, most), 3, side, side)
+    if "longest" in config:  # larger than the position embeddings, which are then interpolated
+        patch = network.config.vision_config.patch_size
+        free_pixels |= {3: Dim.DYNAMIC, 4: Dim.DYNAMIC}
+        pixels = F.pad(pixels, (0, 2 * patch, 0, patch))
     memory = encoder(pixels)
     text = step(torch.zeros(3, 2, 4, dtype=torch.long), memory, [])[1 : 1 + 2 * count]
     tokens = torch.zeros(3, 2, 5, dtype=torch.long)
@@ -146,7 +149,7 @@ def programs(network: nn.Module, config: dict) -> dict:
     inputs, outputs = ["tokens", *read, *past], ["logits", *grown]
     outputs += [f"attention_{layer}" for layer in range(count)]
     return {
-        ENCODER: to_onnx(encoder, (pixels,), ({0: clips} | frames,), ["pixels"], read),
+        ENCODER: to_onnx(encoder, (pixels,), (free_pixels,), ["pixels"], read),
         STEP: to_onnx(step, (tokens, memory, text), shapes, inputs, outputs),
     }
 

@@ -34,7 +34,7 @@ NOTHING_ELSE += "script-src 'unsafe-inline' 'wasm-unsafe-eval' blob:"
 def main(arguments: list[str]) -> None:
     """Write the page and print its size. ValueError or OSError in one line."""
     parser = argparse.ArgumentParser("gitdistill page", description=__doc__.partition("\n")[0])
-    parser.add_argument("folder", type=Path, help="what the command onnx wrote; index.html is put there")
+    parser.add_argument("folder", help="what the command onnx wrote; index.html is put there")
     parser.add_argument(
         "--network", action="append", default=[], metavar="NAME=FOLDER", help="another one to show beside it"
     )
@@ -43,16 +43,17 @@ def main(arguments: list[str]) -> None:
     others = [text.partition("=")[::2] for text in options.network]
     if not all(folder for _, folder in others):
         raise ValueError("give every --network as NAME=FOLDER")
-    first = captioner(options.folder)
+    place = storage.output_folder(options.folder)
+    first = captioner(place)
     name = NAMES[first.model.architecture]
-    networks = {name: (options.folder, first)}
+    networks = {name: (place, first)}
     for name, folder in others:
         if name in networks:
             raise ValueError(f"two networks are called {name}")
         networks[name] = Path(folder), captioner(Path(folder))
     text = page(networks, runtime(options.runtime))
-    storage.write_whole(options.folder, {"index.html": partial(Path.write_text, data=text, encoding="utf-8")})
-    print(f"{options.folder / 'index.html'}: {len(text) / 1e6:.1f} MB")
+    storage.write_whole(place, {"index.html": partial(Path.write_text, data=text, encoding="utf-8")})
+    print(f"{place / 'index.html'}: {len(text) / 1e6:.1f} MB")
 
 
 def captioner(folder: Path) -> Captioner:

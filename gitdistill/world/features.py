@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from gitdistill.data.base import EpochSampler, Samples
 from gitdistill.decoding.loop import evaluation
 from gitdistill.models.backbone import TinyVIT
-from gitdistill.models.storage import write_whole
+from gitdistill.models.storage import output_folder, write_whole
 from gitdistill.world.module import ToyboxData
 from gitdistill.world.scenes import Clip, Clips
 
@@ -117,7 +117,7 @@ class FeatureData(ToyboxData):
         self.only, self.order = only, order
         backbone = backbone if isinstance(backbone, TinyVIT) else TinyVIT.from_pretrained(backbone)
         for split in splits:
-            clips = FeatureClips(getattr(self, f"{split}_set"), backbone, Path(folder))
+            clips = FeatureClips(getattr(self, f"{split}_set"), backbone, output_folder(folder))
             setattr(self, f"{split}_maps", clips)
 
     def fingerprint(self) -> dict:

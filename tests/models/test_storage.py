@@ -26,6 +26,16 @@ class Malicious:
         return os.mkdir, ("executed",)
 
 
+def test_an_empty_name_is_not_the_current_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for action in (partial(storage.write_folder, "", {}, WEIGHTS), partial(storage.output_folder, "")):
+        with pytest.raises(ValueError, match="empty name"):
+            action()
+    assert not list(tmp_path.iterdir())
+    storage.write_folder(".", {}, WEIGHTS)
+    assert (tmp_path / "config.json").is_file()
+
+
 def test_what_is_missing_or_refused_is_not_called_damaged(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for kind, message in ((FileNotFoundError, "no file"), (ValueError, "refused.*mkdir")):

@@ -100,6 +100,25 @@ def test_a_configuration_that_stands_for_too_much(run, tmp_path, rows, message):
         assert re.search(message, line := run(command, "--config=bomb.yaml")) and "\n" not in line, line
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("onnx", "toybox", ""),
+        ("pack", "own", ""),
+        ("page", ""),
+        ("caption", "own", "--teacher=toybox", "--watch-words="),
+        ("fit", "--export="),
+        ("fit", "--model.cache="),
+    ],
+    ids=lambda arguments: " ".join(arguments[::2]),
+)
+def test_an_empty_name_is_not_the_current_folder(run, own, tmp_path, arguments):
+    may_be_there = {*tmp_path.iterdir(), tmp_path / "runs"}
+    found = run(*arguments[:1], *(own if arguments[0] == "fit" else ()), *arguments[1:])
+    assert "the folder to write to has an empty name" in str(found)
+    assert set(tmp_path.iterdir()) <= may_be_there
+
+
 def test_a_traceback_can_be_asked_for(run, monkeypatch):
     monkeypatch.setenv("GITDISTILL_DEBUG", "1")
     with pytest.raises(FileNotFoundError):

@@ -12,12 +12,12 @@ import torch
 from PIL import Image
 from transformers import GitForCausalLM
 
-from gitdistill import GenerativeImageTextModel, GenerativeImageTextTeacher, load_student
+from gitdistill import GenerativeImageTextModel, load_student
 from gitdistill.data.video import FrameRule
 from gitdistill.decoding import beam, greedy, sample
 from gitdistill.inspection import attention_maps
 from gitdistill.use import onnx, onnx_export
-from gitdistill.use.captioner import Captioner, Student, load_captioner
+from gitdistill.use.captioner import Student, load_captioner
 from gitdistill.world.module import toybox_tokenizer
 
 for package in ("onnx", "onnxscript", "onnxruntime"):
@@ -279,10 +279,20 @@ def test_int8_is_less_than_half_the_size_and_nearly_the_same(git, tmp_path):
     assert (tmp_path / onnx.WEIGHTS).stat().st_size < 0.5 * (git.onnx / onnx.WEIGHTS).stat().st_size
 
 
-def test_git_that_does_not_crop_is_refused(tmp_path):
-    model = tiny_git.random_git()
-    model.config.test_respect_ratio_max = 24
-    captioner = Captioner(GenerativeImageTextTeacher(model, tiny_git.tokenizer()), tiny_git.tokenizer())
-    with pytest.raises(ValueError, match="does not crop"):
-        onnx_export.export(captioner, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
+@torch.no_grad()
+def test_git_that_does_not_crop_reads_pictures_of_any_shape(tmp_path):
+    """Wide, tall, long enough to shrink, and of the shape of the position embeddings; one frame or two."""
+    model = tiny_git.lively_git(1, frames=3)
+    model.config.test_respect_ratio_max = 36
+    model.save_pretrained(tmp_path / "there")
+    tiny_git.tokenizer().save_pretrained(tmp_path / "there")
+    onnx_export.main([str(tmp_path / "there"), str(tmp_path / "onnx")])
+    there, found = onnx.OnnxNetwork(tmp_path / "onnx"), []
+    for count, (height, width) in enumerate([(20, 30), (45, 25), (20, 80), (21, 21)], start=1):
+        raw = torch.randint(0, 256, (count, 1 + count % 2, 3, height, width), dtype=torch.uint8)
+        cache, other = model.prefill(raw), there.prefill(raw)
+        found.append(other.shared[0][0].shape[2])
+        torch.testing.assert_close(other.shared, cache.shared, rtol=1e-4, atol=1e-4)
+        ours, theirs = (beam(network, raw, max_length=9, beams=2).tokens for network in (model, there))
+        assert torch.equal(ours, theirs)
+    assert found == [2 * (1 + 4 * 6), 1 + 7 * 4, 2 * (1 + 2 * 9), 1 + 4 * 4]
