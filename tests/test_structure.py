@@ -119,10 +119,10 @@ def chosen(places, without=()):
 
 
 BUDGETS = {
-    "core": (chosen(CORE), 4739),
-    "first reading": (chosen(FIRST, without=NOT_FIRST), 2220),
-    "package": (SOURCES, 13233),
-    "tests": (read(ROOT / "tests"), 13709),
+    "core": (chosen(CORE), 4743),
+    "first reading": (chosen(FIRST, without=NOT_FIRST), 2224),
+    "package": (SOURCES, 13316),
+    "tests": (read(ROOT / "tests"), 13794),
 }
 
 
