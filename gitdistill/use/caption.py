@@ -69,7 +69,7 @@ def parser() -> argparse.ArgumentParser:
     )
     add("--watch-words", metavar="FOLDER", help="draw the attention of each word, a picture for each file")
     add("--quiet", action="store_true", help="no progress bar")
-    add("--dtype", choices=NAMES, default="float32", help="of a teacher; auto: bfloat16 where that is faster")
+    add("--dtype", choices=NAMES, default="float32", help="of a teacher; auto: fastest that says the same")
     add("--device", help=f"cpu, cuda, cuda:1 or mps; also by {VARIABLE}")
     seconds = {"type": PositiveFloat, "metavar": "SECONDS"}
     add("--live", **seconds, help="caption the last seconds of one video or camera, again and again")
