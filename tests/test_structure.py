@@ -119,10 +119,10 @@ def chosen(places, without=()):
 
 
 BUDGETS = {
-    "core": (chosen(CORE), 4769),
-    "first reading": (chosen(FIRST, without=NOT_FIRST), 2250),
-    "package": (SOURCES, 13349),
-    "tests": (read(ROOT / "tests"), 13818),
+    "core": (chosen(CORE), 4789),
+    "first reading": (chosen(FIRST, without=NOT_FIRST), 2255),
+    "package": (SOURCES, 13374),
+    "tests": (read(ROOT / "tests"), 13841),
 }
 
 

@@ -20,7 +20,7 @@ from gitdistill.data.pictures import opened
 from gitdistill.data.video import BrokenFile, FrameRule, read_clip
 from gitdistill.escape import one_line
 from gitdistill.metrics import normalise
-from gitdistill.models.storage import shorten
+from gitdistill.models.storage import check_counts, shorten
 
 Source = str | None  # a path or an address
 NAMED = 1000  # files that are named in a warning
@@ -143,8 +143,7 @@ class CaptionedData(ClipData):
         **options,
     ):
         super().__init__(**options)
-        if image_size < 1:
-            raise ValueError(f"image_size must be at least 1, not {image_size}")
+        check_counts(image_size=image_size)
         self.rule = FrameRule(num_frames, sampling, step, fit)
         self.fixed_rule = replace(self.rule, sampling="uniform" if sampling == "random" else sampling)
         self.image_size = image_size
@@ -206,8 +205,8 @@ class FileData(Pooled, CaptionedData):
         **options,
     ):
         super().__init__(**options)
-        if views < 0 or limit is not None and limit < 1:
-            raise ValueError(f"views must be at least 0 and limit at least 1, not {views} and {limit}")
+        check_counts(0, views=views)
+        check_counts(limit=1 if limit is None else limit)
         if on_broken not in ("skip", "error"):
             raise ValueError(f'on_broken is "skip" or "error", not {on_broken!r}')
         if resize not in ("exact", "fast") or resize == "fast" and views:

@@ -35,6 +35,7 @@ from gitdistill.distillation.distributed import rank_and_world
 from gitdistill.escape import one_line
 from gitdistill.models.storage import (
     CHECKSUM,
+    check_counts,
     first_line,
     metadata_text,
     parse_metadata,
@@ -70,8 +71,7 @@ def main(arguments: list[str]) -> int:
 def pack(items: list[Item], folder, per_shard: int = 1000, say=print) -> dict:
     """Pack items into shards of `per_shard` clips; goes on where a killed run stopped. Returns the index. Unreadable
     files are named and left out. ValueError when the folder holds shards of something else."""
-    if per_shard < 1:
-        raise ValueError(f"a shard holds at least 1 clip, not {per_shard}")
+    check_counts(per_shard=per_shard)
     folder = Path(folder)
     names = repr([(Path(item.path).name, item.captions) for item in items])
     packed = {"items": hashlib.sha256(names.encode()).hexdigest()[:16], "per_shard": per_shard}
@@ -342,8 +342,7 @@ class ShardData(CaptionedData):
         self, train: Source = None, val: Source = None, test: Source = None, buffer: int = 200, **options
     ):
         super().__init__(**options)
-        if buffer < 1:
-            raise ValueError(f"buffer must be at least 1, not {buffer}")
+        check_counts(buffer=buffer)
         self.buffer = buffer
         sources = {"train": train, "val": val, "test": test}
         self.sources = {role: (source, read_index(source)) for role, source in sources.items() if source}

@@ -29,6 +29,7 @@ from gitdistill.data.pictures import (
     read_moving,
     reason,
 )
+from gitdistill.models.storage import check_counts
 
 VIDEOS = {
     *(".3gp", ".avi", ".flv", ".gif", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts"),
@@ -61,8 +62,7 @@ class FrameRule:
     fit: str = "crop"
 
     def __post_init__(self):
-        if self.num_frames < 1 or self.step < 1:
-            raise ValueError(f"num_frames and step must be at least 1, not {self.num_frames} and {self.step}")
+        check_counts(num_frames=self.num_frames, step=self.step)
         if self.sampling not in ("uniform", "random", "every"):
             raise ValueError(f"unknown sampling {self.sampling!r}: use uniform, random or every")
         if self.fit not in ("crop", "pad"):

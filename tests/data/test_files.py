@@ -22,6 +22,7 @@ from gitdistill.world import toybox_tokenizer
 
 TEXTS = ["a red star", "a blue star moves", "a green bell", "a red bell grows", "a star"]
 PAD = {"fit": "pad"}
+COUNTS = ("views", "limit", "batch_size", "captions_per_clip", "image_size", "num_frames", "step")
 
 
 def small(train, **options):
@@ -123,7 +124,8 @@ def test_wrong_options(folder, tmp_path):
         ({"val": folder}, "knows no splits: train and val would be the same"),
         ({"val": str(tmp_path / "mute")}, "has no caption to score against"),
         ({"views": -1}, "views must be at least 0"),
-        ({"batch_size": 0}, "batch_size and captions_per_clip must be at least 1"),
+        ({"batch_size": 0}, "batch_size must be at least 1"),
+        *(({name: 1.5}, f"^{name} must be at least [01], a whole number, not 1.5$") for name in COUNTS),
     ):
         with pytest.raises(ValueError, match=message):
             small(folder, **options)
