@@ -16,6 +16,8 @@ COMMANDS = {  # all others are Lightning's, in gitdistill.use.fit
     "page": "gitdistill.use.page",
     "plan": "gitdistill.use.plan",
 }
+# Of a student in a configuration, what it has from its teacher, but not all of it.
+SHARED = r"(?s)(required: vocab_size|torch.nn.Module').*StudentMaker'> [^\n]*'(vocab_size|num_frames|\w+_id)' is not"
 MISTAKES = (ValueError, KeyError, OSError, ImportError, ArgumentError)  # errors that a user can mend
 
 
@@ -44,15 +46,20 @@ def reason(error: BaseException) -> str:
         text = error.message
     if text.startswith("Caught ") and "Original Traceback" in text:  # raised in a loader's process
         return text.strip().splitlines()[-1].partition(": ")[2]
-    # Where several types are allowed, jsonargparse lists the errors of all of them, and then the value given.
-    heading, several, rest = text.partition("Errors:\n")
+    if re.search(SHARED, text):
+        shared = "its teacher's vocabulary, special tokens and number of frames"
+        return f"a student has {shared}: leave them out of the configuration, or write vocab_size, too"
+    # Where several types are allowed, jsonargparse lists the errors of all of them, and then the value given. The
+    # innermost list is what matters, without what only says that another type would do.
+    heading, several, rest = text.rpartition("Errors:\n")
     if not several:
         return " ".join(text.split()) if isinstance(error, ArgumentError) else text.partition("\n")[0]
     attempts = re.split(r"^ *- ", rest.partition("Given value")[0], flags=re.MULTILINE)
     errors = dict.fromkeys(" ".join(attempt.split()) for attempt in attempts if attempt.strip())
-    errors.pop("Expected a <class 'NoneType'>", None)
-    option = heading.partition("\n")[0] + " " if heading.startswith("Parser key") else ""
-    return option + "; ".join(errors)
+    others = "Expected a <class 'NoneType'>", "expects a function or a callable class"
+    errors = [error for error in errors if not any(other in error for other in others)] or errors
+    keys = re.findall(r'Parser key ".+?":', heading)
+    return f"{keys[-1]} {'; '.join(errors)}" if keys else "; ".join(errors)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from torch.utils.data.distributed import DistributedSampler
 
 from gitdistill.distillation.distributed import rank_and_world
 from gitdistill.escape import one_line
-from gitdistill.models.storage import shorten
+from gitdistill.models.storage import check_counts, shorten
 from gitdistill.models.tokenizer import load_tokenizer
 
 MAX_TOKENS = 40  # of GIT's captions
@@ -218,8 +218,7 @@ class ClipData(pl.LightningDataModule):
         max_tokens: int | None = None,
     ):
         super().__init__()
-        if min(batch_size, captions_per_clip) < 1:
-            raise ValueError("batch_size and captions_per_clip must be at least 1")
+        check_counts(batch_size=batch_size, captions_per_clip=captions_per_clip)
         if not tokenizer:
             raise ValueError(f"{type(self).__name__} needs tokenizer=, the teacher's, or its folder or id")
         if not hasattr(tokenizer, "get_vocab"):

@@ -12,7 +12,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as tv
 
 from gitdistill.data.pictures import pixels_of, upright
-from gitdistill.models.preprocessing import fitted, resize
+from gitdistill.models.preprocessing import CLIP_MEAN, fitted, resize, resize_to
 
 PILLOW = int(PIL.__version__.partition(".")[0])
 LONG = 4  # pictures that are this many times as long as they are wide are cropped before they are resized
@@ -48,18 +48,41 @@ def center_crop(frames: Tensor, size: int) -> Tensor:
     return frames
 
 
-def shrunk(image: Image.Image, size: int, fast: bool = False) -> Tensor:
-    """A picture that Pillow opened as uint8 [3, H, W], its shorter side `size`, from which `center_crop` makes what it
-    makes of the whole picture; a long one as it is. fast: other bytes, sooner: libjpeg decodes a JPEG at a half, a
-    quarter or an eighth of its size if three quarters of `size` are left, and torch's bilinear filter does the rest."""
+@once_for_stills
+def pad_to_square(frames: Tensor, size: int) -> Tensor:
+    """Frames [F, 3, H, W] as [F, 3, size, size]: the longer side resized, bars of CLIP's mean colour beside the rest,
+    which networks normalise to about zero."""
+    tall, wide = inscribed(*frames.shape[-2:], size)
+    colour = torch.tensor(CLIP_MEAN).mul(255).round().byte().view(3, 1, 1)
+    square, top, left = colour.repeat(len(frames), 1, size, size), (size - tall) // 2, (size - wide) // 2
+    square[..., top : top + tall, left : left + wide] = resize_to(frames, tall, wide)
+    return square
+
+
+def inscribed(height: int, width: int, size: int) -> tuple[int, int]:
+    """Height and width after scaling the longer side to `size`; at least 1."""
+    return tuple(max(1, round(side * size / max(height, width))) for side in (height, width))
+
+
+def to_square(frames: Tensor, size: int, fit: str) -> Tensor:
+    """Frames [F, 3, H, W] as [F, 3, size, size], as the `fit` of a `FrameRule` says."""
+    return pad_to_square(frames, size) if fit == "pad" else center_crop(frames, size)
+
+
+def shrunk(image: Image.Image, size: int, fast: bool = False, fit: str = "crop") -> Tensor:
+    """A picture that Pillow opened as uint8 [3, H, W], its shorter side `size` (to pad: its longer side), from which
+    `to_square` makes what it makes of the whole picture; one that is too long to crop so as it is. fast: other bytes,
+    sooner: libjpeg decodes a JPEG at a half, a quarter or an eighth of its size if three quarters of `size` are left,
+    and torch's bilinear filter does the rest."""
     if fast:
         image.draft("RGB", (3 * size // 4, 3 * size // 4))
     picture = upright(image)
-    if max(picture.size) > LONG * min(picture.size):
+    if fit == "crop" and max(picture.size) > LONG * min(picture.size):
         return pixels_of(picture)
+    sides = picture.height, picture.width
+    height, width = inscribed(*sides, size) if fit == "pad" else fitted(*sides, size, math.inf)
     if fast:
-        return tv.resize(pixels_of(picture), [size])
-    height, width = fitted(picture.height, picture.width, size, math.inf)
+        return tv.resize(pixels_of(picture), [height, width])
     return pixels_of(picture.resize((width, height), Image.Resampling.BICUBIC))
 
 

@@ -2,7 +2,8 @@
 
 import hashlib
 import warnings
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import chain
 from pathlib import Path
@@ -13,15 +14,17 @@ from torch import Tensor
 
 from gitdistill.data.base import CHOICE, ClipData, EpochSampler, Pooled, Sample, Samples, check_words, choose
 from gitdistill.data.compact import Items
-from gitdistill.data.crops import center_crop, random_resized_crop, shrunk
+from gitdistill.data.crops import random_resized_crop, shrunk, to_square
 from gitdistill.data.items import Listing
+from gitdistill.data.pictures import opened
 from gitdistill.data.video import BrokenFile, FrameRule, read_clip
 from gitdistill.escape import one_line
 from gitdistill.metrics import normalise
-from gitdistill.models.storage import shorten
+from gitdistill.models.storage import check_counts, shorten
 
 Source = str | None  # a path or an address
 NAMED = 1000  # files that are named in a warning
+LOOKED = 200  # pictures whose sizes stand for all
 FRAMES, CROP = 15_485_863, 32_452_843  # keep the random numbers of frames and of crops apart from others
 
 
@@ -45,10 +48,14 @@ class FilePool:
         path, draw = self.items[number].path, None
         if self.rule.sampling == "random":
             draw = self.draw(view, number, FRAMES)
+        if self.views and self.rule.fit == "crop":
+            clip = read_clip(path, self.rule, draw)
+        else:
+            size, fit = self.size * (2 if self.views else 1), self.rule.fit
+            still = partial(shrunk, size=size, fast=self.fast, fit=fit)
+            clip = to_square(read_clip(path, self.rule, draw, still=still), size, fit)
         if not self.views:
-            still = partial(shrunk, size=self.size, fast=self.fast)
-            return center_crop(read_clip(path, self.rule, draw, still=still), self.size)
-        clip = read_clip(path, self.rule, draw)
+            return clip
         return random_resized_crop(clip, self.size, self.draw(view, number, CROP))
 
     def draw(self, epoch: int, number: int, purpose: int) -> np.random.RandomState:
@@ -106,6 +113,15 @@ class FilePool:
         return max([1, *(len(item.captions) for item in self.items)])
 
 
+def loses_a_third(path, content: bytes | None = None) -> bool | None:
+    """Whether a centre crop takes a third or more from a picture, by its header; None for anything else."""
+    try:
+        with opened(path, content) as image:
+            return 3 * min(image.size) <= 2 * max(image.size)
+    except Exception:  # a video, or a broken file, which is named when it is needed
+        return None
+
+
 class CaptionedData(ClipData):
     """What `FileData` and `ShardData` share.
 
@@ -113,18 +129,32 @@ class CaptionedData(ClipData):
         num_frames, sampling, step: which frames of a training video make a clip, see `FrameRule`; validation and
             test take "random" as "uniform". With 1 frame of pictures [B, 1, 3, H, W] is what comes.
         image_size: side of the frames; the teacher's own makes them as it would itself.
+        fit: "crop": the centre of the frames, as networks make them square, and a warning when that takes a third or
+            more from some of the pictures; "pad": all of them, see `crops.pad_to_square`.
         options: as for `ClipData`."""
 
     def __init__(
-        self, num_frames: int = 6, sampling: str = "uniform", step: int = 1, image_size: int = 224, **options
+        self,
+        num_frames: int = 6,
+        sampling: str = "uniform",
+        step: int = 1,
+        image_size: int = 224,
+        fit: str = "crop",
+        **options,
     ):
         super().__init__(**options)
-        if image_size < 1:
-            raise ValueError(f"image_size must be at least 1, not {image_size}")
-        self.rule = FrameRule(num_frames, sampling, step)
-        self.fixed_rule = FrameRule(num_frames, "uniform" if sampling == "random" else sampling, step)
+        check_counts(image_size=image_size)
+        self.rule = FrameRule(num_frames, sampling, step, fit)
+        self.fixed_rule = replace(self.rule, sampling="uniform" if sampling == "random" else sampling)
         self.image_size = image_size
         self.sources = {}  # by role: train, val, test
+
+    def warn_of_crops(self, lost: Iterable[bool | None]) -> None:
+        """Tell how many pictures lose a third or more, from what `loses_a_third` says of some."""
+        if any(lost := list(lost) if self.rule.fit == "crop" else []):
+            share = f"{lost.count(True)} of {len(lost) - lost.count(None)} pictures looked at"
+            what = 'lose a third or more to the centre crop; fit="pad" keeps them whole'
+            warnings.warn(f"{share} {what}", stacklevel=3)
 
     def source(self, role: str):
         """A role's items or shards; ValueError when there are none."""
@@ -152,12 +182,12 @@ class FileData(Pooled, CaptionedData):
         media: the folder of the files, if it is not the sources' own.
         views: how many random crops of each training clip there are (see `random_resized_crop`), of which each
             epoch shows another; they and their random frames come again after so many epochs, so that a cache can
-            know them. 0: none, the centre of the frames.
+            know them. 0: none, the frames as `fit` says. Crops of padded frames are cut out of the whole square.
         limit: only the first so many clips of each source.
         on_broken: "skip" or "error". A file that is missing or cannot be read is named in a warning, kept in
             `broken` (path -> reason), and left out; or else a `BrokenFile` stops everything.
         resize: "exact" or "fast": the frames of pictures to the byte as networks resize them (Pillow, bicubic), or
-            similar ones sooner, see `crops.shrunk`; for the centre of the frames alone.
+            similar ones sooner, see `crops.shrunk`; without views.
         options: as for `CaptionedData`.
 
     Captions longer than `max_tokens` are cut. Raises FileNotFoundError and ValueError in one line."""
@@ -175,8 +205,8 @@ class FileData(Pooled, CaptionedData):
         **options,
     ):
         super().__init__(**options)
-        if views < 0 or limit is not None and limit < 1:
-            raise ValueError(f"views must be at least 0 and limit at least 1, not {views} and {limit}")
+        check_counts(0, views=views)
+        check_counts(limit=1 if limit is None else limit)
         if on_broken not in ("skip", "error"):
             raise ValueError(f'on_broken is "skip" or "error", not {on_broken!r}')
         if resize not in ("exact", "fast") or resize == "fast" and views:
@@ -191,6 +221,14 @@ class FileData(Pooled, CaptionedData):
                 self.sources[role] = items if limit is None else Items(items[:limit])
                 captions = chain.from_iterable(item.captions for item in self.sources[role])
                 check_words(captions, self.tokenizer, f"{role}'s captions")
+        self.warn_of_crops(map(loses_a_third, self._sampled_paths()))
+
+    def _sampled_paths(self):
+        """Yields files spread over the roles whose frames are not cropped at random."""
+        for role, items in self.sources.items():
+            if items and not (role == "train" and self.views):
+                numbers = np.linspace(0, len(items) - 1, LOOKED // len(self.sources), dtype=int)
+                yield from (items[number].path for number in np.unique(numbers).tolist())
 
     def _read_source(self, role: str, source, listing: Listing, whole: dict) -> Items:
         items, missing = listing.items(role)
@@ -251,6 +289,7 @@ class FileData(Pooled, CaptionedData):
             "views": f"{self.views} from seed {self.seed}" if self.views else "0",
             "image_size": self.image_size,
             **({"resize": "fast"} if self.fast else {}),
+            **({"fit": self.rule.fit} if self.rule.fit != "crop" else {}),
         }
 
     def train_dataloader(self):

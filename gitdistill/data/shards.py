@@ -27,14 +27,15 @@ import numpy as np
 from torch.utils.data import IterableDataset, get_worker_info
 
 from gitdistill.data.base import CHOICE, Order, Sample, check_words, choose
-from gitdistill.data.crops import center_crop, shrunk
-from gitdistill.data.files import CaptionedData, Source
+from gitdistill.data.crops import shrunk, to_square
+from gitdistill.data.files import CaptionedData, Source, loses_a_third
 from gitdistill.data.items import SPLITS, SURROGATE, Item, read_items
 from gitdistill.data.video import BrokenFile, FrameRule, read_clip
 from gitdistill.distillation.distributed import rank_and_world
 from gitdistill.escape import one_line
 from gitdistill.models.storage import (
     CHECKSUM,
+    check_counts,
     first_line,
     metadata_text,
     output_folder,
@@ -71,8 +72,7 @@ def main(arguments: list[str]) -> int:
 def pack(items: list[Item], folder, per_shard: int = 1000, say=print) -> dict:
     """Pack items into shards of `per_shard` clips; goes on where a killed run stopped. Returns the index. Unreadable
     files are named and left out. ValueError when the folder holds shards of something else."""
-    if per_shard < 1:
-        raise ValueError(f"a shard holds at least 1 clip, not {per_shard}")
+    check_counts(per_shard=per_shard)
     folder = output_folder(folder)
     names = repr([(Path(item.path).name, item.captions) for item in items])
     packed = {"items": hashlib.sha256(names.encode()).hexdigest()[:16], "per_shard": per_shard}
@@ -304,8 +304,9 @@ class ShardStream(Order, IterableDataset):
     def sample(self, epoch: int, number: int, name: str, content: bytes, about: dict) -> Sample:
         """A clip with its first caption, or in training with as many of its own as asked for."""
         draw = np.random.RandomState([self.seed, epoch, number, CHOICE])
-        clip = read_clip(name, self.rule, draw, content, still=partial(shrunk, size=self.size))
-        frames, own = center_crop(clip, self.size), about["captions"]
+        still = partial(shrunk, size=self.size, fit=self.rule.fit)
+        clip, own = read_clip(name, self.rule, draw, content, still=still), about["captions"]
+        frames = to_square(clip, self.size, self.rule.fit)
         if self.captions:
             return Sample(frames, *choose(draw, own, self.captions), own, number)
         return Sample(frames, own[:1] or [None], [0 if own else -1], own, number)
@@ -342,15 +343,21 @@ class ShardData(CaptionedData):
         self, train: Source = None, val: Source = None, test: Source = None, buffer: int = 200, **options
     ):
         super().__init__(**options)
-        if buffer < 1:
-            raise ValueError(f"buffer must be at least 1, not {buffer}")
+        check_counts(buffer=buffer)
         self.buffer = buffer
         sources = {"train": train, "val": val, "test": test}
         self.sources = {role: (source, read_index(source)) for role, source in sources.items() if source}
+        lost = []
         for role, (source, index) in self.sources.items():
             for first in [shard for shard in index["shards"] if shard["count"]][:1]:
-                captions = [clip[-1]["captions"] for clip in islice(read_shard(source, first), 32)]
+                clips = [
+                    (about["captions"], loses_a_third(name, content))
+                    for _, name, content, about in islice(read_shard(source, first), 32)
+                ]
+                captions, sizes = zip(*clips)
                 check_words(chain.from_iterable(captions), self.tokenizer, f"{role}'s first captions")
+                lost += sizes
+        self.warn_of_crops(lost)
 
     def train_dataloader(self):
         """Batches of the training shards, in another order in each epoch."""

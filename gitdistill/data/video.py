@@ -29,6 +29,7 @@ from gitdistill.data.pictures import (
     read_moving,
     reason,
 )
+from gitdistill.models.storage import check_counts
 
 VIDEOS = {
     *(".3gp", ".avi", ".flv", ".gif", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts"),
@@ -46,23 +47,26 @@ CLEAR = {"vp8": "libvpx", "vp9": "libvpx-vp9"}  # decoders of transparency, wher
 
 @dataclass(frozen=True)
 class FrameRule:
-    """Which frames of a video make a clip.
+    """Which frames of a video make a clip, and how they become square.
 
     num_frames: F. A video with fewer gives some of them twice; a picture is a still video.
     sampling: "uniform": those shown in the middles of F equally long parts; "random": in each part at a random
         moment (Wang et al. 2016, https://arxiv.org/abs/1608.00859); "every": the first and then each `step`th,
         the last one repeated where the video ends too soon. The first two go by time, so that a variable frame
-        rate changes nothing."""
+        rate changes nothing.
+    fit: "crop": the centre of the frames; "pad": all of them, see `crops.pad_to_square`."""
 
     num_frames: int = 6
     sampling: str = "uniform"
     step: int = 1
+    fit: str = "crop"
 
     def __post_init__(self):
-        if self.num_frames < 1 or self.step < 1:
-            raise ValueError(f"num_frames and step must be at least 1, not {self.num_frames} and {self.step}")
+        check_counts(num_frames=self.num_frames, step=self.step)
         if self.sampling not in ("uniform", "random", "every"):
             raise ValueError(f"unknown sampling {self.sampling!r}: use uniform, random or every")
+        if self.fit not in ("crop", "pad"):
+            raise ValueError(f'fit is "crop" or "pad", not {self.fit!r}')
 
     def choose(self, times: np.ndarray, end: float, draw: np.random.RandomState | None = None) -> np.ndarray:
         """Numbers [F] of the chosen frames of a video whose frames are shown from `times` (sorted) on to `end`;

@@ -71,8 +71,8 @@ class DistillationTrainer(CaptionTrainer):
         caption_filter: which pseudo-captions are left out; see `CaptionFilter`.
         cache: a `TeacherCache`, or its folder: then the teacher is not run during training. A folder without a
             finished cache is filled when the fit starts.
-        teacher_dtype: what the teacher computes in: "float32", "bfloat16" or "float16"; "auto" for bfloat16 where it is
-            faster. A cache that exists decides for itself.
+        teacher_dtype: what the teacher computes in: "float32", "bfloat16" or "float16"; "auto": see
+            `precision.chosen_dtype`. A cache that exists decides for itself.
         options: as for `CaptionTrainer`.
 
     Raises ValueError when the vocabularies or special tokens differ, when the cache was made by another teacher or
@@ -113,7 +113,7 @@ class DistillationTrainer(CaptionTrainer):
         self.own_temperature, self.teacher_dtype, self._cache = own_temperature, teacher_dtype, cache
         weights = {"cross_entropy": cross_entropy, "sequence": sequence, "kl": kl, "attention": attention}
         weights |= {"features": features, "visual": visual, "hidden": hidden, "relations": relations}
-        self.loss_weights, self.projectors = weights, nn.ModuleDict()
+        self.loss_weights, self.projectors, self._dtypes = weights, nn.ModuleDict(), {}
         self.terms = self._active_terms(feature_pairs, feature_kind, terms, temperature, beta)
         self._check_vocabulary()
         self.spec = self._target_spec(int(bool(sequence)) if teacher_captions is None else teacher_captions)
@@ -191,7 +191,11 @@ class DistillationTrainer(CaptionTrainer):
 
     @property
     def _precision(self) -> torch.dtype:
-        return getattr(torch, chosen_dtype(self.teacher_dtype, self.model))
+        """What the teacher computes in where it is, found once for each device."""
+        device = device_of(self._teacher[0]).type
+        if device not in self._dtypes:
+            self._dtypes[device] = getattr(torch, chosen_dtype(self.teacher_dtype, self._teacher[0]))
+        return self._dtypes[device]
 
     @property
     def teacher(self) -> GenerativeImageTextTeacher:

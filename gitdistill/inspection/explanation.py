@@ -11,6 +11,7 @@ from tqdm import tqdm
 from gitdistill.decoding.loop import evaluation
 from gitdistill.distillation.targets import total_frames
 from gitdistill.inspection import attention
+from gitdistill.models.storage import check_counts
 
 
 def gradient_attention(model, frames: Tensor, tokens: Tensor) -> Tensor:
@@ -55,8 +56,8 @@ def occlusion(
     in a quarter of the time; the map is then [T-1, ceil(h / stride), ceil(w / stride)]. On a terminal, a progress bar
     appears after five seconds.
     """
-    if stride < 1:
-        raise ValueError(f"stride must be at least 1, not {stride}")
+    check_counts(stride=stride, batch=batch, height=grid[0], width=grid[1])
+    check_counts(0, reach=reach)
     model, clip, caption = attention.prepared(model, frames, tokens)
     places = [range(0, n, stride) for n in grid]
     spans = (

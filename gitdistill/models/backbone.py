@@ -129,7 +129,10 @@ class TinyVIT(nn.Module):
         folder = checkpoints.embedded("backbone") if source == "toybox" else Path(source)
         if not folder.is_dir():
             return cls(str(source), pretrained=True)
-        config, weights = storage.read_config(folder), storage.read_weights(folder / "model.safetensors")
+        config = storage.read_config(folder)
+        if config.keys() & {"architecture", "model_type"}:
+            raise ValueError(f"{folder} describes {storage.kind_of(config)}, not a {cls.__name__}")
+        weights = storage.read_weights(folder / "model.safetensors")
         return checkpoints.build(lambda: cls.from_config(config, folder), weights, folder).eval()
 
     @classmethod

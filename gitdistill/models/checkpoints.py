@@ -254,7 +254,8 @@ def _load_transformers(folder: Path) -> tuple[GitConfig, Weights]:
 def _read_config(folder: Path) -> GitConfig:
     path, fields = folder / "config.json", storage.read_config(folder)
     if fields.get("model_type") != "git":
-        raise ValueError(f"{path} describes a model of type {fields.get('model_type')!r}, not 'git'")
+        hint = ": give it as the student" if fields.get("architecture") == "StudentCandidateV1" else ""
+        raise ValueError(f"{path} describes {storage.kind_of(fields)}, not a GIT{hint}")
     try:
         config = GitConfig.from_dict(fields)
     except Exception as error:  # the strict configuration classes raise several kinds

@@ -1,21 +1,41 @@
-"""Which type a network computes in: the one that is asked for, or the fastest here."""
+"""Which type a network computes in: the one that is asked for, or the fastest here that says the same."""
 
+from copy import deepcopy
 from functools import cache
 from time import perf_counter
 
 import torch
 from torch import nn
 
+from gitdistill.decoding import greedy
+
 NAMES = ("float32", "bfloat16", "float16", "auto")
 
 
-def chosen_dtype(name: str, where: nn.Module | torch.device) -> str:
-    """The name of a dtype, "auto" resolved for a device or that of a network; ValueError for an unknown one."""
+def chosen_dtype(name: str, network: nn.Module | None = None, stored: bool = False) -> str:
+    """The name of a dtype, "auto" resolved for a network where it is: `fast_dtype` if `says_the_same`, otherwise
+    "float32". ValueError for an unknown one."""
     if name not in NAMES:
         raise ValueError(f"dtype must be one of {', '.join(NAMES)}, not {name!r}")
     if name != "auto":
         return name
-    return fast_dtype((where if isinstance(where, torch.device) else next(where.parameters()).device).type)
+    fast = fast_dtype(next(network.parameters()).device.type)
+    return fast if fast == "float32" or says_the_same(network, getattr(torch, fast), stored) else "float32"
+
+
+@torch.no_grad()
+def says_the_same(network: nn.Module, dtype: torch.dtype, stored: bool) -> bool:
+    """Whether the greedy captions of four pictures of noise, always the same, are those of float32, with weights
+    `stored` in `dtype` or under autocast."""
+    device, draw = next(network.parameters()).device, torch.Generator().manual_seed(0)
+    noise = torch.randint(0, 256, (4, 1, 3, 8, 8), dtype=torch.uint8, generator=draw).to(device)
+
+    def captions(network, half):
+        with torch.autocast(device.type, dtype, enabled=half):
+            return greedy(network, noise, min(8, network.max_positions)).tokens
+
+    other = deepcopy(network).to(dtype) if stored else network
+    return torch.equal(captions(network, False), captions(other, not stored))
 
 
 @cache

@@ -44,7 +44,11 @@ def resize(frames: Tensor, size: int, longest: float) -> Tensor:
 
     torch's filter, used on other devices, differs by up to three levels in some bytes.
     """
-    height, width = fitted(*frames.shape[-2:], size, longest)
+    return resize_to(frames, *fitted(*frames.shape[-2:], size, longest))
+
+
+def resize_to(frames: Tensor, height: int, width: int) -> Tensor:
+    """As `resize`, to a height and a width."""
     if frames.shape[-2:] == (height, width):
         return frames
     if frames.device.type != "cpu":

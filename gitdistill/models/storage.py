@@ -9,6 +9,7 @@ import zipfile
 import zlib
 from collections.abc import Callable
 from contextlib import ExitStack, contextmanager, suppress
+from numbers import Integral
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import UnionType
@@ -95,6 +96,19 @@ def file_checksum(path: Path) -> str:
         while part := file.read(2**20):
             value = zlib.crc32(part, value)
     return f"{value:08x}"
+
+
+def kind_of(config: dict) -> str:
+    """What a config.json says that it describes, for messages."""
+    named = config.get("architecture") or config.get("model_type")
+    return f"{named!r:.60}" if named else "nothing that is known here"
+
+
+def check_counts(least: int = 1, **counts) -> None:
+    """A ValueError naming the first of `counts` that is no whole number of at least `least`."""
+    for name, value in counts.items():
+        if not isinstance(value, Integral) or value < least:
+            raise ValueError(f"{name} must be at least {least}, a whole number, not {value!r:.60}")
 
 
 def check_fields(fields: dict, kinds: dict[str, type], where, optional=()) -> None:

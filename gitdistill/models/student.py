@@ -180,8 +180,10 @@ class StudentCandidateV1(nn.Module):
     def from_pretrained(cls, folder: str | Path) -> "StudentCandidateV1":
         """Load what `save_pretrained` wrote, in eval mode; FileNotFoundError or ValueError in one line."""
         config, where = storage.read_config(folder), Path(folder) / "config.json"
-        if config.pop("architecture", None) != cls.__name__:
-            raise ValueError(f"{where} does not describe a {cls.__name__}")
+        if config.get("architecture") != cls.__name__:
+            hint = ": give it as the teacher" if config.get("model_type") == "git" else ""
+            raise ValueError(f"{where} describes {storage.kind_of(config)}, not a {cls.__name__}{hint}")
+        del config["architecture"]
         kinds = {name: option.annotation for name, option in signature(cls).parameters.items()}
         kinds |= {"backbone": dict, "vocab_subset": bool}
         storage.check_fields(config, kinds, where, optional=kinds.keys() - {"vocab_size", "backbone"})

@@ -30,16 +30,18 @@ class GenerativeImageTextTeacher(nn.Module):
     def from_pretrained(cls, source, tokenizer=None, device=None, dtype: torch.dtype | str = torch.float32):
         """As `GenerativeImageTextModel.from_pretrained`, on `device` (by default the CPU).
 
-        dtype: also by name, or "auto": bfloat16 where `device` multiplies it faster than float32. It changes the
-        captions of a few clips in a hundred (`python benchmarks/decoding.py`).
+        dtype: also by name, or "auto": bfloat16 where `device` multiplies it faster than float32 and a trial on noise
+        gives the same captions. It changes those of a few clips in a hundred (`python benchmarks/decoding.py`).
 
         `tokenizer` replaces the checkpoint's; see `gitdistill.models.tokenizer.load_tokenizer`.
         """
+        auto = dtype == "auto"
         if isinstance(dtype, str):
-            dtype = getattr(torch, chosen_dtype(dtype, torch.device(device or "cpu")))
+            dtype = torch.float32 if auto else getattr(torch, chosen_dtype(dtype))
         folder = checkpoints.resolve(source)
         model = GenerativeImageTextModel.from_pretrained(folder, dtype)
-        return cls(model, load_tokenizer(tokenizer or folder)).to(device)
+        teacher = cls(model, load_tokenizer(tokenizer or folder)).to(device)
+        return teacher.to(getattr(torch, chosen_dtype("auto", model, stored=True))) if auto else teacher
 
     def train(self, mode: bool = True) -> "GenerativeImageTextTeacher":
         """Stays in eval mode whatever `mode` is, so that a trainer's `train()` cannot switch dropout on."""

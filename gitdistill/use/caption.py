@@ -17,7 +17,6 @@ from jsonargparse.typing import PositiveFloat, PositiveInt
 from torch import Tensor
 from tqdm import tqdm
 
-from gitdistill.data.crops import center_crop
 from gitdistill.data.items import walk
 from gitdistill.data.video import IMAGES, VIDEOS, BrokenFile, play
 from gitdistill.escape import one_line
@@ -44,8 +43,8 @@ def main(arguments: list[str]) -> int:
     torch.set_num_threads(min(options.threads or torch.get_num_threads(), usable_cores()))
     device = choose_device(options.device)
     captioner = load_captioner(options.student, options.teacher, device, options.dtype)
-    if options.frames:
-        captioner.use_frame_rule(replace(captioner.rule, num_frames=options.frames))
+    rule = {"num_frames": options.frames, "fit": options.fit}
+    captioner.use_frame_rule(replace(captioner.rule, **{name: rule[name] for name in rule if rule[name]}))
     decoding = {name: getattr(options, name) for name in SEARCH if getattr(options, name)}
     return (print_live if options.live else print_files)(captioner, options, decoding)
 
@@ -63,6 +62,7 @@ def parser() -> argparse.ArgumentParser:
     add("--repetition-penalty", type=PositiveFloat, help="above 1: words that were said become less likely")
     add("--no-repeat-ngram", type=PositiveInt, metavar="N", help="no N tokens come again in the same order")
     add("--frames", type=PositiveInt, help="frames of a video to read")
+    add("--fit", choices=("crop", "pad"), help="the centre of pictures, or all of them between bars")
     add("--json", action="store_true", help="one JSON object a line, with the mean probability of a token")
     add(
         "--threads",
@@ -71,7 +71,7 @@ def parser() -> argparse.ArgumentParser:
     )
     add("--watch-words", metavar="FOLDER", help="draw the attention of each word, a picture for each file")
     add("--quiet", action="store_true", help="no progress bar")
-    add("--dtype", choices=NAMES, default="float32", help="of a teacher; auto: bfloat16 where that is faster")
+    add("--dtype", choices=NAMES, default="float32", help="of a teacher; auto: fastest that says the same")
     add("--device", help=f"cpu, cuda, cuda:1 or mps; also by {VARIABLE}")
     seconds = {"type": PositiveFloat, "metavar": "SECONDS"}
     add("--live", **seconds, help="caption the last seconds of one video or camera, again and again")
@@ -227,7 +227,7 @@ def live(captioner, path, window: float, every: float, decoding: dict | None = N
 
     for moment, picture in play(path):
         if not kept or moment - kept[-1][0] >= spacing:
-            kept.append((moment, center_crop(picture()[None], captioner.size)[0]))
+            kept.append((moment, captioner.square(picture()[None])[0]))
         while kept[0][0] < moment - window:
             kept.popleft()
         if moment >= due:

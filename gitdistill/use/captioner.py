@@ -17,7 +17,7 @@ import torch
 from huggingface_hub import ModelHubMixin, snapshot_download
 from torch import Tensor
 
-from gitdistill.data.crops import center_crop
+from gitdistill.data.crops import to_square
 from gitdistill.data.video import FrameRule, read_clip
 from gitdistill.decoding import Decoded, decode
 from gitdistill.decoding.options import PROCESSORS
@@ -29,7 +29,7 @@ from gitdistill.models.tokenizer import check_same_vocabulary, load_tokenizer, t
 from gitdistill.use.onnx import ENCODER, GIT, STUDENT, WEIGHTS, OnnxNetwork
 from gitdistill.world.module import toybox_tokenizer
 
-RULE = ("frames", "sampling", "step")  # names of a FrameRule's settings in the folder's JSON
+RULE = ("frames", "sampling", "step", "fit")  # names of a FrameRule's settings in the folder's JSON
 METADATA = {"frames": dict, "decoding": dict, "scores": dict[str, float], "files": dict[str, str]}
 OPTIONS = dict.fromkeys(("max_length", "min_length", "num_return", "beams"), int) | {"penalty": str}
 OPTIONS |= {
@@ -79,7 +79,11 @@ class Captioner:
 
     def read(self, path) -> Tensor:
         """A picture or video as the network's frames, uint8 [F, 3, H, W]; `BrokenFile` when it cannot be read."""
-        return center_crop(read_clip(path, self.rule), self.size)
+        return self.square(read_clip(path, self.rule))
+
+    def square(self, frames: Tensor) -> Tensor:
+        """Raw frames [F, 3, H, W] of any size as the network's."""
+        return to_square(frames, self.size, self.rule.fit)
 
     def decode(self, frames: Tensor, **decoding) -> Decoded:
         """Caption clips [B, F, 3, H, W]; `decoding` overrides the captioner's own options."""
@@ -228,9 +232,10 @@ def _read_student(folder: Path, kinds: tuple[str, ...]) -> Student:
     metadata = storage.read_json(path)
     try:
         storage.check_fields(metadata, METADATA, path, optional=["files"])
-        storage.check_fields(metadata["frames"], dict(zip(RULE, (int, str, int))), f"{path}: frames")
+        kinds = dict(zip(RULE, (int, str, int, str)))
+        storage.check_fields(metadata["frames"], kinds, f"{path}: frames", optional=["fit"])
         storage.check_fields(metadata["decoding"], OPTIONS, f"{path}: decoding", optional=OPTIONS)
-        rule = FrameRule(*(metadata["frames"][name] for name in RULE))
+        rule = FrameRule(*(metadata["frames"][name] for name in RULE if name in metadata["frames"]))
         return Student(model, tokenizer, rule, metadata["decoding"], metadata["scores"])
     except ValueError as error:
         raise ValueError(f"{path} describes no student's folder: {storage.first_line(error)}") from None

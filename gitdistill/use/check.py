@@ -7,8 +7,9 @@ from importlib.metadata import PackageNotFoundError, requires, version
 
 from packaging.requirements import Requirement
 
-from gitdistill.models.precision import fast_dtype
+from gitdistill.models import precision
 from gitdistill.models.storage import first_line
+from gitdistill.models.teacher import GenerativeImageTextTeacher
 from gitdistill.use.device import VARIABLE, choose_device, found_devices, self_test
 
 
@@ -51,4 +52,10 @@ def devices(asked: str | None):
         yield False, first_line(error)
         return
     why = "asked for" if asked else f"from {VARIABLE}" if os.environ.get(VARIABLE) else "the best here"
-    yield True, f"would compute on {chosen} ({why}); fastest there: {fast_dtype(chosen.type)}"
+    fast = precision.fast_dtype(chosen.type)
+    yield True, f"would compute on {chosen} ({why}); fastest there: {fast}"
+    if fast != "float32":
+        model = GenerativeImageTextTeacher.from_pretrained("toybox", device=chosen).model
+        same = precision.chosen_dtype("auto", model, stored=True) == fast
+        what = f"says the same of noise in {fast}" if same else f"says something else of noise in {fast}"
+        yield True, f"the embedded teacher {what}: auto computes it in {fast if same else 'float32'}"

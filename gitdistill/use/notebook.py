@@ -6,7 +6,6 @@ import numpy as np
 import torch
 from IPython import get_ipython
 
-from gitdistill.data.crops import center_crop
 from gitdistill.data.video import BrokenFile
 from gitdistill.decoding import beam
 from gitdistill.models.tokenizer import to_text
@@ -59,7 +58,7 @@ def drawn(captioner: Captioner) -> list[torch.Tensor]:
     """Clips of the embedded world as the network's frames."""
     clips = [clip.frames for clip in Clips("val", size=MOST)]
     chosen = captioner.rule.choose(np.arange(len(clips[0])), len(clips[0]))
-    return [center_crop(clip[chosen], captioner.size) for clip in clips]
+    return [captioner.square(clip[chosen]) for clip in clips]
 
 
 def skip_marked(lines: list[str]) -> list[str]:

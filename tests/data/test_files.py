@@ -1,6 +1,7 @@
 """Batches of pictures and videos from files, as the trainers take them."""
 
 import pickle
+import warnings
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,7 +12,7 @@ from pictures import captioned, photo
 from PIL import Image
 
 from gitdistill.data.compact import Item, Items
-from gitdistill.data.crops import center_crop
+from gitdistill.data.crops import center_crop, pad_to_square
 from gitdistill.data.files import FileData, FilePool, random_resized_crop
 from gitdistill.data.video import BrokenFile, FrameRule, read_clip
 from gitdistill.distillation.cache import TargetSpec, TeacherCache
@@ -20,6 +21,8 @@ from gitdistill.models.preprocessing import CLIP_MEAN, CLIP_STD, to_pixels
 from gitdistill.world import toybox_tokenizer
 
 TEXTS = ["a red star", "a blue star moves", "a green bell", "a red bell grows", "a star"]
+PAD = {"fit": "pad"}
+COUNTS = ("views", "limit", "batch_size", "captions_per_clip", "image_size", "num_frames", "step")
 
 
 def small(train, **options):
@@ -121,7 +124,8 @@ def test_wrong_options(folder, tmp_path):
         ({"val": folder}, "knows no splits: train and val would be the same"),
         ({"val": str(tmp_path / "mute")}, "has no caption to score against"),
         ({"views": -1}, "views must be at least 0"),
-        ({"batch_size": 0}, "batch_size and captions_per_clip must be at least 1"),
+        ({"batch_size": 0}, "batch_size must be at least 1"),
+        *(({name: 1.5}, f"^{name} must be at least [01], a whole number, not 1.5$") for name in COUNTS),
     ):
         with pytest.raises(ValueError, match=message):
             small(folder, **options)
@@ -194,3 +198,41 @@ def test_stills_are_shrunk_to_the_same_bytes(tmp_path, size):
         photo(*size).save(path := tmp_path / "a.jpg", exif=exif)
         pool = FilePool(Items([Item(str(path))]), FrameRule(2), tiny.SIDE, True)
         assert torch.equal(pool.frames(0), center_crop(read_clip(path, FrameRule(2)), tiny.SIDE))
+        pool.rule = rule = FrameRule(2, fit="pad")
+        assert torch.equal(pool.frames(0), pad_to_square(read_clip(path, rule), tiny.SIDE))
+
+
+def test_padded_frames_and_crops_of_them_are_another_cache(folder):
+    crop, pad, views = (small(folder, **options) for options in ({}, PAD, PAD | {"views": 2}))
+    bar = torch.tensor([123, 117, 104]).view(3, 1)  # CLIP's mean colour
+    for data in (pad, small(None, val=folder, **PAD)):
+        batch = next(iter(data.pool_dataloader() if data is pad else data.val_dataloader()))
+        assert (batch["frames"][:, 0, :, 0] == bar).all() and not (batch["frames"][:, 0, :, 16] == bar).all()
+    assert (
+        pad.pool_settings == crop.pool_settings | {"fit": "pad"} and pad.fingerprint() != crop.fingerprint()
+    )
+    first, second = (views.pool.frames(4, view) for view in (0, 1))
+    assert first.shape == (1, 3, tiny.SIDE, tiny.SIDE) and not torch.equal(first, second)
+    whole = small(folder, views=2).pool.frames(4, 0)  # a crop of the picture, without bars
+    assert (first == bar[..., None]).all(1).any() and not torch.equal(first, whole)
+    with pytest.raises(ValueError, match='^fit is "crop" or "pad", not \'cover\'$'):
+        small(folder, fit="cover")
+
+
+@pytest.mark.parametrize("sizes, options, lost", [
+    ([(60, 40), (40, 60), (59, 40)], {}, "2 of 3 "),
+    ([(64, 48), (48, 48)], {}, None),
+    ([(90, 40)], PAD, None),
+    ([(90, 40)], {"views": 2}, None),
+    ([(90, 40)] * 2 + [(40, 40)] * 500, {}, "1 of 199 "),
+])  # fmt: skip
+def test_pictures_that_lose_a_third_to_the_crop_are_counted_once(tmp_path, sizes, options, lost):
+    for number, size in enumerate(sizes):
+        Image.new("RGB", size).save(tmp_path / f"{number:03}.png")
+    (tmp_path / "z.mp4").write_bytes(b"no picture")
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        data = small(str(tmp_path), **options)
+        next(iter(data.train_dataloader()))
+    lines = [str(line.message) for line in told if "centre crop" in str(line.message)]
+    assert len(lines) == bool(lost) and all(line.startswith(lost) for line in lines)

@@ -74,6 +74,17 @@ def test_what_was_packed_is_read(source, shards):
     assert json.loads(row["json"])["captions"] == ["a red star", "a blue bell"]
 
 
+def test_shards_are_padded_or_tell_what_the_crop_takes(source, shards):
+    with pytest.warns(UserWarning, match="^2 of 3 pictures.* lose a third"):
+        ShardData(str(shards), **SMALL)
+    ours, theirs = (
+        ShardData(val=str(shards), fit="pad", **SMALL),
+        FileData(val=str(source), fit="pad", **SMALL),
+    )
+    first, expected = (next(iter(data.val_dataloader()))["frames"] for data in (ours, theirs))
+    assert torch.equal(first, expected)
+
+
 def test_training_streams_in_another_order_each_epoch(shards):
     data = functools.partial(ShardData, str(shards), captions_per_clip=3, buffer=4, **SMALL)
     loader = data().train_dataloader()

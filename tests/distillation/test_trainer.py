@@ -18,6 +18,7 @@ from gitdistill.distillation.targets import TargetSpec
 from gitdistill.distillation.trainer import DistillationTrainer
 from gitdistill.models import precision
 from gitdistill.models.student import StudentCandidateV1
+from gitdistill.models.teacher import GenerativeImageTextTeacher
 from gitdistill.use.captioner import Student
 from gitdistill.use.export import as_stored, export_run
 from gitdistill.world.module import ToyboxData, toybox_tokenizer
@@ -573,6 +574,25 @@ def test_an_unknown_precision_of_the_teacher_is_refused_at_once(tmp_path):
         DistillationTrainer(tiny.teacher(), tiny.student(), teacher_dtype="bf16")
     with pytest.raises(ValueError, match="^dtype must be"):
         TeacherCache.build(tmp_path / "new", None, None, TargetSpec(), teacher_dtype="bf16")
+
+
+@pytest.mark.parametrize(("lead", "expected"), [(1e-3, torch.float32), (0.5, torch.bfloat16)])
+def test_auto_takes_the_faster_precision_only_where_the_teacher_says_the_same(
+    monkeypatch, tmp_path, lead, expected
+):
+    """One word leads another; by a thousandth, which bfloat16 rounds away."""
+    monkeypatch.setattr(precision, "fast_dtype", lambda device: "bfloat16")
+    teacher = tiny.teacher()
+    for part in (teacher.model.head.weight, teacher.model.head.bias):
+        part.data.zero_()
+    teacher.model.head.bias.data[[5, 7]] = torch.tensor([1, 1 + lead])
+    teacher.model.save_pretrained(tmp_path)
+    kinds = {"auto": expected, "bfloat16": torch.bfloat16, "float32": torch.float32}
+    for name, kind in kinds.items():
+        loaded = GenerativeImageTextTeacher.from_pretrained(tmp_path, toybox_tokenizer(), dtype=name)
+        assert {p.dtype for p in loaded.parameters()} == {kind}, name
+        module = DistillationTrainer(teacher, tiny.student(), teacher_dtype=name)
+        assert module._precision == kind, name
 
 
 @pytest.mark.parametrize(("slow", "expected"), [("bfloat16", "float32"), ("float32", "bfloat16")])

@@ -156,8 +156,16 @@ def test_occlusion_covers_one_place_in_all_frames(model):
     for stride in (2, 3):
         sparse = inspection.occlusion(model, FRAMES, TOKENS, (4, 4), stride=stride)
         torch.testing.assert_close(sparse, wide[:, ::stride, ::stride], atol=1e-4, rtol=1e-4)
-    with pytest.raises(ValueError, match="stride must be at least 1"):
-        inspection.occlusion(model, FRAMES, TOKENS, (4, 4), stride=0)
+    for name, value in (
+        ("stride", 0),
+        ("stride", 1.5),
+        ("reach", -1),
+        ("reach", 0.5),
+        ("batch", 0),
+        ("batch", 1.5),
+    ):
+        with pytest.raises(ValueError, match=f"^{name} must be at least ., a whole number, not {value}$"):
+            inspection.occlusion(model, FRAMES, TOKENS, (4, 4), **{name: value})
 
 
 def test_explanations_have_one_shape_for_any_git_and_a_single_image():

@@ -307,9 +307,11 @@ def test_a_folder_that_is_no_student(tmp_path, student):
     with pytest.raises(FileNotFoundError, match=r"no config\.json$"):
         StudentCandidateV1.from_pretrained(tmp_path)
     student.backbone.save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=r"config\.json does not describe a StudentCandidateV1$"):
+    with pytest.raises(ValueError, match=r"config\.json describes nothing.*, not a StudentCandidateV1$"):
         StudentCandidateV1.from_pretrained(tmp_path)
     student.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="describes 'StudentCandidateV1', not a TinyVIT$"):
+        TinyVIT.from_pretrained(tmp_path)
     weights = load_file(tmp_path / "model.safetensors")
     weights["odd"] = weights.pop("norm.bias")
     save_file(weights, tmp_path / "model.safetensors")

@@ -10,7 +10,7 @@ import gitdistill
 import gitdistill.models
 from gitdistill.decoding import beam, greedy, sample
 from gitdistill.distillation.caption_trainer import CaptionTrainer
-from gitdistill.models import checkpoints, precision
+from gitdistill.models import checkpoints
 from gitdistill.models.git import GenerativeImageTextModel
 from gitdistill.models.preprocessing import CLIP_MEAN, CLIP_STD, to_pixels
 from gitdistill.models.teacher import GenerativeImageTextTeacher
@@ -156,13 +156,7 @@ def embedded_clips(teacher, count):
     return torch.stack([clip.frames for clip in examples]), tokens
 
 
-def test_a_dtype_by_its_name(monkeypatch):
-    monkeypatch.setattr(precision, "fast_dtype", lambda device: "bfloat16")
-    for name, expected in {"auto": torch.bfloat16, "float32": torch.float32}.items():
-        assert (
-            GenerativeImageTextTeacher.from_pretrained("toybox", dtype=name).model.head.weight.dtype
-            == expected
-        )
+def test_a_dtype_by_another_name():
     with pytest.raises(ValueError, match="float32, bfloat16, float16, auto, not 'half'"):
         GenerativeImageTextTeacher.from_pretrained("toybox", dtype="half")
 

@@ -17,6 +17,7 @@ from PIL import Image
 from gitdistill import load_student
 from gitdistill.data.video import BrokenFile, FrameRule
 from gitdistill.inspection import attention_maps
+from gitdistill.models.checkpoints import resolve
 from gitdistill.use import caption
 from gitdistill.use.caption import caption_files, draw_words, live
 from gitdistill.use.captioner import Captioner
@@ -140,6 +141,8 @@ def test_mistakes_on_the_command_line(run, folder, files, capsys):
         ([files, files, *student, "--live", 2], "one video at a time, not 2"),
         ([files, *student, "--watch-words", "out", "--live", 1], "leave --live out"),
         ([files, "--student", ""], "not an empty name"),
+        ([files, "--teacher", folder], "'StudentCandidateV1', not a GIT: give it as the student"),
+        ([files, "--student", resolve("toybox")], "'git', not a StudentCandidateV1: give it as the teacher"),
     ]:
         assert message in run("caption", *arguments), arguments
     for arguments in ([*student, "--batch", 0], [*student, "--beams", "x"], []):

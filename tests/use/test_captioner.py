@@ -39,6 +39,20 @@ def test_a_folder_holds_the_whole_student(folder, files):
     assert loaded.caption(frames, beams=3)[1] == beam(loaded.model, frames, 3, 7).scores[:, 0].tolist()
 
 
+def test_a_student_of_padded_frames_reads_them_so_again(run, files, tmp_path, capsys):
+    student = Student(tiny.student().eval(), toybox_tokenizer(), FrameRule(2, fit="pad"))
+    student.save(tmp_path / "padded")
+    again, picture = load_student(tmp_path / "padded"), files / "2.png"
+    assert again.rule.fit == "pad" and torch.equal(again.read(picture), student.read(picture))
+    assert (again.read(picture)[0, :, 0, 0] == torch.tensor([123, 117, 104])).all()  # a bar
+    told = []
+    for fit in ([], ["--fit", "crop"]):
+        assert run("caption", picture, "--student", tmp_path / "padded", "--json", *fit) == 0
+        told.append(json.loads(capsys.readouterr().out)["score"])
+    student.use_frame_rule(FrameRule(2))
+    assert told[0] != told[1] == pytest.approx(student.caption(student.read(picture)[None])[1][0], abs=1e-3)
+
+
 @pytest.mark.parametrize("options, search", [
     ({"beams": 1}, lambda model, frames: greedy(model, frames, 9)),
     ({"temperature": 2.0, "seed": 1}, lambda model, frames: sample(model, frames, 9, 2.0, seed=1)),

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from gitdistill.models import precision
 from gitdistill.use import device
 
 
@@ -15,6 +16,15 @@ def test_the_check(run, monkeypatch, capsys):
     assert "FAIL there is no device cuda:99 here" in capsys.readouterr().out
     with pytest.raises(ValueError, match="'tpu9' is no device"):
         device.choose_device("tpu9")
+
+
+@pytest.mark.parametrize(("same", "taken"), [(True, "bfloat16"), (False, "float32")])
+def test_the_check_tells_what_auto_takes(run, monkeypatch, capsys, same, taken):
+    monkeypatch.setattr(precision, "fast_dtype", lambda device: "bfloat16")
+    monkeypatch.setattr(precision, "says_the_same", lambda *_: same)
+    assert run("check", "--device", "cpu") == 0
+    told = capsys.readouterr().out
+    assert "fastest there: bfloat16" in told and f"auto computes it in {taken}" in told
 
 
 def test_the_self_test_notices_a_device_that_computes_something_else(monkeypatch):

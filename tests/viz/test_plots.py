@@ -164,6 +164,7 @@ MISTAKES = {
     r"frames must be \[F, 3, H, W\], got \[4, 24, 24\]": lambda: plots.film([torch.zeros(4, 24, 24)]),
     "raw frames, not normalised": lambda: plots.film(torch.randn(4, 3, 24, 24)),
     r"teacher must be \[2, 4, h, w\], got \[3, 4, 6, 6\]": lambda: plots.gaze(frames(), WORDS[:2], TEACHER),
+    "^rows: attention holds NaN": lambda: plots.gaze(frames(), WORDS, {"attention": attention() * np.nan}),
     "two rows, got 1": lambda: plots.gaze(frames(), WORDS, TEACHER, difference=True),
     r"mask must be \[4, 24, 24\]": lambda: plots.gaze(
         frames(), WORDS, TEACHER, masks=[np.ones((1, 2, 2))] * 3

@@ -48,14 +48,14 @@ def gaze(frames, words, rows, probabilities=None, difference=False, title=None, 
 
 def model_blocks(rows, shape, difference):
     """(label, attention, scale) for each model, and if asked for the difference of two."""
-    maps = {label: style.array(values, f"attention of {label}", shape) for label, values in rows.items()}
+    maps = {label: style.array(values, f"rows: {label}", shape) for label, values in rows.items()}
     blocks = [(label, values, style.amounts(values)) for label, values in style.some(maps, "rows").items()]
     if not difference:
         return blocks
     if len(maps) != 2:
         raise ValueError(f"a difference needs exactly two rows, got {len(maps)}")
     (name, first), (other, second) = maps.items()
-    values = first - style.array(second, f"attention of {other}", first.shape)
+    values = first - style.array(second, f"rows: {other}", first.shape)
     return [*blocks, (f"{name}\nminus {other}", values, style.differences(values))]
 
 
