@@ -119,10 +119,10 @@ def chosen(places, without=()):
 
 
 BUDGETS = {
-    "core": (chosen(CORE), 4747),
-    "first reading": (chosen(FIRST, without=NOT_FIRST), 2220),
-    "package": (SOURCES, 13354),
-    "tests": (read(ROOT / "tests"), 13796),
+    "core": (chosen(CORE), 4798),
+    "first reading": (chosen(FIRST, without=NOT_FIRST), 2255),
+    "package": (SOURCES, 13680),
+    "tests": (read(ROOT / "tests"), 14419),
 }
 
 
