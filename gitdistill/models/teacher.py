@@ -31,7 +31,7 @@ class GenerativeImageTextTeacher(nn.Module):
         """As `GenerativeImageTextModel.from_pretrained`, on `device` (by default the CPU).
 
         dtype: also by name, or "auto": bfloat16 where `device` multiplies it faster than float32 and a trial on noise
-        gives the same captions. It changes those of a few clips in a hundred (`python benchmarks/decoding.py`).
+        chooses the same words. It changes those of a few clips in a hundred (`python benchmarks/decoding.py`).
 
         `tokenizer` replaces the checkpoint's; see `gitdistill.models.tokenizer.load_tokenizer`.
         """

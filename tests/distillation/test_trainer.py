@@ -576,16 +576,19 @@ def test_an_unknown_precision_of_the_teacher_is_refused_at_once(tmp_path):
         TeacherCache.build(tmp_path / "new", None, None, TargetSpec(), teacher_dtype="bf16")
 
 
-@pytest.mark.parametrize(("lead", "expected"), [(1e-3, torch.float32), (0.5, torch.bfloat16)])
+@pytest.mark.parametrize(
+    ("level", "lead", "expected"),
+    [(100, 0.2, torch.float32), (100, 1e-3, torch.bfloat16), (1, 0.2, torch.bfloat16)],
+)
 def test_auto_takes_the_faster_precision_only_where_the_teacher_says_the_same(
-    monkeypatch, tmp_path, lead, expected
+    monkeypatch, tmp_path, level, lead, expected
 ):
-    """One word leads another; by a thousandth, which bfloat16 rounds away."""
+    """One word leads another; at a hundred bfloat16 rounds that away, which matters unless both are as likely."""
     monkeypatch.setattr(precision, "fast_dtype", lambda device: "bfloat16")
     teacher = tiny.teacher()
     for part in (teacher.model.head.weight, teacher.model.head.bias):
         part.data.zero_()
-    teacher.model.head.bias.data[[5, 7]] = torch.tensor([1, 1 + lead])
+    teacher.model.head.bias.data[[5, 7]] = torch.tensor([level, level + lead])
     teacher.model.save_pretrained(tmp_path)
     kinds = {"auto": expected, "bfloat16": torch.bfloat16, "float32": torch.float32}
     for name, kind in kinds.items():
