@@ -119,10 +119,10 @@ def chosen(places, without=()):
 
 
 BUDGETS = {
-    "core": (chosen(CORE), 4798),
-    "first reading": (chosen(FIRST, without=NOT_FIRST), 2255),
-    "package": (SOURCES, 13680),
-    "tests": (read(ROOT / "tests"), 14419),
+    "core": (chosen(CORE), 4806),
+    "first reading": (chosen(FIRST, without=NOT_FIRST), 2263),
+    "package": (SOURCES, 13688),
+    "tests": (read(ROOT / "tests"), 14422),
 }
 
 
