@@ -345,6 +345,9 @@ def test_packets_are_kept_without_what_they_hold(tmp_path):
 
 
 def test_wrong_rules():
-    for options, message in (((4, "middle"), "unknown sampling 'middle'"), ((0,), "at least 1, not 0 and 1")):
+    for options, message in (
+        ((4, "middle"), "unknown sampling 'middle'"),
+        ((0,), "num_frames must be at least 1"),
+    ):
         with pytest.raises(ValueError, match=message):
             FrameRule(*options)

@@ -103,11 +103,13 @@ def test_long_phrases_are_read_first():
 )
 def test_long_captions_are_read_in_time_that_grows_with_their_length(phrase):
     def seconds(count):
-        start = time.process_time()  # whatever else the machine does
-        count_facts(phrase * (count // len(phrase.split())), TWO)
-        return time.process_time() - start
+        spent = []
+        for _ in range(3):  # the least counts, whatever else the machine does
+            start = time.process_time()
+            count_facts(phrase * (count // len(phrase.split())), TWO)
+            spent.append(time.process_time() - start)
+        return min(spent)
 
-    seconds(100)
     assert seconds(40_000) < 8 * seconds(10_000)  # four times as long; 16 times if it grew with the square
 
 
