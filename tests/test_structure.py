@@ -119,10 +119,10 @@ def chosen(places, without=()):
 
 
 BUDGETS = {
-    "core": (chosen(CORE), 4806),
-    "first reading": (chosen(FIRST, without=NOT_FIRST), 2263),
-    "package": (SOURCES, 13688),
-    "tests": (read(ROOT / "tests"), 14427),
+    "core": (chosen(CORE), 4807),
+    "first reading": (chosen(FIRST, without=NOT_FIRST), 2264),
+    "package": (SOURCES, 13694),
+    "tests": (read(ROOT / "tests"), 14449),
 }
 
 

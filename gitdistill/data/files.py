@@ -16,7 +16,7 @@ from gitdistill.data.base import CHOICE, ClipData, EpochSampler, Pooled, Sample,
 from gitdistill.data.compact import Items
 from gitdistill.data.crops import random_resized_crop, shrunk, to_square
 from gitdistill.data.items import Listing
-from gitdistill.data.pictures import opened
+from gitdistill.data.pictures import moves, opened
 from gitdistill.data.video import BrokenFile, FrameRule, read_clip
 from gitdistill.escape import one_line
 from gitdistill.metrics import normalise
@@ -117,7 +117,8 @@ def loses_a_third(path, content: bytes | None = None) -> bool | None:
     """Whether a centre crop takes a third or more from a picture, by its header; None for anything else."""
     try:
         with opened(path, content) as image:
-            return 3 * min(image.size) <= 2 * max(image.size)
+            video = image.format == "GIF" or moves(image)
+            return None if video else 3 * min(image.size) <= 2 * max(image.size)
     except Exception:  # a video, or a broken file, which is named when it is needed
         return None
 
@@ -128,9 +129,9 @@ class CaptionedData(ClipData):
     Args:
         num_frames, sampling, step: which frames of a training video make a clip, see `FrameRule`; validation and
             test take "random" as "uniform". With 1 frame of pictures [B, 1, 3, H, W] is what comes.
-        image_size: side of the frames; the teacher's own makes them as it would itself.
+        image_size: side of the frames; the teacher's own makes them as it would itself, if they are cropped.
         fit: "crop": the centre of the frames, as networks make them square, and a warning when that takes a third or
-            more from some of the pictures; "pad": all of them, see `crops.pad_to_square`.
+            more from some pictures of a sample (videos are not looked at); "pad": all, see `crops.pad_to_square`.
         options: as for `ClipData`."""
 
     def __init__(

@@ -42,7 +42,8 @@ class AttentionMaps:
 def attention_maps(model, frames: Tensor, tokens: Tensor, cache=None) -> AttentionMaps:
     """Record attention while `model` reads the caption `tokens` [T] of a clip [F, 3, H, W] or image [3, H, W].
 
-    cache: what the network's `prefill` made of this clip, which spares a second look at it.
+    cache: what the network's `prefill` made of this clip, which spares a second look at it. An `OnnxNetwork` looks
+        again.
     """
     mixing = torch.empty(0, 0, 0)
     if hasattr(
@@ -103,7 +104,7 @@ def rollout(mixing: Tensor, first: int = 0) -> Tensor:
     (https://arxiv.org/abs/2005.00928): the product of all (A + 1) / 2.
     """
     if not len(mixing):
-        raise ValueError("there is no mixing to roll out: an OnnxNetwork gives none")
+        raise ValueError("there is no mixing to roll out: an OnnxNetwork or a given cache has none")
     if not 0 <= first < len(mixing):
         raise ValueError(f"first must be one of the {len(mixing)} steps, 0 to {len(mixing) - 1}; got {first}")
     total = torch.eye(mixing.shape[-1], dtype=mixing.dtype, device=mixing.device)

@@ -117,7 +117,8 @@ def cell_effects(model, frames: Tensor, tokens: Tensor, grid: tuple[int, int], r
 def patched(model, source: Tensor, path: str, places: Tensor | None = None) -> Iterator[None]:
     """While this context lasts, a module returns what it returns for the clip `source`: activation patching.
 
-    source: [F, 3, H, W], a clip. path: a module that sees the image alone, such as "image_encoder" or "memory_norm".
+    source: [F, 3, H, W], a clip; the network then reads one clip of as many frames. path: a module that sees the
+    image alone, such as "image_encoder" or "memory_norm".
     places: boolean, true where image tokens are exchanged, in the shape of the module's output without its channels;
     all by default. Meng et al. 2022 (https://arxiv.org/abs/2202.05262).
     """

@@ -136,7 +136,7 @@ def scaling(similarities: Tensor, count: int = 2) -> tuple[Tensor, float]:
     sizes, axes = torch.linalg.eigh(inner)
     sizes, axes = sizes.flip(0).clamp(min=0), axes.flip(1)[:, :count]
     axes = axes * axes.gather(0, axes.abs().argmax(0, keepdim=True)).sign()
-    return axes * sizes[:count].sqrt(), float(sizes[:count].sum() / sizes.sum())
+    return axes * sizes[:count].sqrt(), float(sizes[:count].sum() / sizes.sum().clamp(min=1e-300))
 
 
 def procrustes(points: Tensor, target: Tensor) -> Tensor:

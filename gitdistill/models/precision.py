@@ -34,7 +34,8 @@ def says_the_same(network: nn.Module, dtype: torch.dtype, stored: bool) -> bool:
     """
     device, draw = next(network.parameters()).device, torch.Generator().manual_seed(0)
     noise = torch.randint(0, 256, (4, 1, 3, 8, 8), dtype=torch.uint8, generator=draw).to(device)
-    tokens = greedy(network, noise, min(8, network.max_positions)).tokens[:, 0]
+    with torch.autocast(device.type, enabled=False):
+        tokens = greedy(network, noise, min(8, network.max_positions)).tokens[:, 0]
 
     def logits(network: nn.Module, half: bool) -> torch.Tensor:
         with evaluation(network), torch.autocast(device.type, dtype, enabled=half):

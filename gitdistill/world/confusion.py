@@ -11,8 +11,8 @@ from gitdistill.world.lexicon import OBJECTS
 def confusions(captions, scenes) -> Counter:
     """How often each toy of the scenes gets each object word: counts of (toy, word).
 
-    A toy that is named gets its own name. The others share the object words that are left, the most alike first; None
-    is for a toy for which no word is left.
+    A toy that is named gets its own name. The others, one after another, take the most alike of the object words that
+    are left; None is for a toy for which no word is left.
     """
     counts = Counter()
     for caption, scene in zip(captions, scenes, strict=True):

@@ -13,7 +13,7 @@ from PIL import Image
 
 from gitdistill.data.compact import Item, Items
 from gitdistill.data.crops import center_crop, pad_to_square
-from gitdistill.data.files import FileData, FilePool, random_resized_crop
+from gitdistill.data.files import FileData, FilePool, loses_a_third, random_resized_crop
 from gitdistill.data.video import BrokenFile, FrameRule, read_clip
 from gitdistill.distillation.cache import TargetSpec, TeacherCache
 from gitdistill.distillation.losses import top_k
@@ -217,6 +217,14 @@ def test_padded_frames_and_crops_of_them_are_another_cache(folder):
     assert (first == bar[..., None]).all(1).any() and not torch.equal(first, whole)
     with pytest.raises(ValueError, match='^fit is "crop" or "pad", not \'cover\'$'):
         small(folder, fit="cover")
+
+
+def test_the_crop_of_an_animation_is_not_counted(tmp_path):
+    still, other = (Image.new("RGB", (90, 40), colour) for colour in ("red", "blue"))
+    for name in ("a.gif", "a.webp"):
+        still.save(tmp_path / name, save_all=True, append_images=[other])
+    still.save(tmp_path / "a.png")
+    assert [loses_a_third(tmp_path / name) for name in ("a.gif", "a.webp", "a.png")] == [None, None, True]
 
 
 @pytest.mark.parametrize("sizes, options, lost", [

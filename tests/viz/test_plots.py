@@ -385,6 +385,18 @@ def test_effects_print_every_number_on_one_scale_around_zero():
     assert teacher.images[0].get_clim() == student.images[0].get_clim() == (-2.0, 2.0)
 
 
+def test_nothing_to_draw_is_named():
+    maps = {"teacher": np.zeros((0, 2))}
+    for name, empty in {
+        "lens": ([[]], [[]], ["first"], []),
+        "word_map": (maps, []),
+        "temperatures": ([], {"teacher": np.zeros((0, 3))}, "abc", {}),
+        "flow": ({"layer 0": np.zeros((1, 0))}, [], ["a"], 0),
+    }.items():
+        with pytest.raises(ValueError, match="is empty"):
+            getattr(plots, name)(*empty)
+
+
 def test_the_lens_marks_the_words_of_the_caption():
     cells = draw("lens").axes[0].texts
     assert [text.get_text() for text in cells] == ["two", "bell", "a", "bell"]
@@ -576,6 +588,8 @@ def test_pareto_colours_a_network_as_everywhere_and_shapes_a_search():
     shapes = [point.get_paths()[0].vertices.tolist() for point in points]
     assert shapes[0] == shapes[1] != shapes[2] == shapes[3]
     assert "student\n500 k, 10 and 15 ms" in texts(axes.figure) and "4 beams" in texts(axes.figure)
+    many = [ROWS[0] | {"search": f"{k} beams"} for k in range(9)]  # more than there are shapes
+    assert {row["search"] for row in many} <= set(texts(plots.pareto(many)))
 
 
 def test_beam_tree_draws_every_fate_and_the_winners_path():

@@ -160,7 +160,7 @@ def flow(panels, sources, words, coloured, title=None):
     looks += [look := {"facecolor": "#B4B4B4", "edgecolor": "white", "linewidth": 0.4}]
     looks += [look | {"facecolor": "#DDDDDD"}] * len(sources)
     for k, (label, values) in enumerate(panels.items()):
-        values = style.array(values, f"shares of {label}", (len(words), len(sources)))
+        values = style.array(values, f"shares of {label}", (len(words), len(style.some(sources, "sources"))))
         axes = style.axes_at(figure, 1.0 + k * wide, 0.3, wide - 0.85, high)
         axes.set(xlim=(0, 1), ylim=(1.15 * values.sum(), 0), title=label)
         axes.axis("off")

@@ -169,7 +169,7 @@ def lens(said, probabilities, rows, columns, title=None):
     said: R times C words. probabilities: [R, C], of the caption's words. rows, columns: names of layers, the words.
     """
     values = style.array(probabilities, "probabilities", (len(rows), len(columns)))
-    cell = min(1.15, (style.WIDTH - 2.4) / len(columns))
+    cell = min(1.15, (style.WIDTH - 2.4) / len(style.some(columns, "columns")))
     figure = style.figure(2.4 + cell * len(columns), 0.9 + 0.4 * len(rows), "Words of each layer", title)
     axes, scale = figure.subplots(), style.shares()
     axes.imshow(values, cmap=scale.cmap, norm=scale.norm, aspect="auto")

@@ -132,7 +132,8 @@ def word_map(maps, words, title=None):
 
     maps: network -> [n, 2], turned to lie over one another (`gitdistill.inspection.procrustes`). words: n of them.
     """
-    maps = {name: style.array(x, name, (len(words), 2)) for name, x in style.some(maps, "maps").items()}
+    count = len(style.some(words, "words"))
+    maps = {name: style.array(x, name, (count, 2)) for name, x in style.some(maps, "maps").items()}
     side, looks = min(5.3, style.WIDTH / len(maps) - 0.2), style.slots(maps)
     figure = style.figure(max(5.0, (side + 0.1) * len(maps)), side + 0.2, "Map of words", title)
     panels = figure.subplots(1, len(maps), squeeze=False)[0]

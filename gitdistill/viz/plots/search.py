@@ -189,12 +189,15 @@ def drafts(passes, title=None):
 def temperatures(heat, odds, words, marks, count=6, title=None):
     """The distribution of one next word as it is heated: above as stacked probabilities, below its entropy.
 
-    Each word has one colour and hatch for all networks, in the order of the first one; white is for all other words.
+    Each word has one colour and hatch for all networks, in the first one's order near T = 1; white: all other words.
 
-    heat: n temperatures. odds: label -> probabilities [n, V]. words: as in `beam_tree`. count: words shown.
+    heat: n rising temperatures. odds: label -> probabilities [n, V]. words: as in `beam_tree`. count: words shown.
     marks: temperature -> what is done there; a dashed line, with the entropy.
     """
-    heat, text = style.array(heat, "heat", "n"), words if callable(words) else words.__getitem__
+    heat, text = (
+        style.array(style.some(heat, "heat"), "heat", "n"),
+        words if callable(words) else words.__getitem__,
+    )
     odds = {k: style.array(v, f"odds of {k}", (len(heat), "V")) for k, v in style.some(odds, "odds").items()}
     ranked = np.argsort(-next(iter(odds.values()))[np.abs(np.log(heat)).argmin()], kind="stable")[:count]
     figure = style.figure(style.WIDTH, 4.4, "Temperature", title)

@@ -185,7 +185,8 @@ def pareto(rows, score="score", title=None):
     style.plain_log_ticks(axes.xaxis, (1, 1.5, 2, 3, 5, 7))
     axes.grid(alpha=0.3)
     for k, search in enumerate(searches):
-        axes.plot([], [], linestyle="", marker=style.MARKS[k], color="white", mec="black", label=search)
+        look = style.mark(k) | {"color": "white", "markeredgecolor": "black"}
+        axes.plot([], [], linestyle="", label=search, **look)
     axes.legend(frameon=False, loc="lower right", title="search")
     places = style.slots(networks)
     own = {network: [row for row in rows if row["network"] == network] for network in networks}
@@ -193,10 +194,7 @@ def pareto(rows, score="score", title=None):
         x, y, area = zip(*((row["ms"], row["score"], row["parameters"] / largest) for row in points))
         axes.plot(x, y, color=style.colour(places[network]), linewidth=9, alpha=0.25, zorder=0)
         for row, *place, size in zip(points, x, y, area):
-            look = {
-                "marker": style.MARKS[searches.index(row["search"])],
-                "color": style.colour(places[network]),
-            }
+            look = style.mark(searches.index(row["search"])) | {"color": style.colour(places[network])}
             axes.scatter(*place, s=40 + 460 * size, edgecolor="black", zorder=2, alpha=0.85, **look)
     _network_labels(axes, own)
     return figure
