@@ -121,7 +121,7 @@ def chosen(places, without=()):
 BUDGETS = {
     "core": (chosen(CORE), 4807),
     "first reading": (chosen(FIRST, without=NOT_FIRST), 2264),
-    "package": (SOURCES, 13694),
+    "package": (SOURCES, 13695),
     "tests": (read(ROOT / "tests"), 14449),
 }
 

@@ -29,7 +29,8 @@ def main(arguments: list[str]) -> int:
 def packages():
     """(passed, line) for Python and each required package; optional packages only where they are installed."""
     yield True, f"python {platform.python_version()}"
-    for requirement in map(Requirement, requires("gitdistill") or []):
+    listed = map(Requirement, requires("gitdistill") or [])
+    for requirement in (one for one in listed if one.name != "gitdistill"):  # one extra may name another
         try:
             found = version(requirement.name)
         except PackageNotFoundError:
