@@ -378,11 +378,16 @@ def main() -> int:
     result["compiled"] = compiled(GitConfig(), options.batches, options.repeats)
     write(result, options.out or ROOT / "benchmarks")
     if options.out is None:
-        sys.path.append(str(ROOT / "tools"))
-        from readme import fill  # which reads the tables above
-
-        fill()
+        fill_readme()
     return 0
+
+
+def fill_readme() -> None:
+    """Put the tables into the README files."""
+    sys.path.append(str(ROOT / "tools"))
+    from readme import fill  # which reads the tables above
+
+    fill()
 
 
 if __name__ == "__main__":

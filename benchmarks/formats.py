@@ -20,7 +20,7 @@ from copy import deepcopy
 from pathlib import Path
 
 import torch
-from decoding import NEW, ROOT, machine, ours, theirs, twins
+from decoding import NEW, ROOT, fill_readme, machine, ours, theirs, twins
 from transformers import BertTokenizerFast, GitConfig
 
 from gitdistill import GenerativeImageTextTeacher
@@ -132,10 +132,7 @@ def main() -> int:
     write_whole(options.out or ROOT / "benchmarks", {"formats.json": lambda path: path.write_text(text)})
     print("\n".join(table(result)))
     if options.out is None:
-        sys.path.append(str(ROOT / "tools"))
-        from readme import fill  # which reads the table above
-
-        fill()
+        fill_readme()
     return 0
 
 

@@ -7,7 +7,7 @@ At each word of a true caption that names an object, the probability of the next
 words name. An object is wrong if it is not in the clip. The share of the wrong objects' probability that goes to the
 group of the right one (a ram and a goat; tiger, leopard and cat) is averaged over words, with a bootstrap interval over
 clips. Chance is that share for a network that finds all wrong objects equally likely. Notebook 03 draws a map
-of the objects from their `confusions`.
+of the objects from their `wrong_shares`.
 """
 
 import sys
@@ -59,7 +59,7 @@ def shares(network, tokenizer, clips: list) -> list[dict]:
     return rows
 
 
-def confusions(network, tokenizer, clips: list) -> tuple[torch.Tensor, list[int], list[str]]:
+def wrong_shares(network, tokenizer, clips: list) -> tuple[torch.Tensor, list[int], list[str]]:
     """What a network would say in place of the right word, from clips that show one toy each.
 
     The network reads "a" and gives the next word, so that only the clip tells which: after "a red", toys that are
@@ -85,7 +85,7 @@ def confusions(network, tokenizer, clips: list) -> tuple[torch.Tensor, list[int]
 
 
 def similarities(table, right) -> torch.Tensor:
-    """How alike a network finds two objects [K, K], from its `confusions`: the mean log share of each where the other
+    """How alike a network finds two objects [K, K], from its `wrong_shares`: the mean log share of each where the other
     is right, both ways, beyond what it gets wherever it is wrong; NaN where no clip tells.
     """
     table = torch.as_tensor(table).double()

@@ -244,7 +244,7 @@ def test_what_would_be_said_instead():
             logits[row, -1, tokenizer.convert_tokens_to_ids(twins[shown[k]])] = more
         return SimpleNamespace(logits=logits)
 
-    table, right, names = lookalikes.confusions(network, tokenizer, clips)
+    table, right, names = lookalikes.wrong_shares(network, tokenizer, clips)
     assert sorted(names) == sorted(shown[:4]) and [names[k] for k in right] == shown[:4]
     ram, sheep, violin, guitar = map(names.index, ("ram", "sheep", "violin", "guitar"))
     shares = table.exp()
@@ -254,7 +254,7 @@ def test_what_would_be_said_instead():
     assert found.diagonal().isnan().all() and torch.equal(found.nan_to_num(), found.nan_to_num().T)
     assert min(found[ram, sheep], found[violin, guitar]) > 0.5 > 0 > found[ram, violin]
     assert lookalikes.agreement(table, table, right) == pytest.approx(1)
-    even, *_ = lookalikes.confusions(lambda *given: network(*given, more=0.0), tokenizer, clips)
+    even, *_ = lookalikes.wrong_shares(lambda *given: network(*given, more=0.0), tokenizer, clips)
     assert (
         lookalikes.similarities(even, right).nan_to_num().abs().max() < 0.3
     )  # of words alone: nothing is alike

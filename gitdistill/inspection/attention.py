@@ -46,9 +46,7 @@ def attention_maps(model, frames: Tensor, tokens: Tensor, cache=None) -> Attenti
         again.
     """
     mixing = torch.empty(0, 0, 0)
-    if hasattr(
-        model, "read_caption"
-    ):  # an `OnnxNetwork`, which gives its attention and has no modules to hook
+    if hasattr(model, "read_caption"):  # an `OnnxNetwork`: it gives its attention, and has no modules to hook
         check_clip(frames, tokens)
         clip, caption = frames[None], tokens[None]
         logits, text = model.read_caption(clip, caption)
@@ -59,9 +57,7 @@ def attention_maps(model, frames: Tensor, tokens: Tensor, cache=None) -> Attenti
         every = [name for name in ("mixer.*.softmax", "layers.*attention.softmax") if paths(model, name)]
         with evaluation(model), record(model, watched if cache else every) as seen:
             logits = model.decode_step(caption, cache)[0] if cache else model(clip, caption).logits
-        text = torch.stack(
-            [seen[path][-1][0] for path in watched]
-        )  # (L, H, T, S), or (L, H, T, N) of a student
+        text = torch.stack([seen[path][-1][0] for path in watched])  # (L, H, T, S); (L, H, T, N) of a student
         text = text[..., : text.shape[-1] - (len(tokens) if prefix else 0)]
         mixing = mixing if cache else mixing_steps(seen, text.shape[-1], len(tokens))
     maps, logits = on_grid(text[:, :, :-1], total_frames(clip)), logits[0, :-1]
@@ -82,10 +78,11 @@ def told(model, tokenizer, frames, temperature: float = 0.0, seed: int = 0, like
             clip = clip.to(next(network.parameters()).device)
             network = Prefilled(network, clip[None])
             cache = network.cache
-        drawn = (
-            decoding.sample(network, clip[None], temperature=temperature, seed=seed) if temperature else None
-        )
-        tokens = (drawn or decoding.greedy(network, clip[None])).tokens[0, 0]
+        if temperature:
+            found = decoding.sample(network, clip[None], temperature=temperature, seed=seed)
+        else:
+            found = decoding.greedy(network, clip[None])
+        tokens = found.tokens[0, 0]
     text = to_text(tokens[None], tokenizer)[0]
     tokens = tokens[tokens != network.pad_token_id]
     found = attention_maps(model, clip, tokens, cache)

@@ -1,6 +1,7 @@
 """Which object word captions say for which toy."""
 
 from collections import Counter
+from itertools import product
 
 import numpy as np
 
@@ -11,20 +12,21 @@ from gitdistill.world.lexicon import OBJECTS
 def confusions(captions, scenes) -> Counter:
     """How often each toy of the scenes gets each object word: counts of (toy, word).
 
-    A toy that is named gets its own name. The others, one after another, take the most alike of the object words that
-    are left; None is for a toy for which no word is left.
+    A toy that is named gets its own name. The others share the object words that are left, the most alike pair first;
+    None is for a toy for which no word is left.
     """
     counts = Counter()
     for caption, scene in zip(captions, scenes, strict=True):
         said = Counter(name for mention in parse(caption).mentions for name in mention.object)
         shown = Counter(toy.name for toy in scene.toys)
         counts.update((name, name) for name in (said & shown).elements())
-        left = list((said - shown).elements())
-        for toy in (shown - said).elements():
-            word = max(left, key=lambda name: likeness(toy, name), default=None)
-            counts[toy, word] += 1
-            if word:
+        toys, left = sorted((shown - said).elements()), sorted((said - shown).elements())
+        for toy, word in sorted(product(toys, left), key=lambda pair: likeness(*pair), reverse=True):
+            if toy in toys and word in left:
+                counts[toy, word] += 1
+                toys.remove(toy)
                 left.remove(word)
+        counts.update((toy, None) for toy in toys)
     return counts
 
 

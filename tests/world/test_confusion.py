@@ -28,6 +28,12 @@ def test_what_is_left_goes_to_the_most_alike():
     goat = next(name for name in OBJECTS if name != "ram" and OBJECTS[name].group == OBJECTS["ram"].group)
     for said in (f"a book and a {goat}", f"a {goat} and a book"):
         assert confusions([said], scenes(["bell", "ram"])) == {("ram", goat): 1, ("bell", "book"): 1}
+        for toys in (
+            ["cat", "ram"],
+            ["ram", "cat"],
+        ):  # both animals, so that each is a little like both words
+            found = confusions([said.replace("book", "dog")], scenes(toys))
+            assert found == {("ram", goat): 1, ("cat", "dog"): 1}
 
 
 def test_maps_hold_shares_of_each_toy_that_is_often_wrong():
