@@ -132,8 +132,8 @@ def run(networks: dict, tokenizer, clips: list, explained: int) -> tuple[list[di
         cuts += [{"network": name, **row} for row in averaged(rows, ("kind", "cut"))]
         deleted += [{"network": name, **row} for row in averaged(further, ("explanation",))]
         for kind in KINDS:
-            for layer, values in enumerate(torch.stack(silent[kind]).mean(0).tolist(), start=1):
-                for head, value in enumerate(values, start=1):
+            for layer, values in enumerate(torch.stack(silent[kind]).mean(0).tolist()):
+                for head, value in enumerate(values):
                     heads.append(
                         {"network": name, "kind": kind, "layer": layer, "head": head, "effect": value}
                     )
@@ -164,18 +164,18 @@ def head_map(heads: list[dict], network: str):
     maps = {}
     for kind in KINDS:
         rows = [row for row in heads if (row["network"], row["kind"]) == (network, kind)]
-        maps[kind] = torch.zeros(max(row["layer"] for row in rows), max(row["head"] for row in rows))
+        maps[kind] = torch.zeros(*(1 + max(row[name] for row in rows) for name in ("layer", "head")))
         for row in rows:
-            maps[kind][row["layer"] - 1, row["head"] - 1] = row["effect"]
+            maps[kind][row["layer"], row["head"]] = row["effect"]
     layers, count = maps["motion"].shape
     layer, head = divmod(int(maps["motion"].argmax()), count)
     others = ", ".join(
         f"of {kind} {float(maps[kind][layer, head]):.2f}" for kind in KINDS if kind != "motion"
     )
-    title = f"{network.capitalize()}: without head {head + 1} of layer {layer + 1}, words of motion lose "
+    title = f"{network.capitalize()}: without head {head} of layer {layer}, words of motion lose "
     title += f"{float(maps['motion'].max()):.2f} nats, those {others}"
     rows, columns = (
-        [f"{name} {k + 1}" for k in range(size)] for name, size in (("layer", layers), ("head", count))
+        [f"{name} {k}" for k in range(size)] for name, size in (("layer", layers), ("head", count))
     )
     return plots.effects(maps, rows, columns, title=title)
 

@@ -72,7 +72,7 @@ def _teacher(axes, x, model, frozen):
 def _prefix_decoder(axes, x, model, y, top):
     """The decoder under image tokens and words, and the mask of its attention."""
     count = len(model.layers)
-    first = "layer 1" if count == 2 else f"layers 1 to {count - 1}"
+    first = "layer 0" if count == 2 else f"layers 0 to {count - 2}"
     _box(axes, x, top, WIDE, 1.05, "", "white")
     axes.text(x + 0.1, top + 0.12, f"decoder, {first}", weight="bold", va="top")
     note = "One row of tokens: every word\nlooks at the image and at the\nwords before it."
@@ -81,7 +81,7 @@ def _prefix_decoder(axes, x, model, y, top):
     for centre in (x + LEFT / 2, x + LEFT + GAP + RIGHT / 2):
         _down(axes, centre, y + HIGH, top)
         _down(axes, centre, top + 1.05, top + 1.35)
-    last = f"decoder, layer {count} (all {count}: {_size(model.layers)})"
+    last = f"decoder, layer {count - 1} (all {count}: {_size(model.layers)})"
     _box(axes, x, top + 1.35, WIDE, HIGH, last, "white")
 
 
