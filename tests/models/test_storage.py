@@ -202,14 +202,19 @@ def save(folder, version):
     storage.write_whole(folder, dict.fromkeys(NAMES, write))
 
 
-def saver(folder, first):
+def saver(folder, first, begun):
     for version in range(first, 10**6):
         save(folder, version)
+        begun.set()
 
 
 def started(folder, first):
-    process = multiprocessing.get_context("fork").Process(target=saver, args=(folder, first))
+    """A process that saves versions from `first` on; the first one is there."""
+    fork = multiprocessing.get_context("fork")
+    begun = fork.Event()
+    process = fork.Process(target=saver, args=(folder, first, begun))
     process.start()
+    assert begun.wait(60)
     return process
 
 
@@ -223,7 +228,7 @@ def test_ten_kills_leave_the_old_files_or_the_new_ones_and_no_leftovers(tmp_path
     seen = set()
     for number in range(10):
         process = started(folder, 1000 * number)
-        process.join(0.02 + draw.uniform(0, 0.03))
+        process.join(draw.uniform(0, 0.03))
         process.kill()
         process.join()
         (version,) = {(folder / name).read_text() for name in NAMES}
@@ -231,7 +236,7 @@ def test_ten_kills_leave_the_old_files_or_the_new_ones_and_no_leftovers(tmp_path
         save(folder, version)
         assert sorted(os.listdir(tmp_path)) == ["folder"]
         assert sorted(os.listdir(folder)) == sorted([*NAMES, "log.csv", "kept"])
-    assert len(seen) > 5
+    assert len(seen) == 10
     assert (folder / "log.csv").read_text() == "mine" and (folder / "kept" / "last.ckpt").exists()
 
 
@@ -239,7 +244,7 @@ def test_ten_kills_leave_the_old_files_or_the_new_ones_and_no_leftovers(tmp_path
 def test_two_savers_at_once_leave_one_of_both(tmp_path):
     folder = tmp_path / "folder"
     processes = [started(folder, 0), started(folder, 500_000)]
-    time.sleep(0.5)
+    time.sleep(0.1)
     alive = [process.is_alive() for process in processes]
     for process in processes:
         process.kill()
