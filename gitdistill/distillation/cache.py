@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gitdistill.distillation import distributed, losses, targets
-from gitdistill.distillation.pseudo_captions import CaptionFilter, join_captions, pseudo_captions
+from gitdistill.distillation.captions import CaptionFilter, join_captions, pseudo_captions
 from gitdistill.distillation.targets import TargetSpec
 from gitdistill.models import storage
 from gitdistill.models.precision import chosen_dtype

@@ -15,11 +15,16 @@ from gitdistill.decoding.loop import evaluation
 from gitdistill.distillation import losses, terms
 from gitdistill.distillation.cache import TeacherCache
 from gitdistill.distillation.caption_trainer import CaptionTrainer
+from gitdistill.distillation.captions import (
+    CaptionFilter,
+    draw_captions,
+    join_captions,
+    join_targets,
+    pseudo_captions,
+)
 from gitdistill.distillation.checks import check_gradients
 from gitdistill.distillation.custom_terms import custom_term, named_terms
 from gitdistill.distillation.distributed import rank_and_world
-from gitdistill.distillation.own_captions import draw_captions, join_targets
-from gitdistill.distillation.pseudo_captions import CaptionFilter, join_captions, pseudo_captions
 from gitdistill.distillation.targets import TargetSpec, layer_pairs, layers, teacher_targets, total_frames
 from gitdistill.distillation.terms import LossTerm, Outputs, student_outputs, to_vocab_subset
 from gitdistill.models.precision import chosen_dtype
@@ -60,7 +65,7 @@ class DistillationTrainer(CaptionTrainer):
         teacher_captions: how many pseudo-captions per clip join the batch's captions; 1 if `sequence` is on,
             otherwise 0. All of the teacher's terms apply to them.
         own_captions: the share of a batch's clips for which the student draws a caption, at `own_temperature`. All of
-            the teacher's terms apply to them; see `own_captions.draw_captions`. A cache then holds visual features.
+            the teacher's terms apply to them; see `captions.draw_captions`. A cache then holds visual features.
         tokenizer: the student's, if its vocabulary is not the teacher's. Captions then pass as text, and no term
             that compares words or their features is possible.
         caption_filter: which pseudo-captions are left out; see `CaptionFilter`.

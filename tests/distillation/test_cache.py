@@ -18,7 +18,7 @@ from gitdistill.__main__ import main
 from gitdistill.distillation import cache as caches
 from gitdistill.distillation import losses
 from gitdistill.distillation.cache import TeacherCache, is_finished
-from gitdistill.distillation.pseudo_captions import CaptionFilter, pseudo_captions
+from gitdistill.distillation.captions import CaptionFilter, pseudo_captions
 from gitdistill.distillation.targets import TargetSpec, teacher_targets
 from gitdistill.world.module import ToyboxData, toybox_tokenizer
 from gitdistill.world.pretrain import toybox_git_config

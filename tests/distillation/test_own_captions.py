@@ -10,7 +10,7 @@ from gitdistill import DistillationTrainer
 from gitdistill.decoding import sample
 from gitdistill.distillation import losses
 from gitdistill.distillation.cache import TeacherCache
-from gitdistill.distillation.own_captions import draw_captions
+from gitdistill.distillation.captions import draw_captions
 from gitdistill.world.module import ToyboxData
 
 LENGTH = 8
