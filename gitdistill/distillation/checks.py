@@ -13,22 +13,18 @@ class LossWatch:
     """Checks the loss of every step: at once on a CPU, and one step later on an accelerator, so that no step waits."""
 
     def __init__(self):
-        self.unchecked = None
+        self.unchecked = []
 
     def check(self, loss: Tensor, terms: dict[str, Tensor], where: str, clips: Tensor | None) -> None:
         """Take this step's loss, its terms and its clips. ValueError if the one that is due is not finite."""
-        due = self.unchecked
-        self.unchecked = loss.detach(), {name: value.detach() for name, value in terms.items()}, where, clips
-        if loss.device.type == "cpu":
-            self.finish()
-        elif due:
-            check_finite(*due)
+        values = {name: value.detach() for name, value in terms.items()}
+        self.unchecked.append((loss.detach(), values, where, clips))
+        self.finish(waiting=0 if loss.device.type == "cpu" else 1)
 
-    def finish(self) -> None:
-        """Check the last step."""
-        due, self.unchecked = self.unchecked, None
-        if due:
-            check_finite(*due)
+    def finish(self, waiting: int = 0) -> None:
+        """Check all steps but the last `waiting` ones."""
+        while len(self.unchecked) > waiting:
+            check_finite(*self.unchecked.pop(0))
 
 
 def check_finite(loss: Tensor, terms: dict[str, Tensor], where: str, clips: Tensor | None) -> None:

@@ -50,7 +50,12 @@ class LossTerm:
     @property
     def image_only(self) -> bool:
         """True where it compares image features alone, and so does not reach the student's decoder."""
-        return bool(self.pairs) and not self.needs and all(pair.of_image for pair in self.pairs)
+        return bool(self.pairs) and not self.of_words
+
+    @property
+    def of_words(self) -> bool:
+        """True where it compares what both networks make of the same words."""
+        return bool(self.needs) or any(not pair.of_image for pair in self.pairs)
 
 
 def student_outputs(

@@ -144,7 +144,7 @@ class DistillationTrainer(CaptionTrainer):
 
     def _set_specs(self, captions: int) -> None:
         """`spec` and `student_spec`: all that the active terms need of the teacher and of the student."""
-        words = any(not term.image_only for term in self.terms if term.needs or term.pairs)
+        words = any(term.of_words for term in self.terms)
         if not 0 <= self.own_captions <= 1 or (self.own_captions and not words):
             rule = "between 0 and 1, above 0 only beside a term that compares words, such as kl"
             raise ValueError(f"own_captions must be {rule}; it is {self.own_captions}")
@@ -164,7 +164,7 @@ class DistillationTrainer(CaptionTrainer):
 
     def _check_vocabulary(self) -> None:
         """A ValueError where a student with words of its own is to be compared word by word."""
-        wrong = [term.name for term in self.terms if (term.needs or term.pairs) and not term.image_only]
+        wrong = [term.name for term in self.terms if term.of_words]
         wrong += ["cache"] if self._cache is not None else []
         if self.same_words:
             check_same_vocabulary(self._teacher[0], self.model)
