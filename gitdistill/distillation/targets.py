@@ -82,12 +82,13 @@ def activations(
     for path in spec.text_features:
         found[f"text_features/{path}"] = seen[path][-1].reshape(*tokens.shape, -1)
     if softmaxes:
-        mean = torch.stack([seen[path][-1] for path in softmaxes]).float().mean((0, 2))
-        prefix = getattr(
-            output, "visual_features", None
-        )  # what stands before the text in GIT's self-attention
-        image_tokens = mean.shape[-1] if prefix is None else prefix.shape[1]
-        found["attention"] = attention_over_image(mean, tokens, count, image_tokens)
+        mean = torch.stack([seen[path][-1] for path in softmaxes]).float().mean((0, 2))  # (B, K*T, S)
+        if hasattr(output, "visual_features"):  # GIT's text attends to itself, too
+            mean = mean[..., : output.visual_features.shape[1]]
+        grid = as_feature_grid(mean.transpose(1, 2), count).flatten(1, 2)  # (B*F, h*w, K*T)
+        grid = grid.reshape(len(mean), -1, grid.shape[-1]).transpose(1, 2)  # (B, K*T, F*h*w)
+        grid = grid.reshape(*tokens.shape, -1)
+        found["attention"] = grid / grid.sum(-1, keepdim=True).clamp(min=1e-12)
     return output, found
 
 
@@ -117,19 +118,6 @@ def as_feature_grid(activation: Tensor, count: int) -> Tensor:
     elif side**2 != tokens.shape[1]:
         raise ValueError(f"{tokens.shape[1]} tokens a frame are no square grid, even without a class token")
     return tokens.unflatten(1, (side, side))
-
-
-def attention_over_image(attention: Tensor, tokens: Tensor, count: int, image_tokens: int) -> Tensor:
-    """Attention from text to the image's grid, [B*K, T, F*h*w], renormalised to sum to one.
-
-    attention: [B, K*T, S], its first `image_tokens` columns the image's, frame by frame. Columns of the text (in a
-    prefix decoder) and of class tokens are dropped. count: B*F.
-    """
-    per_token = attention[..., :image_tokens].transpose(1, 2)  # (B, N, K*T)
-    grid = as_feature_grid(per_token, count).flatten(1, 2)  # (B*F, h*w, K*T)
-    grid = grid.reshape(len(attention), -1, grid.shape[-1]).transpose(1, 2)  # (B, K*T, F*h*w)
-    grid = grid.reshape(*tokens.shape, -1)
-    return grid / grid.sum(-1, keepdim=True).clamp(min=1e-12)
 
 
 @dataclass(frozen=True)
@@ -187,14 +175,11 @@ def stage_pairs(teacher, student: nn.Module) -> dict[str, str]:
     }
 
 
-def image_layer(git: nn.Module) -> str:
-    """Path of the last part of GIT's decoder that runs on image tokens; its last layer does not."""
-    return f"layers.{len(git.layers) - 2}" if len(git.layers) > 1 else "projection"
-
-
 def layer_pairs(teacher, student: nn.Module, features: dict[str, str] | str | None) -> list[FeaturePair]:
     """Every pair that `DistillationTrainer` can compare; `features` as its argument `feature_pairs`."""
-    last, above = f"model.layers.{len(teacher.model.layers) - 1}", f"model.{image_layer(teacher.model)}"
+    count = len(teacher.model.layers)  # the last of them does not run on image tokens
+    last = f"model.layers.{count - 1}"
+    above = f"model.layers.{count - 2}" if count > 1 else "model.projection"
     decoder = f"layers.{len(getattr(student, 'layers', [])) - 1}"
     if features == "stages":
         features = stage_pairs(teacher, student)
@@ -207,9 +192,7 @@ def layer_pairs(teacher, student: nn.Module, features: dict[str, str] | str | No
     pairs.append(FeaturePair("visual", "backbone", "model.image_encoder", True))
     pairs.append(FeaturePair("hidden", "norm", last, False))
     for part in ("query", "key", "value"):
-        paths = f"{decoder}.self_attention.{part}", f"{last}.attention.{part}"
-        pairs.append(FeaturePair("relations", *paths, False))
-    return [
-        *pairs,
-        FeaturePair("relations", f"{decoder}.cross_attention.value", f"{last}.attention.value", True),
-    ]
+        sides = f"{decoder}.self_attention.{part}", f"{last}.attention.{part}"
+        pairs.append(FeaturePair("relations", *sides, False))
+    sides = f"{decoder}.cross_attention.value", f"{last}.attention.value"
+    return [*pairs, FeaturePair("relations", *sides, True)]
