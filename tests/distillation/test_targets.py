@@ -5,12 +5,7 @@ import tiny
 import torch
 from timm.layers import Format
 
-from gitdistill.distillation.targets import (
-    TargetSpec,
-    as_feature_grid,
-    layer_pairs,
-    teacher_targets,
-)
+from gitdistill.distillation.targets import TargetSpec, as_feature_grid, layer_pairs, teacher_targets
 from gitdistill.hooks import record
 from gitdistill.models.git import GenerativeImageTextModel
 from gitdistill.models.teacher import GenerativeImageTextTeacher
