@@ -33,19 +33,28 @@ class Decoded:
 
 
 @contextmanager
-def evaluation(model):
-    """Eval mode and no gradient inside; afterwards every submodule is in its own mode again."""
+def eval_mode(model):
+    """Eval mode inside; whatever ends it, an interrupt included, every submodule is in its own mode again."""
     modes = {m: m.training for m in model.modules()} if isinstance(model, nn.Module) else {}
     try:
         if any(modes.values()):
             model.eval()
-        with torch.no_grad():  # not inference_mode: what a hook records must remain usable in training
-            yield
+        yield
     finally:
         if any(modes.values()):
             model.train()  # not the flags alone: timm's TinyViT drops its cached biases here
         for module, mode in modes.items():
             module.training = mode
+
+
+@contextmanager
+def evaluation(model):
+    """Eval mode and no gradient inside."""
+    with (
+        eval_mode(model),
+        torch.no_grad(),
+    ):  # not inference_mode: what a hook records must be usable in training
+        yield
 
 
 def prepare(model, frames, prefix, max_length):

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gitdistill.distillation import distributed, losses, targets
-from gitdistill.distillation.pseudo_captions import CaptionFilter, join_captions, pseudo_captions
+from gitdistill.distillation.captions import CaptionFilter, join_captions, pseudo_captions
 from gitdistill.distillation.targets import TargetSpec
 from gitdistill.models import storage
 from gitdistill.models.precision import chosen_dtype
@@ -113,27 +113,24 @@ class TeacherCache:
         if data is not None and not hasattr(data, "pool_dataloader"):
             kind = type(data).__name__
             raise ValueError(f"a cache needs clips with numbers: use ToyboxData or FileData, not {kind}")
-        if not isinstance(cache, cls) and data is not None and not is_finished(Path(cache)):
-            cache = cls.build(cache, teacher, data, spec, teacher_dtype=teacher_dtype)
-        elif not isinstance(cache, cls):
-            cache = cls(cache)
-            if teacher_dtype != "auto":
-                check_match(cache.folder, cache.metadata, {"teacher_dtype": teacher_dtype})
+        if not isinstance(cache, cls):
+            if data is not None and not is_finished(Path(cache)):
+                cache = cls.build(cache, teacher, data, spec, teacher_dtype=teacher_dtype)
+            else:
+                cache = cls(cache)
+                if teacher_dtype != "auto":
+                    check_match(cache.folder, cache.metadata, {"teacher_dtype": teacher_dtype})
         cache.check(teacher, data)
-        if lacking := cache.lacks(spec):
+        lacking = [name for name in spec.names() if name not in cache.names]
+        if spec.pseudo_captions > cache.metadata["pseudo_captions"]:
+            lacking.append(f"{spec.pseudo_captions} pseudo-captions a clip")
+        if lacking:
             raise ValueError(f"the cache in {cache.folder} lacks {', '.join(lacking)}: build another")
         return cache
 
     def check(self, teacher, data=None) -> None:
         """A ValueError naming what differs, unless this is `teacher`'s cache of the training set of `data`."""
         check_match(self.folder, self.metadata["fingerprint"], fingerprint(teacher, data))
-
-    def lacks(self, spec: TargetSpec) -> list[str]:
-        """What of `spec` is not stored."""
-        missing = [name for name in spec.names() if name not in self.names]
-        if spec.pseudo_captions > self.metadata["pseudo_captions"]:
-            missing.append(f"{spec.pseudo_captions} pseudo-captions a clip")
-        return missing
 
     def pseudo_captions(self, clips: Tensor, count: int, caption_filter: CaptionFilter):
         """The teacher's `count` best captions of clips [B], filtered: tokens [B, count, T], numbers [B, count]."""

@@ -12,7 +12,7 @@ from pytorch_lightning.strategies import DDPStrategy
 from torch import Tensor, nn
 
 from gitdistill.distillation import losses
-from gitdistill.distillation.checks import LossWatch, frozen
+from gitdistill.distillation.checks import LossWatch, gradients
 from gitdistill.distillation.optim import optimizer_and_schedule
 from gitdistill.distillation.scoring import Predictions
 from gitdistill.distillation.terms import subset_logits, to_vocab_subset
@@ -87,7 +87,8 @@ class CaptionTrainer(pl.LightningModule):
         self.model.train()  # a loaded network is in eval mode, and Lightning leaves it so
 
     def training_step(self, batch: dict, batch_idx: int) -> Tensor:
-        with frozen(self.vision_encoder) if self.global_step < self.freeze else nullcontext():
+        frozen = self.global_step < self.freeze
+        with gradients(self.vision_encoder, False) if frozen else nullcontext():
             terms = self.loss_terms(batch)
         total = sum(terms.values())
         self.log_dict({f"train/{name}": value.detach() for name, value in terms.items()})

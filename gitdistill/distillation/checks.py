@@ -1,10 +1,11 @@
-"""Checks during training: finite losses, and terms that reach the student. Contexts that freeze and restore."""
+"""Checks during training: finite losses, and terms that reach the student."""
 
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
+from gitdistill.decoding.loop import eval_mode
 from gitdistill.distillation.distributed import on_any_rank
 
 
@@ -12,22 +13,18 @@ class LossWatch:
     """Checks the loss of every step: at once on a CPU, and one step later on an accelerator, so that no step waits."""
 
     def __init__(self):
-        self.unchecked = None
+        self.unchecked = []
 
     def check(self, loss: Tensor, terms: dict[str, Tensor], where: str, clips: Tensor | None) -> None:
         """Take this step's loss, its terms and its clips. ValueError if the one that is due is not finite."""
-        due = self.unchecked
-        self.unchecked = loss.detach(), {name: value.detach() for name, value in terms.items()}, where, clips
-        if loss.device.type == "cpu":
-            self.finish()
-        elif due:
-            check_finite(*due)
+        values = {name: value.detach() for name, value in terms.items()}
+        self.unchecked.append((loss.detach(), values, where, clips))
+        self.finish(waiting=0 if loss.device.type == "cpu" else 1)
 
-    def finish(self) -> None:
-        """Check the last step."""
-        due, self.unchecked = self.unchecked, None
-        if due:
-            check_finite(*due)
+    def finish(self, waiting: int = 0) -> None:
+        """Check all steps but the last `waiting` ones."""
+        while len(self.unchecked) > waiting:
+            check_finite(*self.unchecked.pop(0))
 
 
 def check_finite(loss: Tensor, terms: dict[str, Tensor], where: str, clips: Tensor | None) -> None:
@@ -50,8 +47,7 @@ def check_gradients(module, batch: dict) -> None:
     only projectors compares a detached activation or a wrong path. Nothing is changed.
     """
     student = module.student
-    with restored(student), torch.enable_grad():
-        student.requires_grad_(True).eval()
+    with gradients(student, True), torch.enable_grad():
         values = module.unweighted_terms(batch)
         for term in module.terms:
             for part in ["backbone"] if term.image_only else ["backbone", "layers"]:
@@ -71,22 +67,13 @@ def reaches(value: Tensor, parameters: list[Tensor]) -> bool:
 
 
 @contextmanager
-def restored(module: nn.Module):
-    """A context after which every parameter has its old `requires_grad`, and every submodule its old mode."""
+def gradients(module: nn.Module, wanted: bool):
+    """Eval mode inside, and gradients for all parameters or for none; afterwards all is as it was."""
     required = [(parameter, parameter.requires_grad) for parameter in module.parameters()]
-    modes = [(submodule, submodule.training) for submodule in module.modules()]
     try:
-        yield
+        with eval_mode(module):
+            module.requires_grad_(wanted)
+            yield
     finally:
         for parameter, flag in required:
             parameter.requires_grad_(flag)
-        for submodule, training in modes:
-            submodule.training = training
-
-
-@contextmanager
-def frozen(module: nn.Module):
-    """A context in which the module does not learn; whatever ends it, an interrupt included, undoes it."""
-    with restored(module):
-        module.requires_grad_(False).eval()
-        yield

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from gitdistill.distillation import losses
 from gitdistill.distillation.targets import FeaturePair
-from gitdistill.distillation.terms import LossTerm, Outputs
+from gitdistill.distillation.terms import LossTerm, Outputs, on_one_grid
 
 
 @dataclass
@@ -99,30 +99,20 @@ def custom_loss(x: Outputs, name: str, function: Callable, pairs: dict[str, Feat
 
 def views(x: Outputs, pairs: dict[str, FeaturePair], used) -> tuple[View, View]:
     """The student's and the teacher's view of a batch."""
-    clips, captions, length = x.tokens.shape
+    clips, captions, _ = x.tokens.shape
     drawn = torch.arange(captions, device=x.tokens.device) >= captions - x.num_own
     student, teacher = (View(x.tokens, x.tokens != x.pad_id, drawn) for _ in range(2))
-    if "logits" in used:
-        targets, student.logits = x.targets["logits"], x.logits
-        if isinstance(targets, losses.TopK):
-            full = losses.expand(targets, x.logits.shape[-1])
-            targets = torch.cat([full, full.new_zeros(len(full), 1, full.shape[2])], dim=1)
-        teacher.logits = targets.unflatten(0, (clips, captions))
-    if "attention" in used:
-        target = losses.align_attention(
-            x.targets["attention"], x.num_frames, x.attention.shape[-1] // x.num_frames
-        )
-        student.attention, teacher.attention = (
-            a.reshape(clips, captions, length, -1) for a in (x.attention, target)
-        )
-    for kind, pair in pairs.items():
-        ours, theirs = x.features[pair], x.targets[pair.target]
-        if pair.of_image:
-            grid = theirs.shape[1:3]
-            ours = losses.align_grid(ours.flatten(1, 2), ours.shape[1:3], grid)
-            ours, theirs = (f.unflatten(0, (clips, -1)) for f in (ours, theirs.flatten(1, 2)))
+    for kind in used:
+        if kind in pairs:
+            ours, theirs = pairs[kind].keys
+            ours, theirs = x.student[ours], x.teacher[theirs]
+            if pairs[kind].of_image:
+                ours, theirs = on_one_grid(ours, theirs)
         else:
-            ours, theirs = (f.unflatten(0, (clips, captions)) for f in (ours, theirs))
-        setattr(student, kind, ours)
-        setattr(teacher, kind, theirs)
+            ours, theirs = x.student[kind], x.teacher[kind]
+            if isinstance(theirs, losses.TopK):
+                full = losses.expand(theirs, ours.shape[-1])
+                theirs = torch.cat([full, full.new_zeros(len(full), 1, full.shape[2])], dim=1)
+        setattr(student, kind, ours.unflatten(0, (clips, -1)))
+        setattr(teacher, kind, theirs.unflatten(0, (clips, -1)))
     return student, teacher

@@ -1,7 +1,7 @@
-"""What the teacher is asked for, and which layers of student and teacher are compared.
+"""What is read off a network's forward pass, and which layers of student and teacher are compared.
 
-`teacher_targets` reads distributions and activations off one forward pass of the teacher;
-`gitdistill.distillation.cache` keeps them on disk. `layer_pairs` lists the layers that can be compared.
+`activations` reads either network, and `teacher_targets` all that is needed of the teacher;
+`gitdistill.distillation.cache` keeps that on disk. `layer_pairs` lists the layers that can be compared.
 """
 
 import math
@@ -11,7 +11,7 @@ import torch
 from timm.layers import Format
 from torch import Tensor, nn
 
-from gitdistill.hooks import record
+from gitdistill.hooks import paths, record
 
 TEACHER_ATTENTION = "model.layers.*.attention.softmax"
 STUDENT_ATTENTION = "layers.*.cross_attention.softmax"
@@ -19,11 +19,11 @@ STUDENT_ATTENTION = "layers.*.cross_attention.softmax"
 
 @dataclass(frozen=True)
 class TargetSpec:
-    """Which targets a distillation needs from the teacher.
+    """What a distillation reads of the teacher, or of the student.
 
     logits: the distribution of the next token, at each token of each caption.
-    image_features, text_features: module paths of the teacher, whose outputs are read over the image's grid or
-        over the captions' tokens.
+    image_features, text_features: module paths, whose outputs are read over the image's grid or over the captions'
+        tokens.
     attention: the attention from each token to the image, averaged over heads and layers.
     pseudo_captions: how many captions per clip the teacher decodes itself.
     visual_features: what its image encoder makes of the clip, from which it can read further captions.
@@ -54,27 +54,42 @@ def teacher_targets(
 ) -> dict[str, Tensor]:
     """The teacher's targets for a batch, float32, under the keys of `spec.names()`.
 
-    "logits" [B*K, T, V]; "image_features/…" [B*F, h, w, D] without class tokens; "text_features/…" [B*K, T, D];
-    "attention" [B*K, T, F*h*w], normalised over the image; "visual_features" [B, N, Dv]. With `dtype` bfloat16 or
-    float16 the teacher runs under autocast. If `visual_features` are given, its image encoder does not run.
+    "logits" [B*K, T, V], "visual_features" [B, N, Dv], and what `activations` gives. With `dtype` bfloat16 or float16
+    the teacher runs under autocast. If `visual_features` are given, its image encoder does not run.
     """
-    paths = [*spec.image_features, *spec.text_features, *([TEACHER_ATTENTION] if spec.attention else [])]
-    half = torch.autocast(frames.device.type, dtype, enabled=dtype != torch.float32)
-    with record(teacher, paths) as seen, half:
-        output = teacher(frames, tokens, *([] if visual_features is None else [visual_features]))
-    count = total_frames(frames)
-    targets = {"logits": output.logits} if spec.logits else {}
-    if spec.visual_features:
-        targets["visual_features"] = output.visual_features
-    if spec.attention:  # a layer's first call is the image's own pass, its last one the text's
-        layers = [calls[-1] for path, calls in seen.items() if path.endswith(".attention.softmax")]
-        mean = torch.stack(layers).float().mean((0, 2))
-        targets["attention"] = attention_over_image(mean, tokens, count, output.visual_features.shape[1])
+    given = [] if visual_features is None else [visual_features]
+    with torch.autocast(frames.device.type, dtype, enabled=dtype != torch.float32):
+        output, found = activations(teacher, frames, tokens, spec, TEACHER_ATTENTION, *given)
+    found |= {"logits": output.logits, "visual_features": output.visual_features}
+    return {name: found[name].float() for name in spec.names()}
+
+
+def activations(
+    network, frames: Tensor, tokens: Tensor, spec: TargetSpec, attention: str, *inputs, detach=True
+):
+    """The output of either network for a batch, and its activations that `spec` asks for, by name.
+
+    "image_features/…" [B*F, h, w, D] without class tokens; "text_features/…" [B*K, T, D]; "attention"
+    [B*K, T, F*h*w], normalised over the image. `attention` is the pattern of its softmaxes' paths.
+    """
+    softmaxes = paths(network, attention) if spec.attention else []
+    with record(network, [*spec.image_features, *spec.text_features, *softmaxes], detach) as seen:
+        output = network(frames, tokens, *inputs)
+    count, found = total_frames(frames), {}
+    # What a network calls twice reads the image first and the text last.
     for path in spec.image_features:
-        targets[f"image_features/{path}"] = as_feature_grid(seen[path][0], count)
+        found[f"image_features/{path}"] = as_feature_grid(seen[path][0], count)
     for path in spec.text_features:
-        targets[f"text_features/{path}"] = seen[path][-1].reshape(*tokens.shape, -1)
-    return {name: value.float() for name, value in targets.items()}
+        found[f"text_features/{path}"] = seen[path][-1].reshape(*tokens.shape, -1)
+    if softmaxes:
+        mean = torch.stack([seen[path][-1] for path in softmaxes]).float().mean((0, 2))  # (B, K*T, S)
+        if hasattr(output, "visual_features"):  # GIT's text attends to itself, too
+            mean = mean[..., : output.visual_features.shape[1]]
+        grid = as_feature_grid(mean.transpose(1, 2), count).flatten(1, 2)  # (B*F, h*w, K*T)
+        grid = grid.reshape(len(mean), -1, grid.shape[-1]).transpose(1, 2)  # (B, K*T, F*h*w)
+        grid = grid.reshape(*tokens.shape, -1)
+        found["attention"] = grid / grid.sum(-1, keepdim=True).clamp(min=1e-12)
+    return output, found
 
 
 def total_frames(frames: Tensor) -> int:
@@ -85,9 +100,11 @@ def total_frames(frames: Tensor) -> int:
 def as_feature_grid(activation: Tensor, count: int) -> Tensor:
     """Image features of either network as a grid [B*F, h, w, D]; `count` = B*F.
 
-    Takes maps [B*F, C, h, w] or [B, F, C, h, w], tokens per frame [B*F, S, D] and tokens per clip [B, F*S, D]. A
-    leading class token is recognised by S being one more than a square number, and dropped.
+    Takes maps [B*F, C, h, w] or [B, F, C, h, w], of a list the last one, tokens per frame [B*F, S, D] and tokens per
+    clip [B, F*S, D]. A leading class token is recognised by S being one more than a square number, and dropped.
     """
+    if isinstance(activation, list | tuple):
+        activation = activation[-1]
     if activation.dim() == 5:
         activation = activation.flatten(0, 1)
     if activation.dim() == 4:
@@ -101,19 +118,6 @@ def as_feature_grid(activation: Tensor, count: int) -> Tensor:
     elif side**2 != tokens.shape[1]:
         raise ValueError(f"{tokens.shape[1]} tokens a frame are no square grid, even without a class token")
     return tokens.unflatten(1, (side, side))
-
-
-def attention_over_image(attention: Tensor, tokens: Tensor, count: int, image_tokens: int) -> Tensor:
-    """Attention from text to the image's grid, [B*K, T, F*h*w], renormalised to sum to one.
-
-    attention: [B, K*T, S], its first `image_tokens` columns the image's, frame by frame. Columns of the text (in a
-    prefix decoder) and of class tokens are dropped. count: B*F.
-    """
-    per_token = attention[..., :image_tokens].transpose(1, 2)  # (B, N, K*T)
-    grid = as_feature_grid(per_token, count).flatten(1, 2)  # (B*F, h*w, K*T)
-    grid = grid.reshape(len(attention), -1, grid.shape[-1]).transpose(1, 2)  # (B, K*T, F*h*w)
-    grid = grid.reshape(*tokens.shape, -1)
-    return grid / grid.sum(-1, keepdim=True).clamp(min=1e-12)
 
 
 @dataclass(frozen=True)
@@ -135,20 +139,22 @@ class FeaturePair:
         return self.student.replace(".", "/") if self.term == "features" else self.term
 
     @property
-    def target(self) -> str:
-        """The key of the teacher's side; see `TargetSpec.names`."""
-        return f"{'image' if self.of_image else 'text'}_features/{self.teacher}"
+    def keys(self) -> tuple[str, str]:
+        """The keys of the student's and the teacher's side; see `TargetSpec.names`."""
+        kind = "image_features" if self.of_image else "text_features"
+        return f"{kind}/{self.student}", f"{kind}/{self.teacher}"
 
     @property
     def projected(self) -> bool:
         """True where a linear layer projects the student's width to the teacher's."""
         return self.term in ("features", "visual", "hidden")
 
-    def student_features(self, activation, count: int, tokens: Tensor) -> Tensor:
-        """The student's side as [B*F, h, w, D] or [B*K, T, D]; of several maps, the last."""
-        if isinstance(activation, list | tuple):
-            activation = activation[-1]
-        return as_feature_grid(activation, count) if self.of_image else activation.reshape(*tokens.shape, -1)
+
+def layers(pairs: list[FeaturePair], side: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Module paths of the "student" or "teacher" whose image features, and whose text features, are compared."""
+    image = dict.fromkeys(getattr(pair, side) for pair in pairs if pair.of_image)
+    text = dict.fromkeys(getattr(pair, side) for pair in pairs if not pair.of_image)
+    return tuple(image), tuple(text)
 
 
 def stage_pairs(teacher, student: nn.Module) -> dict[str, str]:
@@ -169,14 +175,11 @@ def stage_pairs(teacher, student: nn.Module) -> dict[str, str]:
     }
 
 
-def image_layer(git: nn.Module) -> str:
-    """Path of the last part of GIT's decoder that runs on image tokens; its last layer does not."""
-    return f"layers.{len(git.layers) - 2}" if len(git.layers) > 1 else "projection"
-
-
 def layer_pairs(teacher, student: nn.Module, features: dict[str, str] | str | None) -> list[FeaturePair]:
     """Every pair that `DistillationTrainer` can compare; `features` as its argument `feature_pairs`."""
-    last, above = f"model.layers.{len(teacher.model.layers) - 1}", f"model.{image_layer(teacher.model)}"
+    count = len(teacher.model.layers)  # the last of them does not run on image tokens
+    last = f"model.layers.{count - 1}"
+    above = f"model.layers.{count - 2}" if count > 1 else "model.projection"
     decoder = f"layers.{len(getattr(student, 'layers', [])) - 1}"
     if features == "stages":
         features = stage_pairs(teacher, student)
@@ -189,9 +192,7 @@ def layer_pairs(teacher, student: nn.Module, features: dict[str, str] | str | No
     pairs.append(FeaturePair("visual", "backbone", "model.image_encoder", True))
     pairs.append(FeaturePair("hidden", "norm", last, False))
     for part in ("query", "key", "value"):
-        paths = f"{decoder}.self_attention.{part}", f"{last}.attention.{part}"
-        pairs.append(FeaturePair("relations", *paths, False))
-    return [
-        *pairs,
-        FeaturePair("relations", f"{decoder}.cross_attention.value", f"{last}.attention.value", True),
-    ]
+        sides = f"{decoder}.self_attention.{part}", f"{last}.attention.{part}"
+        pairs.append(FeaturePair("relations", *sides, False))
+    sides = f"{decoder}.cross_attention.value", f"{last}.attention.value"
+    return [*pairs, FeaturePair("relations", *sides, True)]

@@ -15,17 +15,17 @@ from gitdistill.decoding.loop import evaluation
 from gitdistill.distillation import losses, terms
 from gitdistill.distillation.cache import TeacherCache
 from gitdistill.distillation.caption_trainer import CaptionTrainer
+from gitdistill.distillation.captions import (
+    CaptionFilter,
+    draw_captions,
+    join_captions,
+    join_targets,
+    pseudo_captions,
+)
 from gitdistill.distillation.checks import check_gradients
 from gitdistill.distillation.custom_terms import custom_term, named_terms
 from gitdistill.distillation.distributed import rank_and_world
-from gitdistill.distillation.own_captions import draw_captions, join_targets
-from gitdistill.distillation.pseudo_captions import CaptionFilter, join_captions, pseudo_captions
-from gitdistill.distillation.targets import (
-    TargetSpec,
-    layer_pairs,
-    teacher_targets,
-    total_frames,
-)
+from gitdistill.distillation.targets import TargetSpec, layer_pairs, layers, teacher_targets, total_frames
 from gitdistill.distillation.terms import LossTerm, Outputs, student_outputs, to_vocab_subset
 from gitdistill.models.precision import chosen_dtype
 from gitdistill.models.student import StudentMaker, shared_options
@@ -65,7 +65,7 @@ class DistillationTrainer(CaptionTrainer):
         teacher_captions: how many pseudo-captions per clip join the batch's captions; 1 if `sequence` is on,
             otherwise 0. All of the teacher's terms apply to them.
         own_captions: the share of a batch's clips for which the student draws a caption, at `own_temperature`. All of
-            the teacher's terms apply to them; see `own_captions.draw_captions`. A cache then holds visual features.
+            the teacher's terms apply to them; see `captions.draw_captions`. A cache then holds visual features.
         tokenizer: the student's, if its vocabulary is not the teacher's. Captions then pass as text, and no term
             that compares words or their features is possible.
         caption_filter: which pseudo-captions are left out; see `CaptionFilter`.
@@ -116,7 +116,7 @@ class DistillationTrainer(CaptionTrainer):
         self.loss_weights, self.projectors, self._dtypes = weights, nn.ModuleDict(), {}
         self.terms = self._active_terms(feature_pairs, feature_kind, terms, temperature, beta)
         self._check_vocabulary()
-        self.spec = self._target_spec(int(bool(sequence)) if teacher_captions is None else teacher_captions)
+        self._set_specs(int(bool(sequence)) if teacher_captions is None else teacher_captions)
         self._build_projectors()
 
     def _active_terms(self, feature_pairs, feature_kind, custom, temperature, beta) -> list[LossTerm]:
@@ -142,21 +142,20 @@ class DistillationTrainer(CaptionTrainer):
                 self.projectors[name] = function  # so that its parameters learn
         return [term for term in known if self.loss_weights[term.name]]
 
-    def _target_spec(self, captions: int) -> TargetSpec:
-        """All that the active terms need of the teacher."""
-        words = any(not term.image_only for term in self.terms if term.needs or term.pairs)
+    def _set_specs(self, captions: int) -> None:
+        """`spec` and `student_spec`: all that the active terms need of the teacher and of the student."""
+        words = any(term.of_words for term in self.terms)
         if not 0 <= self.own_captions <= 1 or (self.own_captions and not words):
             rule = "between 0 and 1, above 0 only beside a term that compares words, such as kl"
             raise ValueError(f"own_captions must be {rule}; it is {self.own_captions}")
         if self.loss_weights["sequence"] and not captions:
             raise ValueError("sequence trains on the teacher's captions: teacher_captions must be at least 1")
-        image = dict.fromkeys(pair.teacher for pair in self.pairs if pair.of_image)
-        text = dict.fromkeys(pair.teacher for pair in self.pairs if not pair.of_image)
         needs = {need for term in self.terms for need in term.needs}
         grading = bool(self.own_captions) and self._cache is not None
-        return TargetSpec(
-            "logits" in needs, tuple(image), tuple(text), "attention" in needs, captions, grading
-        )
+        theirs, ours = layers(self.pairs, "teacher"), layers(self.pairs, "student")
+        attention = "attention" in needs
+        self.spec = TargetSpec("logits" in needs, *theirs, attention, captions, grading)
+        self.student_spec = TargetSpec(True, *ours, attention)
 
     @cached_property
     def same_words(self) -> bool:
@@ -165,7 +164,7 @@ class DistillationTrainer(CaptionTrainer):
 
     def _check_vocabulary(self) -> None:
         """A ValueError where a student with words of its own is to be compared word by word."""
-        wrong = [term.name for term in self.terms if (term.needs or term.pairs) and not term.image_only]
+        wrong = [term.name for term in self.terms if term.of_words]
         wrong += ["cache"] if self._cache is not None else []
         if self.same_words:
             check_same_vocabulary(self._teacher[0], self.model)
@@ -179,12 +178,13 @@ class DistillationTrainer(CaptionTrainer):
         tokens = torch.tensor([[teacher.bos_token_id]])
         here, there = device_of(self.model), device_of(teacher)
         with evaluation(self.model):
-            _, features, _ = student_outputs(self.model, frames.to(here), tokens.to(here), self.pairs)
+            found = student_outputs(self.model, frames.to(here), tokens.to(here), self.student_spec)
         targets = teacher_targets(teacher, frames.to(there), tokens.to(there), self.spec, self._precision)
         for pair in self.pairs:
             if pair.projected:
-                width = features[pair].shape[-1], targets[pair.target].shape[-1]
-                self.projectors[pair.name] = nn.Linear(*width).to(here)
+                ours, theirs = pair.keys
+                widths = found[ours].shape[-1], targets[theirs].shape[-1]
+                self.projectors[pair.name] = nn.Linear(*widths).to(here)
 
     student = property(lambda self: self.model)
     pairs = property(lambda self: [pair for term in self.terms for pair in term.pairs])
@@ -247,17 +247,17 @@ class DistillationTrainer(CaptionTrainer):
         tokens, own = batch["tokens"].unflatten(0, (clips, -1)), self._draw_captions(frames)
         if own is not None:
             tokens = join_captions(tokens, own, self.model.pad_token_id)
-        logits, features, attention = student_outputs(
-            self.model, frames, tokens.flatten(0, 1), self.pairs, self.spec.attention
-        )
+        student = student_outputs(self.model, frames, tokens.flatten(0, 1), self.student_spec)
         targets = self._teacher_outputs(batch, tokens, own) if self.spec.names() else {}
         if "logits" in targets and getattr(self.model, "vocab_subset", None) is not None:
             subset, unknown = self.model.vocab_subset, self.model.subset_unk_token_id
             targets["logits"] = losses.restrict_vocabulary(targets["logits"], subset, unknown)
+        if self.spec.attention:
+            per_clip = total_frames(frames) // clips
+            size = student["attention"].shape[-1] // per_clip
+            targets["attention"] = losses.align_attention(targets["attention"], per_clip, size)
         tokens, pad = to_vocab_subset(self.model, tokens)
-        logits, per_clip = logits.unflatten(0, (clips, -1)), total_frames(frames) // clips
-        num_own = 0 if own is None else own.shape[1]
-        return Outputs(tokens, num_captions, pad, logits, features, attention, targets, per_clip, num_own)
+        return Outputs(tokens, num_captions, pad, student, targets, 0 if own is None else own.shape[1])
 
     def _draw_captions(self, frames: Tensor) -> Tensor | None:
         """The student's own captions [B, 1, T] of this step, which the seed decides; None without `own_captions`."""

@@ -98,7 +98,9 @@ class TinyVIT(nn.Module):
         # `TinyVIT(**config)` builds this network again.
         self.config = {"name": name, "image_size": self.image_size, **timm_args}
         if weights is not None:
-            checkpoints.fill(self.net, self._rename(storage.read_weights(weights)), weights)
+            found = self._rename(storage.read_weights(weights))
+            checkpoints.check_fit(self.net, found, weights)
+            self.net.load_state_dict(found)
 
     @torch.no_grad()
     def _adapt(self, image_size: int | None) -> None:

@@ -15,7 +15,6 @@ import yaml
 from huggingface_hub import constants, model_info, snapshot_download
 from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_module_registration_hook
 from transformers import GitConfig
 
 from gitdistill.models import storage
@@ -64,12 +63,6 @@ _LAYOUTS = {"here": 0, "transformers": 1, "microsoft": 2}
 # In files, but no weights of the model: counters that older versions stored, and CLIP's unused projection.
 _IGNORED = re.compile(r"git\.(image_encoder\.vision_model\.)?embeddings\.position_ids|image_encoder\.proj")
 _PATCH_SIZES = {"CLIPViT_B_16": 16, "CLIPViT_L_14": 14}
-
-
-class Weights(dict):
-    """Tensors by the names they have here."""
-
-    layout = "here"  # how their file spells names
 
 
 def rename(name: str, source: str, target: str) -> str | None:
@@ -151,27 +144,15 @@ def download(name: str, patterns: list[str]) -> Path:
         raise FileNotFoundError(f"{problem}: {advice}") from None
 
 
-def load(source) -> tuple[GitConfig, Weights]:
-    """Configuration and weights of a checkpoint, for `build_git`; FileNotFoundError or ValueError in one line."""
-    folder = resolve(source)
-    try:
-        if (folder / "snapshot" / "model.pt").is_file():
-            return _load_microsoft(folder)
-        if (folder / "config.json").is_file():
-            return _load_transformers(folder)
-    except (ValueError, OSError, MemoryError):
-        raise
-    except Exception as error:  # values of types that nobody writes
-        raise ValueError(f"{folder} is no checkpoint of GIT: {storage.first_line(error)}") from error
-    neither = "neither config.json (transformers) nor snapshot/model.pt (Microsoft)"
-    raise FileNotFoundError(f"{folder} is no checkpoint: it has {neither}")
+def load_git(kind: Callable[[GitConfig], nn.Module], source) -> nn.Module:
+    """The network that `kind` makes of a checkpoint's configuration, with its weights.
 
-
-def build_git(kind: type[nn.Module], config: GitConfig, weights: Weights, source) -> nn.Module:
-    """A network `kind(config)` with `weights`. ValueError lists keys that do not fit, as spelled in their file."""
+    FileNotFoundError or ValueError in one line; it lists keys that do not fit, as spelled in their file.
+    """
+    config, weights, layout = load(source)
 
     def spell(name: str) -> str:
-        spelt = rename(name, "here", weights.layout) or name
+        spelt = rename(name, "here", layout) or name
         return re.sub(r"\.in_proj\.[qkv]\.", ".in_proj_", spelt)
 
     if config.tie_word_embeddings and "embedding.words.weight" in weights:
@@ -181,38 +162,46 @@ def build_git(kind: type[nn.Module], config: GitConfig, weights: Weights, source
     return build(partial(kind, config), weights, source, spell)
 
 
+def load(source) -> tuple[GitConfig, dict[str, Tensor], str]:
+    """A checkpoint's configuration, its weights by the names used here, and its layout, see `rename`.
+
+    FileNotFoundError or ValueError in one line.
+    """
+    folder = resolve(source)
+    try:
+        if (folder / "snapshot" / "model.pt").is_file():
+            config, tensors, layout = *_read_microsoft(folder), "microsoft"
+        elif (folder / "config.json").is_file():
+            config, tensors, layout = _read_config(folder), _read_tensors(folder), "transformers"
+        else:
+            neither = "neither config.json (transformers) nor snapshot/model.pt (Microsoft)"
+            raise FileNotFoundError(f"{folder} is no checkpoint: it has {neither}")
+        weights = _translate(tensors, layout)
+        words, head = weights.get("embedding.words.weight"), weights.get("head.weight")
+        if words is not None and head is not None and not torch.equal(words, head):
+            config.tie_word_embeddings = False  # two matrices that differ are not tied; transformers agrees
+        return config, weights, layout
+    except (ValueError, OSError, MemoryError):
+        raise
+    except Exception as error:  # values of types that nobody writes
+        raise ValueError(f"{folder} is no checkpoint of GIT: {storage.first_line(error)}") from error
+
+
 def build(make: Callable[[], nn.Module], weights: dict[str, Tensor], source, spell=str) -> nn.Module:
     """The module that `make` builds from what a file says, with `weights`; `spell` is as for `check_fit`.
 
-    It is built without memory first: sizes and numbers of layers that the weights do not have cost nothing. A
-    ValueError in one line.
+    It is built without memory first, so that sizes which the weights do not have cost nothing. A ValueError in one
+    line.
     """
-    left = 20_000 + 10 * len(weights)  # timm builds parts that it then leaves out
-
-    def count(*_):
-        nonlocal left
-        left -= 1
-        if left < 0:
-            raise ValueError("it has more layers than there are weights")
-
-    hook = register_module_module_registration_hook(count)
     try:
         with torch.device("meta"):
             sketch = make()
     except Exception as error:  # sizes that are wrong show in many ways
         raise ValueError(f"{source} describes no network: {storage.first_line(error)}") from error
-    finally:
-        hook.remove()
     check_fit(sketch, weights, source, spell)
     module = make()
     module.load_state_dict(weights)
     return module
-
-
-def fill(module: nn.Module, weights: dict[str, Tensor], source) -> None:
-    """Copy `weights` into `module`, all or none, see `check_fit`."""
-    check_fit(module, weights, source)
-    module.load_state_dict(weights)
 
 
 def check_fit(module: nn.Module, weights: dict[str, Tensor], source, spell=str) -> None:
@@ -229,10 +218,9 @@ def check_fit(module: nn.Module, weights: dict[str, Tensor], source, spell=str) 
         raise ValueError(f"the weights of {source} do not fit; " + "; ".join(complaints))
 
 
-def _translate(tensors: dict[str, Tensor], layout: str) -> Weights:
+def _translate(tensors: dict[str, Tensor], layout: str) -> dict[str, Tensor]:
     """Tensors by the names used here; unknown ones keep theirs, so that `build` reports them."""
-    weights = Weights()
-    weights.layout = layout
+    weights = {}
     for name, tensor in tensors.items():
         modern = name.replace("git.img_temperal_embedding.", "git.img_temporal_embedding.")
         ours = rename(modern, layout, "here") or name
@@ -241,14 +229,6 @@ def _translate(tensors: dict[str, Tensor], layout: str) -> Weights:
         if not _IGNORED.fullmatch(name):
             weights[ours] = tensor
     return weights
-
-
-def _load_transformers(folder: Path) -> tuple[GitConfig, Weights]:
-    config, weights = _read_config(folder), _translate(_read_tensors(folder), "transformers")
-    words, head = weights.get("embedding.words.weight"), weights.get("head.weight")
-    if words is not None and head is not None and not torch.equal(words, head):
-        config.tie_word_embeddings = False  # two matrices that differ are not tied; transformers agrees
-    return config, weights
 
 
 def _read_config(folder: Path) -> GitConfig:
@@ -292,7 +272,7 @@ def save(model: nn.Module, folder, dtype: torch.dtype | None = None) -> None:
     storage.write_folder(folder, json.loads(model.config.to_json_string()) | fields, weights, dtype)
 
 
-def _load_microsoft(folder: Path) -> tuple[GitConfig, Weights]:
+def _read_microsoft(folder: Path) -> tuple[GitConfig, dict[str, Tensor]]:
     path, parameters = folder / "snapshot" / "model.pt", _read_parameters(folder / "parameter.yaml")
     tensors = {name.removeprefix("module."): tensor for name, tensor in storage.read_weights(path).items()}
     tensors = _unstack(tensors)
@@ -301,7 +281,7 @@ def _load_microsoft(folder: Path) -> tuple[GitConfig, Weights]:
     except KeyError as error:
         raise ValueError(f"{path} is no GIT: {error.args[0]} is missing") from None
     _apply_parameters(config, parameters, path)
-    return config, _translate(tensors, "microsoft")
+    return config, tensors
 
 
 def _unstack(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

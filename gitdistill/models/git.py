@@ -137,8 +137,7 @@ class GenerativeImageTextModel(nn.Module):
 
         Raises FileNotFoundError when there is no checkpoint, ValueError naming keys that do not fit.
         """
-        config, weights = checkpoints.load(source)
-        return checkpoints.build_git(cls, config, weights, source).to(dtype).eval()
+        return checkpoints.load_git(cls, source).to(dtype).eval()
 
     def save_pretrained(self, folder, dtype: torch.dtype | None = None) -> None:
         """Write config.json and model.safetensors as transformers lays them out, both or neither."""

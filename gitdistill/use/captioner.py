@@ -20,7 +20,7 @@ from torch import Tensor
 from gitdistill.data.crops import to_square
 from gitdistill.data.video import FrameRule, read_clip
 from gitdistill.decoding import Decoded, decode
-from gitdistill.decoding.options import PROCESSORS
+from gitdistill.decoding.search import PROCESSORS
 from gitdistill.escape import markdown
 from gitdistill.models import checkpoints, storage
 from gitdistill.models.student import StudentCandidateV1

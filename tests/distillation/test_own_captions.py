@@ -10,7 +10,7 @@ from gitdistill import DistillationTrainer
 from gitdistill.decoding import sample
 from gitdistill.distillation import losses
 from gitdistill.distillation.cache import TeacherCache
-from gitdistill.distillation.own_captions import draw_captions
+from gitdistill.distillation.captions import draw_captions
 from gitdistill.world.module import ToyboxData
 
 LENGTH = 8
@@ -151,9 +151,9 @@ def test_shares_that_make_no_sense(options):
 def test_the_gradient_of_kl_on_drawn_captions_is_that_of_finite_differences(batch, beta):
     found = module(**{**NONE, "kl": 1.0}, own_captions=1.0, beta=beta)
     outputs = found.outputs(batch)
-    logits = outputs.logits.detach().flatten(0, 1).double()[-2:, :4]
+    logits = outputs.student["logits"].detach().double()[-2:, :4]
     tokens = outputs.tokens.flatten(0, 1)[-2:, :4]
-    target = outputs.targets["logits"][-2:, :4].double()
+    target = outputs.teacher["logits"][-2:, :4].double()
     assert torch.autograd.gradcheck(
         lambda x: losses.kl(x, target, tokens, 0, 1.0, beta), logits.requires_grad_(), eps=1e-5, atol=1e-6
     )

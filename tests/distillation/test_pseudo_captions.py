@@ -5,7 +5,7 @@ import tiny
 import torch
 
 from gitdistill.decoding import beam
-from gitdistill.distillation.pseudo_captions import (
+from gitdistill.distillation.captions import (
     CaptionFilter,
     join_captions,
     pseudo_captions,

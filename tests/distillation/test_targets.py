@@ -5,13 +5,7 @@ import tiny
 import torch
 from timm.layers import Format
 
-from gitdistill.distillation.targets import (
-    TargetSpec,
-    as_feature_grid,
-    image_layer,
-    layer_pairs,
-    teacher_targets,
-)
+from gitdistill.distillation.targets import TargetSpec, as_feature_grid, layer_pairs, teacher_targets
 from gitdistill.hooks import record
 from gitdistill.models.git import GenerativeImageTextModel
 from gitdistill.models.teacher import GenerativeImageTextTeacher
@@ -70,10 +64,9 @@ def test_layers_without_image_features_are_refused():
     with pytest.raises(ValueError, match="model.layers.1 of the teacher does not run on image tokens"):
         layer_pairs(teacher, student, {"memory_norm": "model.layers.1"})
     one = GenerativeImageTextModel(toybox_git_config(tiny.FRAMES, tiny.SIDE, 16, 32, 2, 1))
-    spec = TargetSpec(False, (f"model.{image_layer(one)}",))
-    targets = teacher_targets(
-        GenerativeImageTextTeacher(one, teacher.tokenizer), FRAMES, torch.full((3, 4), 2), spec
-    )
+    one = GenerativeImageTextTeacher(one, teacher.tokenizer)
+    spec = TargetSpec(False, (layer_pairs(one, student, None)[0].teacher,))
+    targets = teacher_targets(one, FRAMES, torch.full((3, 4), 2), spec)
     assert [tuple(x.shape) for x in targets.values()] == [(3 * tiny.FRAMES, 2, 2, 32)]
     student.backbone.net.output_fmt = Format.NHWC
     with pytest.raises(ValueError, match="channels last"):

@@ -12,8 +12,8 @@ from gitdistill.decoding import beam
 from gitdistill.distillation import distributed, losses, scoring, terms
 from gitdistill.distillation.cache import TeacherCache
 from gitdistill.distillation.caption_trainer import CaptionTrainer
+from gitdistill.distillation.captions import CaptionFilter
 from gitdistill.distillation.checks import LossWatch, check_finite, check_gradients
-from gitdistill.distillation.pseudo_captions import CaptionFilter
 from gitdistill.distillation.targets import TargetSpec
 from gitdistill.distillation.trainer import DistillationTrainer
 from gitdistill.models import precision
