@@ -15,6 +15,7 @@ import yaml
 from huggingface_hub import constants, model_info, snapshot_download
 from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_module_registration_hook
 from transformers import GitConfig
 
 from gitdistill.models import storage
@@ -190,14 +191,25 @@ def load(source) -> tuple[GitConfig, dict[str, Tensor], str]:
 def build(make: Callable[[], nn.Module], weights: dict[str, Tensor], source, spell=str) -> nn.Module:
     """The module that `make` builds from what a file says, with `weights`; `spell` is as for `check_fit`.
 
-    It is built without memory first, so that sizes which the weights do not have cost nothing. A ValueError in one
-    line.
+    It is built without memory first: sizes and numbers of layers that the weights do not have cost nothing. A
+    ValueError in one line.
     """
+    left = 20_000 + 10 * len(weights)  # timm builds parts that it then leaves out
+
+    def count(*_):
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise ValueError("it has more layers than there are weights")
+
+    hook = register_module_module_registration_hook(count)
     try:
         with torch.device("meta"):
             sketch = make()
     except Exception as error:  # sizes that are wrong show in many ways
         raise ValueError(f"{source} describes no network: {storage.first_line(error)}") from error
+    finally:
+        hook.remove()
     check_fit(sketch, weights, source, spell)
     module = make()
     module.load_state_dict(weights)
