@@ -119,9 +119,9 @@ def chosen(places, without=()):
 
 
 BUDGETS = {
-    "core": (chosen(CORE), 4750),
+    "core": (chosen(CORE), 4762),
     "first reading": (chosen(FIRST, without=NOT_FIRST), 2261),
-    "package": (SOURCES, 13637),
+    "package": (SOURCES, 13649),
     "tests": (read(ROOT / "tests"), 14468),
 }
 
