@@ -119,10 +119,10 @@ def chosen(places, without=()):
 
 
 BUDGETS = {
-    "core": (chosen(CORE), 4807),
+    "core": (chosen(CORE), 4817),
     "first reading": (chosen(FIRST, without=NOT_FIRST), 2264),
-    "package": (SOURCES, 13695),
-    "tests": (read(ROOT / "tests"), 14455),
+    "package": (SOURCES, 13707),
+    "tests": (read(ROOT / "tests"), 14480),
 }
 
 

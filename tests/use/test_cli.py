@@ -93,7 +93,9 @@ def test_what_is_no_class_gives_its_own_error_alone(run, tmp_path):
     (tmp_path / "callback.yaml").write_text("trainer: {callbacks: [5]}")
     right = r"\(give a class path, or a mapping with class_path and init_args\)"
     line = run("fit", "--config=model.yaml")
-    assert re.fullmatch(f'gitdistill: Parser key "model": Not a valid subclass of LightningModule {right}', line)
+    assert re.fullmatch(
+        f'gitdistill: Parser key "model": Not a valid subclass of LightningModule {right}', line
+    )
     line = run("fit", "--config=callback.yaml")
     assert re.search(f"Callback. Got value: 5 {right}; ", line) and "expect one of" not in line, line
 
