@@ -121,8 +121,8 @@ def chosen(places, without=()):
 BUDGETS = {
     "core": (chosen(CORE), 4817),
     "first reading": (chosen(FIRST, without=NOT_FIRST), 2264),
-    "package": (SOURCES, 13707),
-    "tests": (read(ROOT / "tests"), 14480),
+    "package": (SOURCES, 13726),
+    "tests": (read(ROOT / "tests"), 14498),
 }
 
 

@@ -49,6 +49,7 @@ class Captioner:
         model: a student, a `GenerativeImageTextTeacher`, or either as an `OnnxNetwork`.
         tokenizer: turns its token ids into text; ValueError unless the two share a vocabulary.
         rule: which frames of a video are used; pictures are still videos. Default: as many as the model reads.
+            Where it crops, a GIT that does not crop gets clips as they are; with `whole = False` squares, too.
         decoding: default options of `gitdistill.decoding.decode`.
     """
 
@@ -60,8 +61,11 @@ class Captioner:
         if isinstance(model, GenerativeImageTextTeacher):
             self.size = model.config.vision_config.image_size
             self.max_frames = model.config.num_image_with_embedding or 1
+            longest = getattr(model.config, "test_respect_ratio_max", None)
         else:
+            longest = getattr(model, "longest", None)
             self.size, self.max_frames = getattr(model, "backbone", model).image_size, model.num_frames
+        self.whole = bool(longest)
         self.use_frame_rule(rule or FrameRule(self.max_frames))
         self.decoding = {"max_length": 20} | (decoding or {})
         self.decoding["max_length"] = min(self.decoding["max_length"], model.max_positions)
@@ -79,11 +83,12 @@ class Captioner:
 
     def read(self, path) -> Tensor:
         """A picture or video as the network's frames, uint8 [F, 3, H, W]; `BrokenFile` when it cannot be read."""
-        return self.square(read_clip(path, self.rule))
+        return self.framed(read_clip(path, self.rule))
 
-    def square(self, frames: Tensor) -> Tensor:
-        """Raw frames [F, 3, H, W] of any size as the network's."""
-        return to_square(frames, self.size, self.rule.fit)
+    def framed(self, frames: Tensor) -> Tensor:
+        """Raw frames [F, 3, H, W] of any size as the network's: squares, or as they are if it reads them whole."""
+        whole = self.whole and self.rule.fit == "crop"
+        return frames if whole else to_square(frames, self.size, self.rule.fit)
 
     def decode(self, frames: Tensor, **decoding) -> Decoded:
         """Caption clips [B, F, 3, H, W]; `decoding` overrides the captioner's own options."""
@@ -114,8 +119,12 @@ class Captioner:
         return to_text(found.tokens[:, 0], self.tokenizer)
 
     def caption_files(self, paths, **decoding) -> list[str]:
-        """One caption a file, in one batch."""
-        return self.caption(torch.stack([self.read(path) for path in paths]), **decoding)[0]
+        """One caption a file, in one batch of each size."""
+        clips, captions = [self.read(path) for path in paths], {}
+        for same in of_one_size(clips):
+            batch = torch.stack([clips[number] for number in same])
+            captions |= zip(same, self.caption(batch, **decoding)[0])
+        return [captions[number] for number in range(len(clips))]
 
     def to(self, device):
         self.model.to(device)
@@ -183,6 +192,12 @@ load_student("this folder or repository").caption_files(["picture.jpg"])
     def _from_pretrained(cls, *, model_id, **options) -> "Student":
         folder = Path(model_id)
         return read_student(folder if folder.is_dir() else Path(snapshot_download(model_id, **options)))
+
+
+def of_one_size(clips: list[Tensor]) -> list[list[int]]:
+    """The numbers of the clips of each size; squares have one."""
+    sizes = [clip.shape for clip in clips]
+    return [[n for n, other in enumerate(sizes) if other == size] for size in dict.fromkeys(sizes)]
 
 
 def tokenizer_files(tokenizer) -> dict[str, Callable]:
