@@ -128,7 +128,8 @@ def find_files(paths, listed: bool = False):
         if path == "-":
             yield from find_files((line.rstrip("\r\n") for line in sys.stdin if line.strip()), listed=True)
         elif Path(path).is_dir():
-            found = sorted(str(file) for file in walk(Path(path)) if file.suffix.lower() in IMAGES | VIDEOS)
+            shown = (name for name in walk(Path(path)) if Path(name).suffix.lower() in IMAGES | VIDEOS)
+            found = sorted(str(Path(path, name)) for name in shown)
             if not found:
                 raise FileNotFoundError(f"there are no pictures or videos in {path}")
             yield from found
