@@ -121,7 +121,7 @@ def chosen(places, without=()):
 BUDGETS = {
     "core": (chosen(CORE), 4817),
     "first reading": (chosen(FIRST, without=NOT_FIRST), 2264),
-    "package": (SOURCES, 13726),
+    "package": (SOURCES, 13675),
     "tests": (read(ROOT / "tests"), 14502),
 }
 

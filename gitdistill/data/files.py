@@ -260,13 +260,9 @@ class FileData(Pooled, CaptionedData):
     @property
     def pool(self) -> FilePool:
         """The training clips."""
-        options = {
-            "seed": self.seed,
-            "views": self.views,
-            "captions": self.captions_per_clip,
-            "fast": self.fast,
-        }
-        return FilePool(self.source("train"), self.rule, self.image_size, self.strict, **options)
+        options = {"views": self.views, "captions": self.captions_per_clip, "fast": self.fast}
+        shared = self.source("train"), self.rule, self.image_size, self.strict, self.seed
+        return FilePool(*shared, **options)
 
     @property
     def pool_size(self) -> int:

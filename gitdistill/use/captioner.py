@@ -29,17 +29,13 @@ from gitdistill.models.tokenizer import check_same_vocabulary, load_tokenizer, t
 from gitdistill.use.onnx import ENCODER, GIT, STUDENT, WEIGHTS, OnnxNetwork
 from gitdistill.world.module import toybox_tokenizer
 
-RULE = ("frames", "sampling", "step", "fit")  # names of a FrameRule's settings in the folder's JSON
+# A FrameRule's settings in the folder's JSON, in the order of its fields.
+RULE = {"frames": int, "sampling": str, "step": int, "fit": str}
 METADATA = {"frames": dict, "decoding": dict, "scores": dict[str, float], "files": dict[str, str]}
-OPTIONS = dict.fromkeys(("max_length", "min_length", "num_return", "beams"), int) | {"penalty": str}
-OPTIONS |= {
-    "stop": str | None,
-    "temperature": float,
-    "top_k": int | None,
-    "top_p": float | None,
-    "seed": int | None,
-}
-OPTIONS |= {"length_penalty": float, "repetition_penalty": float | None, "no_repeat_ngram": int | None}
+OPTIONS = dict.fromkeys(("max_length", "min_length", "num_return", "beams"), int)
+OPTIONS |= dict.fromkeys(("top_k", "seed", "no_repeat_ngram"), int | None)
+OPTIONS |= dict.fromkeys(("top_p", "repetition_penalty"), float | None)
+OPTIONS |= {"temperature": float, "length_penalty": float, "penalty": str, "stop": str | None}
 
 
 class Captioner:
@@ -247,8 +243,7 @@ def _read_student(folder: Path, kinds: tuple[str, ...]) -> Student:
     metadata = storage.read_json(path)
     try:
         storage.check_fields(metadata, METADATA, path, optional=["files"])
-        kinds = dict(zip(RULE, (int, str, int, str)))
-        storage.check_fields(metadata["frames"], kinds, f"{path}: frames", optional=["fit"])
+        storage.check_fields(metadata["frames"], RULE, f"{path}: frames", optional=["fit"])
         storage.check_fields(metadata["decoding"], OPTIONS, f"{path}: decoding", optional=OPTIONS)
         rule = FrameRule(*(metadata["frames"][name] for name in RULE if name in metadata["frames"]))
         return Student(model, tokenizer, rule, metadata["decoding"], metadata["scores"])
