@@ -20,6 +20,7 @@ from PIL import Image
 
 from gitdistill.data.crops import center_crop
 from gitdistill.data.video import FrameRule, read_clip
+from gitdistill.models.storage import write_whole
 
 SIZE, FRAMES = 224, 6
 PICTURES = {"small.jpg": (64, 48), "8000 x 6000.jpg": (8000, 6000), "10000 x 10000.png": (10_000, 10_000)}
@@ -75,7 +76,8 @@ def main() -> int:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         rows = run(Path(folder))
-    (options.out / "memory.json").write_text(json.dumps(rows, indent=1) + "\n")
+    text = json.dumps(rows, indent=1) + "\n"
+    write_whole(options.out, {"memory.json": lambda path: path.write_text(text)})
     print("\n".join(table(rows)))
     return 0
 

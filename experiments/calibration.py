@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from report import write_rows
+from report import write_pictures, write_rows
 from shipped import arguments, networks, test_clips
 
 from gitdistill.decoding import greedy
@@ -26,7 +26,6 @@ from gitdistill.inspection import (
     risk_coverage,
     word_confidence,
 )
-from gitdistill.models.storage import write_whole
 from gitdistill.models.tokenizer import to_text
 from gitdistill.viz import plots
 from gitdistill.world.facts import facts_scores
@@ -107,7 +106,7 @@ def draw(rows: list[dict], seen: dict, folder: Path) -> None:
             risks.setdefault(f"{kind}: share wrong", {})[name] = coverage[some], risk[some]
         ends = (0.0, 1.0)
         lines[f"{kind}: share right"]["as confident as right"] = ends, ends
-    pictures = {
+    figures = {
         "calibration.png": plots.curves(
             lines, xlabel="confidence", title="Calibration error of words: " + ", ".join(errors)
         ),
@@ -117,9 +116,7 @@ def draw(rows: list[dict], seen: dict, folder: Path) -> None:
             title=f"Wrong captions among the surest {KEPT:.0%}: {wrong}",
         ),
     }
-    pictures = {name: plots.png(figure) for name, figure in pictures.items()}
-    for name, picture in pictures.items():
-        write_whole(folder, {name: lambda path, picture=picture: path.write_bytes(picture)})
+    write_pictures(folder, figures)
 
 
 def main() -> int:

@@ -14,7 +14,7 @@ import sys
 from collections import defaultdict
 
 import torch
-from report import write_rows
+from report import write_pictures, write_rows
 from shipped import arguments, networks, test_clips
 
 from gitdistill.inspection import (
@@ -29,7 +29,6 @@ from gitdistill.inspection import (
     shuffled,
     with_cuts,
 )
-from gitdistill.models.storage import write_whole
 from gitdistill.viz import plots
 from gitdistill.world.lexicon import PHRASES
 
@@ -192,9 +191,9 @@ def main() -> int:
     tables = dict(zip(("causal", "heads", "deletions"), run(found, tokenizer, clips, options.explained)))
     for name, rows in tables.items():
         write_rows(options.out / f"{name}.csv", rows)
-    for name, file in {"teacher": "heads_teacher.png", "distilled student": "heads_student.png"}.items():
-        picture = plots.png(head_map(tables["heads"], name))
-        write_whole(options.out, {file: lambda path, picture=picture: path.write_bytes(picture)})
+    shown = {"heads_teacher.png": "teacher", "heads_student.png": "distilled student"}
+    figures = {file: head_map(tables["heads"], name) for file, name in shown.items()}
+    write_pictures(options.out, figures)
     print("\n".join([*table(tables["causal"]), "", *table(tables["deletions"], "explanation", ("network",))]))
     return 0
 

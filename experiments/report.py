@@ -2,6 +2,7 @@
 
 import csv
 import math
+from functools import partial
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -50,6 +51,12 @@ def write_rows(path: Path, rows: list[dict]) -> None:
                 writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})
 
     write_whole(path.parent, {path.name: write})
+
+
+def write_pictures(folder: Path, figures: dict) -> None:
+    """Write figures as PNG, file name -> figure, all or none."""
+    pictures = {name: plots.png(figure) for name, figure in figures.items()}
+    write_whole(folder, {name: partial(Path.write_bytes, data=png) for name, png in pictures.items()})
 
 
 def interval(values: list[float]) -> tuple[float, float]:
@@ -121,11 +128,10 @@ def points(gained: list[float]) -> str:
 def draw(folder: Path, experiment: str) -> None:
     """Write <experiment>.png beside the table, and of the labels also the curves of training."""
     rows = load(folder, experiment)
-    pictures = {f"{experiment}.png": plots.png(figure(rows, experiment))}
+    figures = {f"{experiment}.png": figure(rows, experiment)}
     if experiment == "labels":
-        pictures[f"{experiment}_steps.png"] = plots.png(by_steps(rows))
-    for name, picture in pictures.items():
-        write_whole(folder, {name: lambda path, picture=picture: path.write_bytes(picture)})
+        figures[f"{experiment}_steps.png"] = by_steps(rows)
+    write_pictures(folder, figures)
 
 
 def figure(rows: list[dict], experiment: str):

@@ -18,6 +18,8 @@ COMMANDS = {  # all others are Lightning's, in gitdistill.use.fit
 }
 # Of a student in a configuration, what it has from its teacher, but not all of it.
 SHARED = r"(?s)(required: vocab_size|torch.nn.Module').*StudentMaker'> [^\n]*'(vocab_size|num_frames|\w+_id)' is not"
+# What jsonargparse says, in five lines, of all values that it would have taken for a class.
+FORMS = r"\n *Subclass types expect one of:(\n *- a [^\n]*)+"
 MISTAKES = (ValueError, KeyError, OSError, ImportError, ArgumentError)  # errors that a user can mend
 
 
@@ -49,6 +51,7 @@ def reason(error: BaseException) -> str:
     if re.search(SHARED, text):
         shared = "its teacher's vocabulary, special tokens and number of frames"
         return f"a student has {shared}: leave them out of the configuration, or write vocab_size, too"
+    text = re.sub(FORMS, " (give a class path, or a mapping with class_path and init_args)", text)
     # Where several types are allowed, jsonargparse lists the errors of all of them, and then the value given. The
     # innermost list is what matters, without what only says that another type would do.
     heading, several, rest = text.rpartition("Errors:\n")

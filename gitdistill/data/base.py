@@ -62,9 +62,10 @@ class Samples(Dataset):
         return self.read(*key) if isinstance(key, tuple) else self.read(self.numbers[key])
 
 
-def choose(draw: np.random.RandomState, own: list, count: int) -> tuple[list, list]:
-    """`count` of a clip's own captions in random order and their numbers; None and -1 where it has too few."""
-    numbers = draw.permutation(len(own))[:count].tolist()
+def choose(draw: np.random.RandomState | None, own: list, count: int) -> tuple[list, list]:
+    """`count` of a clip's own captions in random order, or the first ones without `draw`, and their numbers; None and
+    -1 where it has too few."""
+    numbers = (draw.permutation(len(own)) if draw else np.arange(len(own)))[:count].tolist()
     lacking = count - len(numbers)
     return [own[number] for number in numbers] + [None] * lacking, numbers + [-1] * lacking
 

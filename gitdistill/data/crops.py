@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from functools import wraps
+from functools import partial, wraps
 
 import numpy as np
 import PIL
@@ -12,6 +12,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as tv
 
 from gitdistill.data.pictures import pixels_of, upright
+from gitdistill.data.video import FrameRule, read_clip
 from gitdistill.models.preprocessing import CLIP_MEAN, fitted, resize, resize_to
 
 PILLOW = int(PIL.__version__.partition(".")[0])
@@ -84,6 +85,12 @@ def shrunk(image: Image.Image, size: int, fast: bool = False, fit: str = "crop")
     if fast:
         return tv.resize(pixels_of(picture), [height, width])
     return pixels_of(picture.resize((width, height), Image.Resampling.BICUBIC))
+
+
+def read_square(path, rule: FrameRule, size: int, draw=None, content=None, fast: bool = False) -> Tensor:
+    """A file as uint8 [F, 3, size, size], as the rule and its fit say: `read_clip`, `shrunk` and `to_square` in one."""
+    still = partial(shrunk, size=size, fast=fast, fit=rule.fit)
+    return to_square(read_clip(path, rule, draw, content, still), size, rule.fit)
 
 
 def resample(frames: Tensor, dim: int, whole: int, first: int, count: int) -> Tensor:

@@ -4,7 +4,7 @@ import hashlib
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from gitdistill.data.base import CHOICE, ClipData, EpochSampler, Pooled, Sample, Samples, check_words, choose
 from gitdistill.data.compact import Items
-from gitdistill.data.crops import random_resized_crop, shrunk, to_square
+from gitdistill.data.crops import random_resized_crop, read_square
 from gitdistill.data.items import Listing
 from gitdistill.data.pictures import moves, opened
 from gitdistill.data.video import BrokenFile, FrameRule, read_clip
@@ -51,9 +51,8 @@ class FilePool:
         if self.views and self.rule.fit == "crop":
             clip = read_clip(path, self.rule, draw)
         else:
-            size, fit = self.size * (2 if self.views else 1), self.rule.fit
-            still = partial(shrunk, size=size, fast=self.fast, fit=fit)
-            clip = to_square(read_clip(path, self.rule, draw, still=still), size, fit)
+            size = self.size * (2 if self.views else 1)
+            clip = read_square(path, self.rule, size, draw, fast=self.fast)
         if not self.views:
             return clip
         return random_resized_crop(clip, self.size, self.draw(view, number, CROP))
@@ -80,16 +79,16 @@ class FilePool:
         """An item with its first caption, in the middle of its file's frames."""
         frames, number, broken = self.readable(number)
         own = list(self.items[number].captions)
-        return Sample(frames, own[:1] or [None], [0 if own else -1], own, number, broken=broken)
+        return Sample(frames, *choose(None, own, 1), own, number, broken=broken)
 
     def train(self, number: int, epoch: int = 0, _since: int = 0) -> Sample:
         """An item with `captions` of its own, other ones each epoch, and another view each epoch."""
         view = epoch % self.views if self.views else epoch
         frames, number, broken = self.readable(number, view)
         own = list(self.items[number].captions)
-        captions, numbers = choose(self.draw(epoch, number, CHOICE), own, self.captions)
+        chosen = choose(self.draw(epoch, number, CHOICE), own, self.captions)
         clip = number * self.views + view if self.views else number
-        return Sample(frames, captions, numbers, own, clip, broken=broken)
+        return Sample(frames, *chosen, own, clip, broken=broken)
 
     def whole(self, clip: int) -> Sample:
         """A clip with all its captions, then missing ones up to the most that any clip has. An unreadable file keeps
@@ -103,9 +102,7 @@ class FilePool:
                 raise
             frames = torch.zeros(self.rule.num_frames, 3, self.size, self.size, dtype=torch.uint8)
             own, broken = [], [(self.items[number].path, str(error))]
-        lacking = self.most - len(own)
-        captions, numbers = own + [None] * lacking, [*range(len(own)), *[-1] * lacking]
-        return Sample(frames, captions, numbers, own, clip, broken=broken)
+        return Sample(frames, *choose(None, own, self.most), own, clip, broken=broken)
 
     @cached_property
     def most(self) -> int:
@@ -263,13 +260,9 @@ class FileData(Pooled, CaptionedData):
     @property
     def pool(self) -> FilePool:
         """The training clips."""
-        options = {
-            "seed": self.seed,
-            "views": self.views,
-            "captions": self.captions_per_clip,
-            "fast": self.fast,
-        }
-        return FilePool(self.source("train"), self.rule, self.image_size, self.strict, **options)
+        options = {"views": self.views, "captions": self.captions_per_clip, "fast": self.fast}
+        shared = self.source("train"), self.rule, self.image_size, self.strict, self.seed
+        return FilePool(*shared, **options)
 
     @property
     def pool_size(self) -> int:

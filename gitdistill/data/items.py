@@ -184,12 +184,8 @@ def _of_split(rows: list[tuple], source, split: str | None) -> list[tuple]:
 
 
 def walk(folder: Path):
-    """All files below a folder but hidden ones, through links to other folders, too, into each folder once."""
-    return map(folder.joinpath, _names(folder))
-
-
-def _names(folder: Path):
-    """The relative paths of what `walk` gives, as texts."""
+    """The relative paths, as texts, of all files below a folder but hidden ones, through links to other folders, too,
+    into each folder once."""
     seen, start = set(), len(os.path.join(folder, ""))
 
     def fail(error: OSError):
@@ -212,7 +208,7 @@ class _Media:
 
     def __init__(self, folder: Path):
         self.folder, self.start = folder, str(folder / "x")[:-1]
-        every, kinds = list(_names(folder)), IMAGES | VIDEOS
+        every, kinds = list(walk(folder)), IMAGES | VIDEOS
         suffixes = [os.path.splitext(name)[1].lower() for name in every]
         files = (name for name, suffix in zip(every, suffixes) if suffix in kinds)
         self.files = dict.fromkeys(sorted(files, key=lambda name: name.split("/")))

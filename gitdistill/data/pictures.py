@@ -60,18 +60,9 @@ def opened(path, content: bytes | None = None):
         yield image
 
 
-def read_image(path, content: bytes | None = None) -> Tensor:
-    """A picture as uint8 [3, H, W]: turned as its EXIF orientation says, grey to RGB, transparency on white, 16 bits
-    to 8. `BrokenFile` when it cannot be read, or has more than `MOST_PIXELS`."""
-    try:
-        with opened(path, content) as image:
-            return as_tensor(image)
-    except Exception as error:  # Pillow's formats raise whatever their damage leads to
-        raise BrokenFile(f"{path} is no readable picture: {reason(error)}") from None
-
-
 def as_tensor(image: Image.Image) -> Tensor:
-    """A picture that Pillow opened as uint8 [3, H, W], as `upright` makes it."""
+    """A picture that Pillow opened as uint8 [3, H, W]: turned as its EXIF orientation says, grey to RGB, transparency
+    on white, 16 bits to 8; see `upright`."""
     return pixels_of(upright(image))
 
 

@@ -27,7 +27,7 @@ import numpy as np
 from torch.utils.data import IterableDataset, get_worker_info
 
 from gitdistill.data.base import CHOICE, Order, Sample, check_words, choose
-from gitdistill.data.crops import shrunk, to_square
+from gitdistill.data.crops import read_square
 from gitdistill.data.files import CaptionedData, Source, loses_a_third
 from gitdistill.data.items import SPLITS, SURROGATE, Item, read_items
 from gitdistill.data.video import BrokenFile, FrameRule, read_clip
@@ -303,13 +303,10 @@ class ShardStream(Order, IterableDataset):
 
     def sample(self, epoch: int, number: int, name: str, content: bytes, about: dict) -> Sample:
         """A clip with its first caption, or in training with as many of its own as asked for."""
-        draw = np.random.RandomState([self.seed, epoch, number, CHOICE])
-        still = partial(shrunk, size=self.size, fit=self.rule.fit)
-        clip, own = read_clip(name, self.rule, draw, content, still=still), about["captions"]
-        frames = to_square(clip, self.size, self.rule.fit)
-        if self.captions:
-            return Sample(frames, *choose(draw, own, self.captions), own, number)
-        return Sample(frames, own[:1] or [None], [0 if own else -1], own, number)
+        draw, own = np.random.RandomState([self.seed, epoch, number, CHOICE]), about["captions"]
+        frames = read_square(name, self.rule, self.size, draw, content)
+        chosen = choose(draw, own, self.captions) if self.captions else choose(None, own, 1)
+        return Sample(frames, *chosen, own, number)
 
 
 def shuffled(clips, size: int, draw: random.Random):

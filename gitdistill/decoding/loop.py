@@ -49,18 +49,23 @@ def eval_mode(model):
 
 @contextmanager
 def evaluation(model):
-    """Eval mode and no gradient inside."""
-    with (
-        eval_mode(model),
-        torch.no_grad(),
-    ):  # not inference_mode: what a hook records must be usable in training
+    """Eval mode and no gradient inside; not inference_mode, so that what a hook records can be used in training."""
+    with eval_mode(model), torch.no_grad():
         yield
+
+
+def check_whole(**options) -> None:
+    """A ValueError naming the first of `options` that is no whole number."""
+    for name, value in options.items():
+        if not hasattr(value, "__index__"):
+            raise ValueError(f"{name} must be a whole number, got {value!r}")
 
 
 def prepare(model, frames, prefix, max_length):
     """The frames on the model's device, the prefixes [B, P] padded on the right, their lengths [B] on the CPU."""
     if isinstance(model, nn.Module):
         frames = frames.to(next((p.device for p in model.parameters()), frames.device))
+    check_whole(max_length=max_length)
     clips = len(frames)
     if clips == 0:
         raise ValueError("the batch is empty: frames must hold at least one clip")

@@ -36,7 +36,7 @@ from transformers import (
 )
 
 from gitdistill.decoding.beams import MicrosoftBeamSearch, TransformersBeamSearch
-from gitdistill.decoding.loop import Decoded, Search
+from gitdistill.decoding.loop import Decoded, Search, check_whole
 
 BEAM_SEARCHES = {"transformers": TransformersBeamSearch, "gnmt": MicrosoftBeamSearch}
 STOPS = ("current", "never", "first")
@@ -60,6 +60,7 @@ def sample(model, frames, max_length=20, temperature=1.0, top_k=None, top_p=None
     """
     if not temperature > 0:
         raise ValueError(f"temperature must be above 0, got {temperature}; greedy search is its limit at 0")
+    check_whole(num_return=num_return)
     if num_return < 1:
         raise ValueError(f"num_return must be at least 1, got {num_return}")
     processors = [*processors, TemperatureLogitsWarper(float(temperature))]
@@ -81,6 +82,7 @@ def beam(model, frames, beams=4, max_length=20, length_penalty=1.0, penalty="tra
             "never": when none could even at `max_length`. "first": when enough captions have finished. None:
             "current" for transformers and "never" for gnmt, as in the originals.
     """
+    check_whole(beams=beams, num_return=num_return)
     if not 1 <= beams <= model.vocab_size:
         raise ValueError(f"beams must be from 1 to the vocabulary's {model.vocab_size}, got {beams}")
     if not 1 <= num_return <= beams:

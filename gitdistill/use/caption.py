@@ -22,7 +22,7 @@ from gitdistill.data.video import IMAGES, VIDEOS, BrokenFile, play
 from gitdistill.escape import one_line
 from gitdistill.models.precision import NAMES
 from gitdistill.models.storage import output_folder, write_whole
-from gitdistill.use.captioner import load_captioner
+from gitdistill.use.captioner import load_captioner, of_one_size
 from gitdistill.use.device import VARIABLE, choose_device, usable_cores
 
 SEARCH = ("beams", "max_length", "repetition_penalty", "no_repeat_ngram")
@@ -43,6 +43,7 @@ def main(arguments: list[str]) -> int:
     torch.set_num_threads(min(options.threads or torch.get_num_threads(), usable_cores()))
     device = choose_device(options.device)
     captioner = load_captioner(options.student, options.teacher, device, options.dtype)
+    captioner.whole &= not (options.fit or options.watch_words)  # maps of attention are of squares
     rule = {"num_frames": options.frames, "fit": options.fit}
     captioner.use_frame_rule(replace(captioner.rule, **{name: rule[name] for name in rule if rule[name]}))
     decoding = {name: getattr(options, name) for name in SEARCH if getattr(options, name)}
@@ -127,7 +128,8 @@ def find_files(paths, listed: bool = False):
         if path == "-":
             yield from find_files((line.rstrip("\r\n") for line in sys.stdin if line.strip()), listed=True)
         elif Path(path).is_dir():
-            found = sorted(str(file) for file in walk(Path(path)) if file.suffix.lower() in IMAGES | VIDEOS)
+            shown = (name for name in walk(Path(path)) if Path(name).suffix.lower() in IMAGES | VIDEOS)
+            found = sorted(str(Path(path, name)) for name in shown)
             if not found:
                 raise FileNotFoundError(f"there are no pictures or videos in {path}")
             yield from found
@@ -163,11 +165,13 @@ def caption_batch(captioner, paths: list, decoding: dict) -> list[FileCaption]:
             result.clip = captioner.read(result.path)
         except BrokenFile as error:
             result.error = str(error)
-    if readable := [result for result in results if result.error is None]:
-        found = captioner.decode(torch.stack([result.clip for result in readable]), **decoding)
+    readable = [result for result in results if result.error is None]
+    for numbers in of_one_size([result.clip for result in readable]):
+        same = [readable[number] for number in numbers]
+        found = captioner.decode(torch.stack([result.clip for result in same]), **decoding)
         for i, caption in enumerate(captioner.to_text(found)):
-            readable[i].caption, readable[i].score = caption, found.scores[i, 0].item()
-            readable[i].tokens = found.tokens[i, 0]
+            same[i].caption, same[i].score = caption, found.scores[i, 0].item()
+            same[i].tokens = found.tokens[i, 0]
     return results
 
 
@@ -227,7 +231,7 @@ def live(captioner, path, window: float, every: float, decoding: dict | None = N
 
     for moment, picture in play(path):
         if not kept or moment - kept[-1][0] >= spacing:
-            kept.append((moment, captioner.square(picture()[None])[0]))
+            kept.append((moment, captioner.framed(picture()[None])[0]))
         while kept[0][0] < moment - window:
             kept.popleft()
         if moment >= due:

@@ -29,17 +29,13 @@ from gitdistill.models.tokenizer import check_same_vocabulary, load_tokenizer, t
 from gitdistill.use.onnx import ENCODER, GIT, STUDENT, WEIGHTS, OnnxNetwork
 from gitdistill.world.module import toybox_tokenizer
 
-RULE = ("frames", "sampling", "step", "fit")  # names of a FrameRule's settings in the folder's JSON
+# A FrameRule's settings in the folder's JSON, in the order of its fields.
+RULE = {"frames": int, "sampling": str, "step": int, "fit": str}
 METADATA = {"frames": dict, "decoding": dict, "scores": dict[str, float], "files": dict[str, str]}
-OPTIONS = dict.fromkeys(("max_length", "min_length", "num_return", "beams"), int) | {"penalty": str}
-OPTIONS |= {
-    "stop": str | None,
-    "temperature": float,
-    "top_k": int | None,
-    "top_p": float | None,
-    "seed": int | None,
-}
-OPTIONS |= {"length_penalty": float, "repetition_penalty": float | None, "no_repeat_ngram": int | None}
+OPTIONS = dict.fromkeys(("max_length", "min_length", "num_return", "beams"), int)
+OPTIONS |= dict.fromkeys(("top_k", "seed", "no_repeat_ngram"), int | None)
+OPTIONS |= dict.fromkeys(("top_p", "repetition_penalty"), float | None)
+OPTIONS |= {"temperature": float, "length_penalty": float, "penalty": str, "stop": str | None}
 
 
 class Captioner:
@@ -49,6 +45,7 @@ class Captioner:
         model: a student, a `GenerativeImageTextTeacher`, or either as an `OnnxNetwork`.
         tokenizer: turns its token ids into text; ValueError unless the two share a vocabulary.
         rule: which frames of a video are used; pictures are still videos. Default: as many as the model reads.
+            Where it crops, a GIT that does not crop gets clips as they are; with `whole = False` squares, too.
         decoding: default options of `gitdistill.decoding.decode`.
     """
 
@@ -60,8 +57,11 @@ class Captioner:
         if isinstance(model, GenerativeImageTextTeacher):
             self.size = model.config.vision_config.image_size
             self.max_frames = model.config.num_image_with_embedding or 1
+            longest = getattr(model.config, "test_respect_ratio_max", None)
         else:
+            longest = getattr(model, "longest", None)
             self.size, self.max_frames = getattr(model, "backbone", model).image_size, model.num_frames
+        self.whole = bool(longest)
         self.use_frame_rule(rule or FrameRule(self.max_frames))
         self.decoding = {"max_length": 20} | (decoding or {})
         self.decoding["max_length"] = min(self.decoding["max_length"], model.max_positions)
@@ -79,11 +79,12 @@ class Captioner:
 
     def read(self, path) -> Tensor:
         """A picture or video as the network's frames, uint8 [F, 3, H, W]; `BrokenFile` when it cannot be read."""
-        return self.square(read_clip(path, self.rule))
+        return self.framed(read_clip(path, self.rule))
 
-    def square(self, frames: Tensor) -> Tensor:
-        """Raw frames [F, 3, H, W] of any size as the network's."""
-        return to_square(frames, self.size, self.rule.fit)
+    def framed(self, frames: Tensor) -> Tensor:
+        """Raw frames [F, 3, H, W] of any size as the network's: squares, or as they are if it reads them whole."""
+        whole = self.whole and self.rule.fit == "crop"
+        return frames if whole else to_square(frames, self.size, self.rule.fit)
 
     def decode(self, frames: Tensor, **decoding) -> Decoded:
         """Caption clips [B, F, 3, H, W]; `decoding` overrides the captioner's own options."""
@@ -114,8 +115,12 @@ class Captioner:
         return to_text(found.tokens[:, 0], self.tokenizer)
 
     def caption_files(self, paths, **decoding) -> list[str]:
-        """One caption a file, in one batch."""
-        return self.caption(torch.stack([self.read(path) for path in paths]), **decoding)[0]
+        """One caption a file, in one batch of each size."""
+        clips, captions = [self.read(path) for path in paths], {}
+        for same in of_one_size(clips):
+            batch = torch.stack([clips[number] for number in same])
+            captions |= zip(same, self.caption(batch, **decoding)[0])
+        return [captions[number] for number in range(len(clips))]
 
     def to(self, device):
         self.model.to(device)
@@ -185,6 +190,12 @@ load_student("this folder or repository").caption_files(["picture.jpg"])
         return read_student(folder if folder.is_dir() else Path(snapshot_download(model_id, **options)))
 
 
+def of_one_size(clips: list[Tensor]) -> list[list[int]]:
+    """The numbers of the clips of each size; squares have one."""
+    sizes = [clip.shape for clip in clips]
+    return [[n for n, other in enumerate(sizes) if other == size] for size in dict.fromkeys(sizes)]
+
+
 def tokenizer_files(tokenizer) -> dict[str, Callable]:
     """Writers of a tokenizer's files, by name, for `storage.write_whole`."""
     with TemporaryDirectory() as folder:
@@ -232,8 +243,7 @@ def _read_student(folder: Path, kinds: tuple[str, ...]) -> Student:
     metadata = storage.read_json(path)
     try:
         storage.check_fields(metadata, METADATA, path, optional=["files"])
-        kinds = dict(zip(RULE, (int, str, int, str)))
-        storage.check_fields(metadata["frames"], kinds, f"{path}: frames", optional=["fit"])
+        storage.check_fields(metadata["frames"], RULE, f"{path}: frames", optional=["fit"])
         storage.check_fields(metadata["decoding"], OPTIONS, f"{path}: decoding", optional=OPTIONS)
         rule = FrameRule(*(metadata["frames"][name] for name in RULE if name in metadata["frames"]))
         return Student(model, tokenizer, rule, metadata["decoding"], metadata["scores"])

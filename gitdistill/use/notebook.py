@@ -32,6 +32,7 @@ def own_clips(teacher, pictures=None) -> list[Clip]:
     if not own:
         return []
     captioner = Captioner(teacher, teacher.tokenizer)
+    captioner.whole = False  # the notebooks compare clips of one size
     frames = torch.stack(read(captioner, Path(pictures).expanduser()) if pictures else drawn(captioner))
     found = beam(teacher, frames, REFERENCES, captioner.decoding["max_length"], num_return=REFERENCES)
     captions = [to_text(tokens, teacher.tokenizer) for tokens in found.tokens]
@@ -58,7 +59,7 @@ def drawn(captioner: Captioner) -> list[torch.Tensor]:
     """Clips of the embedded world as the network's frames."""
     clips = [clip.frames for clip in Clips("val", size=MOST)]
     chosen = captioner.rule.choose(np.arange(len(clips[0])), len(clips[0]))
-    return [captioner.square(clip[chosen]) for clip in clips]
+    return [captioner.framed(clip[chosen]) for clip in clips]
 
 
 def skip_marked(lines: list[str]) -> list[str]:

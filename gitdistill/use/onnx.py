@@ -23,16 +23,9 @@ from gitdistill.models.preprocessing import to_pixels
 ENCODER, STEP, WEIGHTS = "encoder.onnx", "step.onnx", "weights.bin"
 STUDENT, GIT = "OnnxStudent", "OnnxGit"
 NAMES = {STUDENT: "student", GIT: "teacher"}
-NUMBERS = [
-    "vocab_size",
-    "max_positions",
-    "num_frames",
-    "bos_token_id",
-    "eos_token_id",
-    "pad_token_id",
-    "image_size",
-]
-SETTINGS = dict.fromkeys(NUMBERS, int) | dict.fromkeys(("mean", "std"), list[float])
+SETTINGS = dict.fromkeys(("vocab_size", "max_positions", "num_frames"), int)
+SETTINGS |= dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id", "image_size"), int)
+SETTINGS |= dict.fromkeys(("mean", "std"), list[float])
 UNCROPPED = {"longest": int}  # a setting of networks that do not crop
 
 

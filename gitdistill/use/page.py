@@ -8,7 +8,6 @@ import argparse
 import base64
 import gzip
 import hashlib
-import json
 import tarfile
 from functools import partial
 from html import escape
@@ -19,7 +18,8 @@ import numpy as np
 from gitdistill.models import storage
 from gitdistill.use.captioner import Captioner, read_student
 from gitdistill.use.onnx import ENCODER, GIT, NAMES, SETTINGS, STEP, STUDENT, WEIGHTS
-from gitdistill.viz.clip_maker import asset, offered, placed
+from gitdistill.viz.clip_maker import offered, placed
+from gitdistill.viz.explorers import asset, in_script
 from gitdistill.world import Scene, Toy, drawing, layout, lexicon, sprites
 
 VERSION = "1.30.0"
@@ -127,7 +127,7 @@ def html(data: dict, parts: dict[str, bytes]) -> str:
         f'<script type="text/plain" id="{name}">{base64.b64encode(gzip.compress(part, mtime=0)).decode()}</script>'
         for name, part in parts.items()
     )
-    text = json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
+    text = in_script(data)
     script = "".join(map(asset, SCRIPTS))
     licence = escape((lexicon.FOLDER / "LICENSE").read_text("utf-8"))
     return f"""<!DOCTYPE html>

@@ -4,22 +4,18 @@ It needs a kernel, since the networks run in it. The captions and their maps are
 """
 
 import csv
-from importlib.resources import files
 from pathlib import Path
 
 import anywidget
 import traitlets
 
 from gitdistill.viz import explorers
+from gitdistill.viz.explorers import asset
 from gitdistill.world import Scene, Toy, draw, facts_scores
 from gitdistill.world.drawing import GROUNDS, SIZES, WORLD
 from gitdistill.world.lexicon import MOTIONS, OBJECTS
 
 START = (Toy("cat", motion="jump"), Toy("balloon", "red"))
-
-
-def asset(name: str) -> str:
-    return (files(explorers) / name).read_text("utf-8")
 
 
 def offered() -> dict:

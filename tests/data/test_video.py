@@ -13,8 +13,13 @@ import torch
 from pictures import grey, photo, shades, video
 from PIL import Image
 
-from gitdistill.data.pictures import BrokenFile, read_image
+from gitdistill.data.pictures import BrokenFile
 from gitdistill.data.video import FrameRule, Packet, placed, play, read_clip, read_video, timetable
+
+
+def still(path):
+    """A picture as [3, H, W]."""
+    return read_clip(path, FrameRule(1))[0]
 
 
 def numbers(clip) -> list[int]:
@@ -107,14 +112,14 @@ def test_a_turned_video_comes_upright(tmp_path, rotation):
 
 def test_a_photograph_as_it_is(tmp_path):
     photo().save(tmp_path / "a.png")
-    assert np.array_equal(read_image(tmp_path / "a.png").permute(1, 2, 0), np.asarray(photo()))
+    assert np.array_equal(still(tmp_path / "a.png").permute(1, 2, 0), np.asarray(photo()))
     clip = read_clip(tmp_path / "a.png", FrameRule(3))
     assert clip.shape == (3, 3, 48, 64) and torch.equal(clip[0], clip[2])
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned clockwise by a quarter
     photo().save(tmp_path / "a.png", exif=exif)
     turned = np.rot90(np.asarray(photo()), -1)
-    assert np.array_equal(read_image(tmp_path / "a.png").permute(1, 2, 0), turned)
+    assert np.array_equal(still(tmp_path / "a.png").permute(1, 2, 0), turned)
 
 
 def test_pictures_of_other_kinds(tmp_path):
@@ -123,16 +128,16 @@ def test_pictures_of_other_kinds(tmp_path):
     for name in ("sixteen.png", "sixteen.tiff"):
         Image.fromarray(expected.astype(np.uint16) * 257).save(tmp_path / name)
     for name in ("grey.png", "sixteen.png", "sixteen.tiff"):
-        image = read_image(tmp_path / name)
+        image = still(tmp_path / name)
         assert image.dtype == torch.uint8 and all(np.array_equal(part, expected) for part in image), name
     for number, path in ((-1, "low.tiff"), (70000, "high.tiff")):
         Image.fromarray(np.full((4, 4), number, np.int32)).save(tmp_path / path)
         with pytest.raises(BrokenFile, match=f"{path} .* more than 16 bits, without a scale"):
-            read_image(tmp_path / path)
+            still(tmp_path / path)
     clear = photo().convert("RGBA")
     clear.putalpha(0)
     clear.save(tmp_path / "clear.png")
-    assert (read_image(tmp_path / "clear.png") == 255).all()
+    assert (still(tmp_path / "clear.png") == 255).all()
 
 
 def test_pictures_for_print_and_with_a_clear_colour(tmp_path):
@@ -141,13 +146,13 @@ def test_pictures_for_print_and_with_a_clear_colour(tmp_path):
     assert (image.float() - torch.tensor(np.array(photo()))).abs().mean() < 8
     palette = photo().quantize(16)
     palette.save(tmp_path / "palette.png", transparency=palette.getpixel((0, 0)))
-    image = read_image(tmp_path / "palette.png")
+    image = still(tmp_path / "palette.png")
     shown = np.array(palette.convert("RGB"))
     shown[np.array(palette) == palette.getpixel((0, 0))] = 255
     assert np.array_equal(image.permute(1, 2, 0), shown)
     for mode in ("1", "LA", "RGBA", "I;16", "L"):
         Image.new(mode, (5, 4)).save(tmp_path / f"{mode[:2]}.png")
-        assert read_image(tmp_path / f"{mode[:2]}.png").shape == (3, 4, 5), mode
+        assert still(tmp_path / f"{mode[:2]}.png").shape == (3, 4, 5), mode
 
 
 def test_moving_pictures(tmp_path):
@@ -160,7 +165,6 @@ def test_moving_pictures(tmp_path):
     (tmp_path / "b.mp4").write_bytes((tmp_path / "a.png").read_bytes())
     for name in ("a.gif", "a.webp", "a.png", "b.jpg", "b.mp4"):
         assert numbers(read_clip(tmp_path / name, FrameRule(3))) == [1, 3, 5], name
-    assert numbers(read_image(tmp_path / "a.png")[None]) == [0]
     frames[3].save(tmp_path / "one.GIF")
     assert numbers(read_clip(tmp_path / "one.GIF", FrameRule(2))) == [3, 3]
     clear = photo().quantize(16)
@@ -241,7 +245,7 @@ def test_no_picture_and_no_video_at_all(tmp_path):
     for keep in (1000, 20, 0):
         (tmp_path / "a.jpg").write_bytes((tmp_path / "a.jpg").read_bytes()[:keep])
         with pytest.raises(BrokenFile, match="a.jpg is no readable picture: .+"):
-            read_image(tmp_path / "a.jpg")
+            still(tmp_path / "a.jpg")
 
 
 @pytest.mark.parametrize("name, content", [
@@ -301,7 +305,7 @@ def test_a_large_picture_is_reduced_first(tmp_path, suffix):
     picture = Image.new("RGB", (6000, 4000))
     picture.paste((255, 255, 255), (3000, 0, 6000, 2000))
     picture.save(tmp_path / f"a.{suffix}")
-    clip = read_image(tmp_path / f"a.{suffix}")
+    clip = still(tmp_path / f"a.{suffix}")
     height, width = clip.shape[1:]
     assert height * width <= 16_000_000 and width / height == 1.5
     assert clip[:, : height // 2 - 9, width // 2 + 9 :].min() > 250 and clip[:, height // 2 + 9 :].max() < 5

@@ -124,6 +124,7 @@ def test_the_models_are_left_as_they_were():
         (TableModel(), {"draft": 0}, "draft must be at least 1, got 0"),
         (TableModel(13), {}, "must share a vocabulary: vocab_size is 12 and 13"),
         (TableModel(max_positions=10), {"max_length": 11}, "at most the model's 10 positions"),
+        (TableModel(), {"max_length": 5.5}, "max_length must be a whole number, got 5.5"),
         (TableModel(), {"prefix": [[1, 4], [1]]}, "prefixes of one length"),
     ],
 )

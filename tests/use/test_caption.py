@@ -15,7 +15,8 @@ from pictures import shades, video
 from PIL import Image
 
 from gitdistill import load_student
-from gitdistill.data.video import BrokenFile, FrameRule
+from gitdistill.data.video import BrokenFile, FrameRule, read_clip
+from gitdistill.decoding import beam
 from gitdistill.inspection import attention_maps
 from gitdistill.models.checkpoints import resolve
 from gitdistill.use import caption
@@ -131,6 +132,26 @@ def test_a_teacher_captions_too(files, tmp_path):
     assert Path(draw_words(captioner, result, tmp_path, "teacher.png")).stat().st_size > 1000
     result.tokens[1] = teacher.eos_token_id  # no word is left
     assert draw_words(captioner, result, tmp_path / "nothing", "nothing.png") is None
+
+
+def test_a_git_that_does_not_crop_reads_pictures_whole(run, files, tmp_path, capsys):
+    """Files of several sizes in one batch, against the network on raw frames; squares where they are asked for."""
+    teacher, paths = tiny.teacher(), [files / name for name in ("0.png", "clip.mp4", "2.png")]
+    teacher.config.test_respect_ratio_max = 48
+    captioner = Captioner(teacher, teacher.tokenizer)
+    results = list(caption_files(captioner, paths, 3, {"beams": 2}))
+    for path, result in zip(paths, results):
+        found = beam(teacher, read_clip(path, FrameRule(2))[None], 2)
+        assert result.score == pytest.approx(found.scores.item(), abs=1e-4), path
+    assert captioner.caption_files(paths, beams=2) == [result.caption for result in results]
+    teacher.model.save_pretrained(tmp_path / "git")
+    teacher.tokenizer.save_pretrained(tmp_path / "git")
+    scores = {}
+    for options in ((), ("--fit", "crop"), ("--watch-words", "words")):
+        assert run("caption", paths[0], "--teacher", tmp_path / "git", "--beams", 2, "--json", *options) == 0
+        scores[options[:1]] = json.loads(capsys.readouterr().out)["score"]
+    assert scores[()] == pytest.approx(results[0].score, abs=1e-4)
+    assert scores["--fit",] == scores["--watch-words",] != scores[()]
 
 
 def test_mistakes_on_the_command_line(run, folder, files, capsys):

@@ -88,6 +88,18 @@ def test_a_mistake_is_one_line(run, tmp_path, arguments, message):
     assert not list(tmp_path.iterdir())
 
 
+def test_what_is_no_class_gives_its_own_error_alone(run, tmp_path):
+    (tmp_path / "model.yaml").write_text("model: [1]")
+    (tmp_path / "callback.yaml").write_text("trainer: {callbacks: [5]}")
+    right = r"\(give a class path, or a mapping with class_path and init_args\)"
+    line = run("fit", "--config=model.yaml")
+    assert re.fullmatch(
+        f'gitdistill: Parser key "model": Not a valid subclass of LightningModule {right}', line
+    )
+    line = run("fit", "--config=callback.yaml")
+    assert re.search(f"Callback. Got value: 5 {right}; ", line) and "expect one of" not in line, line
+
+
 @pytest.mark.parametrize("rows, message", [
     (["a0: &a0 [x, x]", *(f"a{i}: &a{i} [{f'*a{i - 1}, ' * 9}]" for i in range(1, 10))], "more than 200,000"),
     (["a: &a [b, *a]"], "alias .a contains itself"),

@@ -24,6 +24,16 @@ CHANNELS = 8  # of a module, for each frame
 GRID = 16  # cells of a module's map; a finer one is averaged
 
 
+def asset(name: str) -> str:
+    """A script or style sheet of this folder."""
+    return (files(__package__) / name).read_text("utf-8")
+
+
+def in_script(data) -> str:
+    """Data as JSON that no text in it can end the script of; ValueError for NaN."""
+    return json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
+
+
 class Explorer:
     """What a notebook shows as the explorer `view` of `data`; `html` is the output."""
 
@@ -33,14 +43,10 @@ class Explorer:
 
     @property
     def html(self) -> str:
-        script, css = ((files(__package__) / f"explorer.{kind}").read_text("utf-8") for kind in ("js", "css"))
-        data = {"view": self.view, "alt": self.alt, "css": css, **self.data}
-        text = json.dumps(data, ensure_ascii=True, allow_nan=False, separators=(",", ":")).replace(
-            "<", "\\u003c"
-        )
+        text = in_script({"view": self.view, "alt": self.alt, "css": asset("explorer.css"), **self.data})
         picture = f'<img alt="{escape(self.alt)}" width="400" src="data:image/png;base64,{self.still}">'
         picture += "<p>A still picture: run this cell, and it becomes an explorer.</p>"
-        run = f"(() => {{ const host = own_host();\n{script}\nexplore(host, {text}); }})()"
+        run = f"(() => {{ const host = own_host();\n{asset('explorer.js')}\nexplore(host, {text}); }})()"
         return f'<div class="gitdistill-explorer">{picture}</div><script>{run}</script>'
 
     def _repr_mimebundle_(self, include=None, exclude=None) -> dict:

@@ -137,26 +137,14 @@ def effects(values, rows, columns, label="nats lost", title=None):
     cell = max(0.5, min(0.9, (style.WIDTH - 3.0) / (len(columns) * len(maps))))
     size = 3.0 + cell * len(columns) * len(maps), 1.3 + 0.34 * len(rows)
     figure = style.figure(*size, "Effects", title)
-    grid = figure.subplots(1, len(maps), squeeze=False, sharey=True)[0]
     scale = style.differences(*maps.values())
     digits = 1 if scale.norm.vmax >= 2 else 2
-    for axes, (name, v) in zip(grid, maps.items()):
-        axes.imshow(v, cmap=scale.cmap, norm=scale.norm, aspect="auto")
+    grid = style.matrices(figure, maps, scale, rows, columns, label, turn=30)
+    for axes, v in zip(grid, maps.values()):
         for (r, c), value in np.ndenumerate(v):
-            strong = abs(value) > 0.6 * scale.norm.vmax
-            axes.text(
-                c,
-                r,
-                f"{round(value, digits) + 0.0:.{digits}f}",
-                color="white" if strong else "black",
-                fontsize=9,
-                **style.CENTRE,
-            )
-        axes.set_title(name)
-        axes.set_xticks(np.arange(len(columns)), columns, rotation=30, ha="right", rotation_mode="anchor")
-        axes.tick_params(length=0)
-    grid[0].set_yticks(np.arange(len(rows)), rows)
-    style.colour_bar(figure, scale, label, ax=list(grid), aspect=20, fraction=0.05)
+            ink = "white" if abs(value) > 0.6 * scale.norm.vmax else "black"
+            text = f"{round(value, digits) + 0.0:.{digits}f}"
+            axes.text(c, r, text, color=ink, fontsize=9, **style.CENTRE)
     return figure
 
 
@@ -171,13 +159,9 @@ def lens(said, probabilities, rows, columns, title=None):
     values = style.array(probabilities, "probabilities", (len(rows), len(columns)))
     cell = min(1.15, (style.WIDTH - 2.4) / len(style.some(columns, "columns")))
     figure = style.figure(2.4 + cell * len(columns), 0.9 + 0.4 * len(rows), "Words of each layer", title)
-    axes, scale = figure.subplots(), style.shares()
-    axes.imshow(values, cmap=scale.cmap, norm=scale.norm, aspect="auto")
+    label = "probability of the\ncaption's word"
+    (axes,) = style.matrices(figure, {"": values}, style.shares(), rows, columns, label)
     for (r, c), value in np.ndenumerate(values):
         weight = "bold" if said[r][c] == columns[c] else "normal"
         axes.text(c, r, said[r][c], weight=weight, color=style.ink(value), fontsize=9, **style.CENTRE)
-    axes.set_xticks(range(len(columns)), columns)
-    axes.set_yticks(range(len(rows)), rows)
-    axes.tick_params(length=0)
-    style.colour_bar(figure, scale, "probability of the\ncaption's word", ax=[axes], aspect=12, fraction=0.05)
     return figure

@@ -5,9 +5,9 @@ import numpy as np
 from gitdistill.viz.plots import style
 
 
-def strongest_channels(maps, count, start=0):
-    """Indices of the channels of [C, h, w] with the largest mean square: `count` of them from the `start`-th on."""
-    return np.argsort(-np.square(maps).mean((1, 2)), kind="stable")[start : start + count]
+def strongest_channels(maps, count):
+    """Indices of the `count` channels of [C, h, w] with the largest mean square, the strongest first."""
+    return np.argsort(-np.square(maps).mean((1, 2)), kind="stable")[:count]
 
 
 @style.plot
@@ -68,22 +68,16 @@ def similarity(values, rows, columns, labels=("", ""), title=None):
     cell = min(0.55, (style.WIDTH - 2.6) / (len(columns) * len(maps)))
     size = max(2.6 + cell * len(columns) * len(maps), 5.0), 1.5 + 0.45 * len(rows)
     figure = style.figure(*size, "Similarity of layers", title)
-    grid = figure.subplots(1, len(maps), squeeze=False, sharey=True)[0]
-    scale = style.shares()
-    for axes, (label, v) in zip(grid, maps.items()):
-        axes.imshow(v, cmap=scale.cmap, norm=scale.norm, aspect="auto")
+    grid = style.matrices(figure, maps, style.shares(), rows, columns, "CKA", turn=45)
+    for axes, v in zip(grid, maps.values()):
         for r, c in zip(*np.nonzero(v > 0.5)):
             text = f"{v[r, c]:.2f}"[1:] if v[r, c] < 0.995 else "1"
             axes.text(c, r, text, color="black" if v[r, c] > 0.6 else "white", fontsize=8, **style.CENTRE)
         for colour, thickness in (("white", 1.6), ("black", 0.6)):
             ring = {"s": 420, "facecolors": "none", "edgecolors": colour, "linewidths": thickness}
             axes.scatter(v.argmax(1), np.arange(len(rows)), **ring)
-        axes.set(title=label, xlabel=labels[1])
-        axes.set_xticks(np.arange(len(columns)), columns, rotation=45, ha="right", rotation_mode="anchor")
-        axes.tick_params(length=0)
-    grid[0].set_yticks(np.arange(len(rows)), rows)
+        axes.set_xlabel(labels[1])
     grid[0].set_ylabel(labels[0])
-    style.colour_bar(figure, scale, "CKA", ax=list(grid), aspect=20, fraction=0.05)
     return figure
 
 
@@ -104,11 +98,9 @@ def components(frames, maps, explained=None, first=False, title=None):
         rows[name] = (style.shares().cmap(values[..., 0]) if first else values)[..., :3]
     tile = min(1.35, (style.WIDTH - 1.7) / len(frames) - 0.06, 9.0 / len(rows))
     height = tile * frames.shape[1] / frames.shape[2]
-    size = (
-        1.6 + (tile + 0.06) * len(frames),
-        (height + 0.06) * len(rows) + (0.5 if explained is not None else 0.3),
-    )
-    figure = style.figure(max(size[0], 5.0), size[1], "Principal components of features", title, None)
+    below = 0.3 if explained is None else 0.5
+    size = max(1.6 + (tile + 0.06) * len(frames), 5.0), (height + 0.06) * len(rows) + below
+    figure = style.figure(*size, "Principal components of features", title, None)
     for k, (name, images) in enumerate(rows.items()):
         for n, image in enumerate(images):
             left, top = 1.5 + n * (tile + 0.06), 0.1 + k * (height + 0.06)

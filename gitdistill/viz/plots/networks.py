@@ -229,14 +229,9 @@ def _down(axes, x, top, bottom, shape=()):
 def _tokens(axes, x, y, width, count, colour, text):
     """A row of tokens as small squares, and what they are below."""
     side = width / count
+    look = {"facecolor": to_rgba(colour, 0.45), "edgecolor": "black", "hatch": HATCH[colour]}
     for k in range(count):
-        look = {
-            "facecolor": to_rgba(colour, 0.45),
-            "edgecolor": "black",
-            "hatch": HATCH[colour],
-            "linewidth": 0.8,
-        }
-        axes.add_patch(Rectangle((x + k * side, y), side, 0.2, **look))
+        axes.add_patch(Rectangle((x + k * side, y), side, 0.2, linewidth=0.8, **look))
     axes.text(x + width / 2, y + 0.24, text, ha="center", va="top", fontsize=9)
 
 

@@ -194,10 +194,8 @@ def temperatures(heat, odds, words, marks, count=6, title=None):
     heat: n rising temperatures. odds: label -> probabilities [n, V]. words: as in `beam_tree`. count: words shown.
     marks: temperature -> what is done there; a dashed line, with the entropy.
     """
-    heat, text = (
-        style.array(style.some(heat, "heat"), "heat", "n"),
-        words if callable(words) else words.__getitem__,
-    )
+    heat = style.array(style.some(heat, "heat"), "heat", "n")
+    text = words if callable(words) else words.__getitem__
     odds = {k: style.array(v, f"odds of {k}", (len(heat), "V")) for k, v in style.some(odds, "odds").items()}
     ranked = np.argsort(-next(iter(odds.values()))[np.abs(np.log(heat)).argmin()], kind="stable")[:count]
     figure = style.figure(style.WIDTH, 4.4, "Temperature", title)

@@ -6,7 +6,7 @@ from gitdistill.viz.plots import style
 
 WRONG = "#C00000"
 POINTS = 10
-ADVANCE = POINTS * 1233 / 2048  # points: of a letter of DejaVu Sans Mono
+ADVANCE = POINTS * style.LETTER  # points, of a letter
 
 
 def story(frames, models, title=None, repeats=2):

@@ -42,6 +42,7 @@ NETWORKS |= dict.fromkeys(("student", "distilled", "distilled student", "with a 
 NETWORKS |= dict.fromkeys(("captions only", "captions alone", "same student without a teacher"), 2)
 NETWORKS |= {"same student without distillation": 2, "untrained": 3, "student, untrained": 3}
 NETWORKS |= {"distilled for longer": 4, "teacher, shuffled weights": 5}
+LETTER = 1233 / 2048  # how wide a letter of DejaVu Sans Mono is, of its size
 CENTRE = {"ha": "center", "va": "center"}
 OURS = {
     "font.size": 10,
@@ -231,6 +232,23 @@ def colour_bar(figure, scale, label, **place):
         bar.set_ticks(ticks, labels=[number(tick, 2) for tick in ticks])
 
 
+def matrices(figure, maps, scale, rows, columns, label, turn=0):
+    """Arrays [R, C] by name side by side, as cells, beside the legend of their scale; their axes.
+
+    rows, columns: names; the latter are turned by so many degrees.
+    """
+    grid = figure.subplots(1, len(maps), squeeze=False, sharey=True)[0]
+    leaning = {"rotation": turn, "ha": "right", "rotation_mode": "anchor"} if turn else {}
+    for axes, (name, values) in zip(grid, maps.items()):
+        axes.imshow(values, cmap=scale.cmap, norm=scale.norm, aspect="auto")
+        axes.set_title(name)
+        axes.set_xticks(range(len(columns)), columns, **leaning)
+        axes.tick_params(length=0)
+    grid[0].set_yticks(range(len(rows)), rows)
+    colour_bar(figure, scale, label, ax=list(grid), aspect=20, fraction=0.05)
+    return grid
+
+
 def plain_log_ticks(axis, subs):
     """Plain numbers on a logarithmic axis, at `subs` times the powers of ten."""
     axis.set_major_locator(LogLocator(subs=subs))
@@ -256,11 +274,8 @@ def overlay(photo, values, scale):
         photo = 0.55 + 0.45 * (photo @ LUMA)[..., None]
         colours, opacity = scale.cmap(position)[..., :3], 0.15 + 0.7 * np.sqrt(np.abs(2 * position - 1))
     else:
-        photo, colours, opacity = (
-            0.45 + 0.55 * photo,
-            scale.cmap(np.ones_like(position))[..., :3],
-            0.92 * position,
-        )
+        photo = 0.45 + 0.55 * photo
+        colours, opacity = scale.cmap(np.ones_like(position))[..., :3], 0.92 * position
     cells = np.ones((*size, 1))
     alpha = np.kron(opacity[..., None], cells)
     return alpha * np.kron(colours, cells) + (1 - alpha) * photo

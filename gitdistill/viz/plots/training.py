@@ -114,7 +114,7 @@ def _captions_so_far(figure, top, name, rows, step):
     axes.set(xlim=(0, width * 72), ylim=(height * 72, 0))
     axes.axis("off")
     axes.text(0, 11, name, weight="bold")
-    letter = 9 * 1233 / 2048  # points: the advance of DejaVu Sans Mono
+    letter = 9 * style.LETTER  # points
     before = rows[0][1] if rows else []
     for k, (at, words) in enumerate(rows):
         y, weight = 11 + 14.4 * (k + 1), "bold" if at == step else "normal"
@@ -215,14 +215,9 @@ def _network_labels(axes, own):
                 low = level - 26
         taken.append((left, low, width))
         line = {"arrowstyle": "-", "color": style.GREY, "linewidth": 0.8} if low < y - 4 else None
-        look = {
-            "fontsize": 9,
-            "bbox": BACKING | {"alpha": 0.8},
-            "zorder": 1.5,
-            "arrowprops": line,
-            "va": "center",
-        }
-        axes.annotate(text, place, xytext=(left - x, low - y), textcoords="offset points", **look)
+        look = {"fontsize": 9, "va": "center", "zorder": 1.5, "bbox": BACKING | {"alpha": 0.8}}
+        beside = {"xytext": (left - x, low - y), "textcoords": "offset points"}
+        axes.annotate(text, place, arrowprops=line, **beside, **look)
 
 
 @style.plot
@@ -243,14 +238,8 @@ def dots(table, intervals=None, levels=None, title=None):
             values = style.array(row.get(name, []), f"{name} of {variant}", "runs")
             if not len(values):
                 continue
-            axes.plot(
-                values,
-                [place] * len(values),
-                linestyle="",
-                alpha=0.6,
-                markersize=5,
-                **style.mark(places[name]),
-            )
+            look = style.mark(places[name]) | {"linestyle": "", "alpha": 0.6, "markersize": 5}
+            axes.plot(values, [place] * len(values), **look)
             axes.plot([values.mean()] * 2, [place - 0.32, place + 0.32], color="black", linewidth=1.8)
             ends = (intervals or {}).get(variant, {}).get(name)
             if ends is not None and np.isfinite(ends).all():
