@@ -64,8 +64,13 @@ def test_marked_cells_are_skipped(capsys):
     assert skip_marked(lines) == lines and skip_marked([]) == []
 
 
-@pytest.mark.parametrize("number", [0, pytest.param(1, marks=pytest.mark.slow)])
-def test_a_notebook_runs_on_them(own, number, monkeypatch):
+LONG = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    "number, most", [(0, 0.25), pytest.param(1, 0.25, marks=LONG), pytest.param(3, 0.5, marks=LONG)]
+)
+def test_a_notebook_runs_on_them(own, number, most, monkeypatch):
     """From top to bottom without an error; the marked cells, and no others, say that they are skipped."""
     for name, value in zip(("TEACHER", "PICTURES", "HF_HUB_OFFLINE"), (*own, 1)):
         monkeypatch.setenv(name, str(value))
@@ -76,11 +81,11 @@ def test_a_notebook_runs_on_them(own, number, monkeypatch):
     texts = ["".join(output.get("text", "") for output in cell.outputs) for cell in cells]
     marked = [cell.source.startswith(MARK) for cell in cells]
     assert marked == [text.startswith("Skipped: needs the world") for text in texts]
-    assert 5 < sum(marked) < len(cells) / 4
+    assert 5 < sum(marked) < most * len(cells)
     teacher = GenerativeImageTextTeacher.from_pretrained(own[0])
     clip = own_clips(teacher, own[1])[0]
-    for caption in clip.captions[1], teacher.caption(clip.frames[None])[0]:
-        assert any(caption in text for text in texts)
+    assert any(teacher.caption(clip.frames[None])[0] in text for text in texts)
+    assert number == 3 or any(clip.captions[1] in text for text in texts)
     shown = {kind for cell in cells for output in cell.outputs for kind in output.get("data", ())}
     assert {"image/png", "text/html"} <= shown  # attention, and the explorer of words and cells
 
