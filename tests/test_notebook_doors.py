@@ -64,13 +64,8 @@ def test_marked_cells_are_skipped(capsys):
     assert skip_marked(lines) == lines and skip_marked([]) == []
 
 
-LONG = pytest.mark.slow
-
-
-@pytest.mark.parametrize(
-    "number, most", [(0, 0.25), pytest.param(1, 0.25, marks=LONG), pytest.param(3, 0.5, marks=LONG)]
-)
-def test_a_notebook_runs_on_them(own, number, most, monkeypatch):
+@pytest.mark.parametrize("number", [0, *(pytest.param(k, marks=pytest.mark.slow) for k in (1, 3))])
+def test_a_notebook_runs_on_them(own, number, monkeypatch):
     """From top to bottom without an error; the marked cells, and no others, say that they are skipped."""
     for name, value in zip(("TEACHER", "PICTURES", "HF_HUB_OFFLINE"), (*own, 1)):
         monkeypatch.setenv(name, str(value))
@@ -81,7 +76,7 @@ def test_a_notebook_runs_on_them(own, number, most, monkeypatch):
     texts = ["".join(output.get("text", "") for output in cell.outputs) for cell in cells]
     marked = [cell.source.startswith(MARK) for cell in cells]
     assert marked == [text.startswith("Skipped: needs the world") for text in texts]
-    assert 5 < sum(marked) < most * len(cells)
+    assert 5 < sum(marked) < len(cells) / (2 if number == 3 else 4)  # 04 compares with the truth more often
     teacher = GenerativeImageTextTeacher.from_pretrained(own[0])
     clip = own_clips(teacher, own[1])[0]
     assert any(teacher.caption(clip.frames[None])[0] in text for text in texts)
