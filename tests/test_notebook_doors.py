@@ -70,6 +70,9 @@ def test_marked_cells_are_skipped(capsys):
         (0, 1 / 4, 1, "text/html"),  # the explorer of words and cells
         pytest.param(1, 1 / 4, 1, "text/html", marks=pytest.mark.slow),
         pytest.param(2, 2 / 3, 0, "text/markdown", marks=pytest.mark.slow),  # it trains on the best captions
+        pytest.param(
+            3, 1 / 2, 0, "text/html", marks=pytest.mark.slow
+        ),  # it compares with the truth more often
     ],
 )
 def test_a_notebook_runs_on_them(own, number, most, caption, kind, monkeypatch):
