@@ -9,7 +9,7 @@ import tiny
 import torch
 
 from gitdistill.decoding import beam
-from gitdistill.distillation import distributed, losses, scoring, terms
+from gitdistill.distillation import distributed, losses, scoring, targets, terms
 from gitdistill.distillation.cache import TeacherCache
 from gitdistill.distillation.caption_trainer import CaptionTrainer
 from gitdistill.distillation.captions import CaptionFilter
@@ -190,9 +190,9 @@ def test_a_detached_activation_is_found_before_training(batch, data, tmp_path, m
     def detached(model, names, detach):
         return record(model, names)
 
-    record = terms.record
+    record = targets.record
     module = DistillationTrainer(tiny.teacher(), tiny.student(), **{**NONE, "cross_entropy": 1.0, term: 1.0})
-    monkeypatch.setattr(terms, "record", detached)
+    monkeypatch.setattr(targets, "record", detached)
     with pytest.raises(ValueError, match=f"^the loss {term} does not reach the student's backbone"):
         fit(module, data, tmp_path, max_steps=1)
 
