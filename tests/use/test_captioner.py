@@ -192,10 +192,11 @@ def test_bare_weights_over_a_student_are_listed_again(folder, tmp_path):
     }
 
 
-@pytest.mark.parametrize("name", ["student", "baseline"])
-def test_students_without_checksums_are_read(name):
-    assert "files" not in json.loads((checkpoints.embedded(name) / Student.FILE).read_text())
-    assert load_student(checkpoints.embedded(name)).scores["test/cider"] > 1
+def test_students_without_checksums_are_read():
+    """They were saved before there were any."""
+    folder = checkpoints.embedded("baseline")
+    assert "files" not in json.loads((folder / Student.FILE).read_text())
+    assert load_student(folder).scores["test/cider"] > 1
 
 
 @pytest.mark.parametrize("change", [
