@@ -18,7 +18,7 @@ help:
 	@echo "make teacher    train the embedded teacher from nothing into data/teacher (minutes on a GPU, hours without)"
 	@echo "make backbone   train the embedded backbone into data/backbone (minutes on a GPU, an hour without)"
 	@echo "make student    distil a student for longer than notebook 03 does, into data/student (over an hour)"
-	@echo "make baseline   train the same student without a teacher, up to three times as long, into data/baseline"
+	@echo "make baseline   train the same student without a teacher, until it gains no more, into data/baseline"
 	@echo "make notebooks  run the notebooks in place, outputs ready to commit"
 
 setup: $(STAMP)

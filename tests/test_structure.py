@@ -119,10 +119,10 @@ def chosen(places, without=()):
 
 
 BUDGETS = {
-    "core": (chosen(CORE), 4769),
-    "first reading": (chosen(FIRST, without=NOT_FIRST), 2261),
-    "package": (SOURCES, 13627),
-    "tests": (read(ROOT / "tests"), 14514),
+    "core": (chosen(CORE), 4771),
+    "first reading": (chosen(FIRST, without=NOT_FIRST), 2262),
+    "package": (SOURCES, 13631),
+    "tests": (read(ROOT / "tests"), 14517),
 }
 
 

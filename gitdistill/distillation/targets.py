@@ -73,7 +73,8 @@ def activations(
     [B*K, T, F*h*w], normalised over the image. `attention` is the pattern of its softmaxes' paths.
     """
     softmaxes = paths(network, attention) if spec.attention else []
-    with record(network, [*spec.image_features, *spec.text_features, *softmaxes], detach) as seen:
+    watched = [*spec.image_features, *spec.text_features, *[attention] * spec.attention]
+    with record(network, watched, detach) as seen:
         output = network(frames, tokens, *inputs)
     count, found = total_frames(frames), {}
     # What a network calls twice reads the image first and the text last.

@@ -23,6 +23,7 @@ from gitdistill.decoding import Decoded, decode
 from gitdistill.decoding.search import PROCESSORS
 from gitdistill.escape import markdown
 from gitdistill.models import checkpoints, storage
+from gitdistill.models.preprocessing import CLIP_MEAN, CLIP_STD, to_pixels
 from gitdistill.models.student import StudentCandidateV1
 from gitdistill.models.teacher import GenerativeImageTextTeacher
 from gitdistill.models.tokenizer import check_same_vocabulary, load_tokenizer, to_text
@@ -45,7 +46,7 @@ class Captioner:
         model: a student, a `GenerativeImageTextTeacher`, or either as an `OnnxNetwork`.
         tokenizer: turns its token ids into text; ValueError unless the two share a vocabulary.
         rule: which frames of a video are used; pictures are still videos. Default: as many as the model reads.
-            Where it crops, a GIT that does not crop gets clips as they are; with `whole = False` squares, too.
+            With `fit="crop"`, a GIT that does not crop gets whole clips; set `whole = False` for squares.
         decoding: default options of `gitdistill.decoding.decode`.
     """
 
@@ -57,11 +58,11 @@ class Captioner:
         if isinstance(model, GenerativeImageTextTeacher):
             self.size = model.config.vision_config.image_size
             self.max_frames = model.config.num_image_with_embedding or 1
-            longest = getattr(model.config, "test_respect_ratio_max", None)
+            self.longest = getattr(model.config, "test_respect_ratio_max", None)
         else:
-            longest = getattr(model, "longest", None)
+            self.longest = getattr(model, "longest", None)
             self.size, self.max_frames = getattr(model, "backbone", model).image_size, model.num_frames
-        self.whole = bool(longest)
+        self.whole = bool(self.longest)
         self.use_frame_rule(rule or FrameRule(self.max_frames))
         self.decoding = {"max_length": 20} | (decoding or {})
         self.decoding["max_length"] = min(self.decoding["max_length"], model.max_positions)
@@ -78,13 +79,14 @@ class Captioner:
         return next((p.device for p in getattr(self.model, "parameters", tuple)()), torch.device("cpu"))
 
     def read(self, path) -> Tensor:
-        """A picture or video as the network's frames, uint8 [F, 3, H, W]; `BrokenFile` when it cannot be read."""
+        """A picture or video as `framed` gives it, [F, 3, H, W]; `BrokenFile` when it cannot be read."""
         return self.framed(read_clip(path, self.rule))
 
     def framed(self, frames: Tensor) -> Tensor:
-        """Raw frames [F, 3, H, W] of any size as the network's: squares, or as they are if it reads them whole."""
-        whole = self.whole and self.rule.fit == "crop"
-        return frames if whole else to_square(frames, self.size, self.rule.fit)
+        """Raw frames [F, 3, H, W] of any size as the network's: raw squares, or pixels if it reads them whole."""
+        if self.whole and self.rule.fit == "crop":
+            return to_pixels(frames[None], self.size, CLIP_MEAN, CLIP_STD, self.longest)[0]
+        return to_square(frames, self.size, self.rule.fit)
 
     def decode(self, frames: Tensor, **decoding) -> Decoded:
         """Caption clips [B, F, 3, H, W]; `decoding` overrides the captioner's own options."""

@@ -365,7 +365,8 @@ def test_the_command_line_takes_a_folder_and_a_filter(tmp_path, monkeypatch):
     with pytest.raises(SystemExit) as end:
         main()
     assert not end.value.code
-    assert TeacherCache(tmp_path / "cache").metadata["pseudo_captions"] == 1
+    cache = TeacherCache(tmp_path / "cache")
+    assert cache.metadata["pseudo_captions"] == 1 and "logits" in cache.names
 
 
 def test_damaged_files_are_named(tmp_path):

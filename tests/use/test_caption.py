@@ -143,6 +143,7 @@ def test_a_git_that_does_not_crop_reads_pictures_whole(run, files, tmp_path, cap
     for path, result in zip(paths, results):
         found = beam(teacher, read_clip(path, FrameRule(2))[None], 2)
         assert result.score == pytest.approx(found.scores.item(), abs=1e-4), path
+        assert max(result.clip.shape[-2:]) <= 48  # not as large as the file
     assert captioner.caption_files(paths, beams=2) == [result.caption for result in results]
     teacher.model.save_pretrained(tmp_path / "git")
     teacher.tokenizer.save_pretrained(tmp_path / "git")
