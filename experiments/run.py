@@ -3,6 +3,7 @@
     python experiments/run.py losses               each loss of the recipe left out, each other one added
     python experiments/run.py own_captions         captions that the student draws: how many, by which divergence
     python experiments/run.py labels               100 to 5,000 captioned clips, with and without a teacher
+    python experiments/run.py controls             a teacher without training, a teacher that sees other clips
     python experiments/run.py sizes                width and depth of the student against its time
     python experiments/run.py losses --draw        no runs: prints the table and draws the picture of those that exist
 
@@ -27,15 +28,23 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 import pytorch_lightning as pl
 import terms
 import torch
 from report import FACTS, draw, read_rows, table, write_rows
+from torch import Tensor
 
-from gitdistill import DistillationTrainer, GenerativeImageTextTeacher, StudentCandidateV1, TinyVIT
+from gitdistill import (
+    DistillationTrainer,
+    GenerativeImageTextModel,
+    GenerativeImageTextTeacher,
+    StudentCandidateV1,
+    TinyVIT,
+)
 from gitdistill.distillation.cache import TeacherCache
 from gitdistill.distillation.caption_trainer import CaptionTrainer
-from gitdistill.distillation.targets import TargetSpec, layer_pairs
+from gitdistill.distillation.targets import FeaturePair, TargetSpec, layer_pairs, layers
 from gitdistill.models.storage import write_whole
 from gitdistill.world import ToyboxData
 from gitdistill.world.features import CachedBackbone, FeatureData
@@ -74,6 +83,8 @@ class Variant:
     student, options: of `StudentCandidateV1`, of `DistillationTrainer`.
     labelled: number of captioned clips; None: all. only: train on captioned clips alone. share: of the usual steps.
     author: name of the variant whose student, of the same seed, captions the clips that nobody captioned.
+    untrained: image features are those of a teacher with random weights. mixed_up: the student sees each clip in the
+    place of the next one, so captions and the teacher's outputs belong to another clip.
     """
 
     name: str
@@ -85,6 +96,8 @@ class Variant:
     only: bool = False
     share: float = 1.0
     author: str | None = None
+    untrained: bool = False
+    mixed_up: bool = False
 
 
 def weigh(*names: str) -> dict[str, float]:
@@ -122,6 +135,15 @@ def own_captions(pool: int) -> Iterator[Variant]:
         weights = weigh(*RECIPE) | {"kl": 4.0 if beta == 0.5 else 1.0}
         options = {"teacher_captions": 1, "own_captions": float(share), "beta": float(beta)}
         yield Variant(", ".join([name, *words]), name, weights, options=options, **few)
+
+
+def controls(pool: int) -> Iterator[Variant]:
+    """What remains of the gain if the teacher knows nothing, or speaks of another clip. 300 clips are captioned."""
+    few, name = {"labelled": min(300, pool), "options": {"teacher_captions": 1}}, "recipe - features"
+    yield Variant(name, name, weigh("cross_entropy", "kl"), **few)
+    yield Variant("recipe", name, weigh(*RECIPE), **few)
+    yield Variant("recipe, features of an untrained teacher", name, weigh(*RECIPE), **few, untrained=True)
+    yield Variant("recipe, teacher sees another clip", name, weigh(*RECIPE), **few, mixed_up=True)
 
 
 def labels(pool: int) -> Iterator[Variant]:
@@ -166,7 +188,20 @@ def shape(student: dict) -> str:
     return "width {embed_dim}, layers {layers}, mixer {mixer_layers}".format(**student)
 
 
-EXPERIMENTS = {function.__name__: function for function in (losses, own_captions, labels, sizes)}
+EXPERIMENTS = {function.__name__: function for function in (losses, own_captions, labels, controls, sizes)}
+
+
+class OtherFeatures(TeacherCache):
+    """`cache` with the image features of `other`, a cache of the same clips."""
+
+    def __init__(self, cache: TeacherCache, other: TeacherCache):
+        self.__dict__.update(vars(cache))
+        self.other = other
+
+    def read(self, clips: Tensor, captions: Tensor, tokens: Tensor, spec: TargetSpec) -> dict:
+        start, none = tokens.unflatten(0, (len(clips), -1))[:, 0, :1], torch.full_like(clips, -1)
+        image = TargetSpec(logits=False, image_features=spec.image_features)
+        return super().read(clips, captions, tokens, spec) | self.other.read(clips, none, start, image)
 
 
 @dataclass
@@ -206,17 +241,31 @@ class Bench:
     @cached_property
     def cache(self) -> TeacherCache:
         """The teacher's targets for all variants."""
-        pairs = layer_pairs(self.teacher, self.new_student({}), None)
-        pairs = [pair for pair in pairs if pair.term in WEIGHTS]
-        spec = TargetSpec(
-            image_features=tuple(dict.fromkeys(pair.teacher for pair in pairs if pair.of_image)),
-            text_features=tuple(dict.fromkeys(pair.teacher for pair in pairs if not pair.of_image)),
-            attention=True,
-            pseudo_captions=1,
-            visual_features=True,
+        pairs = [pair for pair in self.pairs if pair.term in WEIGHTS]
+        spec = TargetSpec(True, *layers(pairs, "teacher"), True, pseudo_captions=1, visual_features=True)
+        return TeacherCache.build(self.folder / "teacher", self.teacher, self.pixels, spec)
+
+    @cached_property
+    def untrained_cache(self) -> TeacherCache:
+        """As `cache`, but for image features of a teacher with random weights."""
+        torch.manual_seed(0)
+        network = GenerativeImageTextModel(self.teacher.config)
+        teacher = GenerativeImageTextTeacher(network, self.teacher.tokenizer)
+        image, _ = layers([pair for pair in self.pairs if pair.term == "features"], "teacher")
+        other = TeacherCache.build(
+            self.folder / "untrained", teacher, self.pixels, TargetSpec(logits=False, image_features=image)
         )
-        data = ToyboxData(**self.sizes, fresh_captions=False, max_tokens=self.max_length)
-        return TeacherCache.build(self.folder / "teacher", self.teacher, data, spec)
+        return OtherFeatures(self.cache, other)
+
+    @property
+    def pairs(self) -> list[FeaturePair]:
+        """All layers that can be compared."""
+        return layer_pairs(self.teacher, self.new_student({}), None)
+
+    @property
+    def pixels(self) -> ToyboxData:
+        """The pool, for a teacher."""
+        return ToyboxData(**self.sizes, fresh_captions=False, max_tokens=self.max_length)
 
     def new_student(self, options: dict) -> StudentCandidateV1:
         """A new student over the frozen backbone, whose weights are reset to the pretrained ones."""
@@ -233,6 +282,8 @@ class Bench:
             captions = json.loads(self.captions_file(variant.author, seed).read_text(encoding="utf-8"))
             clips = range(variant.labelled, self.clips)
             data.train_maps.captions = {clip: [captions[clip]] * self.captions for clip in clips}
+        if variant.mixed_up:
+            data.train_maps.maps = np.roll(data.train_maps.maps, 1, axis=0)
         return data
 
     def captions_file(self, author: str, seed: int) -> Path:
@@ -285,7 +336,8 @@ class Best(pl.Callback):
 def train(bench: Bench, variant: Variant, seed: int, timed: bool = False) -> dict:
     """One run: the row of the table, scores on all test splits; `timed`: see `latency`."""
     alone = set(variant.weights) == {"cross_entropy"}
-    cache = None if alone else bench.cache  # before the seed: whoever fills it draws random numbers
+    known = "untrained_cache" if variant.untrained else "cache"
+    cache = None if alone else getattr(bench, known)  # before the seed: whoever fills it draws random numbers
     pl.seed_everything(seed, verbose=False)
     student = bench.new_student(variant.student)
     steps = max(1, round(variant.share * bench.steps))
