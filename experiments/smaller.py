@@ -33,7 +33,7 @@ from torch.nn.utils import prune
 from gitdistill import load_student, metrics
 from gitdistill.decoding import greedy
 from gitdistill.models.tokenizer import to_text
-from gitdistill.use.captioner import Captioner, Student, load_captioner
+from gitdistill.use.captioner import Captioner, Student, load_teacher
 from gitdistill.use.export import as_stored
 from gitdistill.use.onnx import ENCODER, STEP, WEIGHTS, OnnxNetwork
 from gitdistill.use.onnx_export import export
@@ -183,7 +183,7 @@ def main() -> int:
     torch.set_num_threads(options.threads)
     pool = Clips("test", options.clips)
     clips = [pool.clip(number, masks=False) for number in range(len(pool))]
-    networks = {"student": load_student(options.student), "teacher": load_captioner(teacher="toybox")}
+    networks = {"student": load_student(options.student), "teacher": load_teacher("toybox")}
     rows = [row for name, one in networks.items() for row in run(one, name, clips, options.repeats)]
     write_rows((options.out or ROOT / "data" / "experiments") / "smaller.csv", rows)
     print("\n".join(table(rows)))

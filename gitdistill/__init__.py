@@ -16,6 +16,7 @@ _HOMES = {
     "GenerativeImageTextTeacher": "gitdistill.models.teacher",
     "DistillationTrainer": "gitdistill.distillation.trainer",
     "load_student": "gitdistill.use.captioner",
+    "load_teacher": "gitdistill.use.captioner",
 }
 __all__ = [*_HOMES, "__version__"]
 

@@ -10,6 +10,7 @@ After baukit's `Trace` (https://github.com/davidbau/baukit). Attention weights a
 attention module of this package has a child `softmax`, TinyViT's too (`….attn.softmax`).
 """
 
+import copy
 import dataclasses
 import difflib
 from collections.abc import Callable, Iterator
@@ -131,8 +132,10 @@ def copied(value: Any, detach: bool) -> Any:
         fields = {f.name: copied(getattr(value, f.name), detach) for f in dataclasses.fields(value) if f.init}
         return dataclasses.replace(value, **fields)
     if isinstance(value, dict):
-        items = {key: copied(item, detach) for key, item in value.items()}
-        return items if type(value) is dict else type(value)(**items)  # transformers' outputs are dicts, too
+        twin = copy.copy(value)  # of its own kind: transformers' outputs are dicts, too
+        for key, item in value.items():
+            twin[key] = copied(item, detach)
+        return twin
     if isinstance(value, tuple) and hasattr(value, "_fields"):
         return type(value)(*(copied(item, detach) for item in value))
     if isinstance(value, tuple | list):

@@ -1,6 +1,6 @@
 """record and edit: what they see and change, and what they must never do."""
 
-from collections import namedtuple
+from collections import defaultdict, namedtuple
 from dataclasses import dataclass
 
 import pytest
@@ -276,3 +276,15 @@ def test_edits_that_are_none():
         net[0](torch.zeros(1, 2))
     with pytest.raises(ValueError, match="the edit of 0 gives None"), edit(net, {"0": lambda y: None}):
         net(torch.zeros(1, 2))
+
+
+def test_dicts_of_any_kind_are_recorded():
+    class Giver(torch.nn.Module):
+        def forward(self, x):
+            return defaultdict(list, {0: x, "word": x})
+
+    model = torch.nn.Sequential(Giver())
+    with record(model, "0") as seen:
+        model(torch.ones(2))
+    (found,) = seen["0"]
+    assert set(found) == {0, "word"} and found["new"] == [] and torch.equal(found[0], torch.ones(2))

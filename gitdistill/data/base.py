@@ -220,6 +220,8 @@ class ClipData(pl.LightningDataModule):
     ):
         super().__init__()
         check_counts(batch_size=batch_size, captions_per_clip=captions_per_clip)
+        if max_tokens is not None:
+            check_counts(3, max_tokens=max_tokens)  # start, a word, end
         if not tokenizer:
             raise ValueError(f"{type(self).__name__} needs tokenizer=, the teacher's, or its folder or id")
         if not hasattr(tokenizer, "get_vocab"):

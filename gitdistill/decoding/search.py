@@ -24,6 +24,7 @@ What all searches share:
   prefix, a `max_length` that does not fit, NaN among the logits, and processors that forbid every token.
 """
 
+import math
 from inspect import signature
 
 import torch
@@ -40,6 +41,7 @@ from gitdistill.decoding.loop import Decoded, Search, check_whole
 
 BEAM_SEARCHES = {"transformers": TransformersBeamSearch, "gnmt": MicrosoftBeamSearch}
 STOPS = ("current", "never", "first")
+COLDEST = 1e-6  # temperature; below, logits overflow
 
 
 def greedy(model, frames, max_length=20, prefix=None, trace=False, min_length=0, processors=()):
@@ -58,8 +60,10 @@ def sample(model, frames, max_length=20, temperature=1.0, top_k=None, top_p=None
         seed: an int, or a `torch.Generator` on the model's device. The same seed gives the same captions, those of
             transformers' `generate` after `torch.manual_seed`. None uses torch's global state.
     """
-    if not temperature > 0:
-        raise ValueError(f"temperature must be above 0, got {temperature}; greedy search is its limit at 0")
+    if not temperature >= COLDEST:
+        raise ValueError(
+            f"temperature must be at least {COLDEST}, got {temperature}: greedy search is its limit"
+        )
     check_whole(num_return=num_return)
     if num_return < 1:
         raise ValueError(f"num_return must be at least 1, got {num_return}")
@@ -87,6 +91,8 @@ def beam(model, frames, beams=4, max_length=20, length_penalty=1.0, penalty="tra
         raise ValueError(f"beams must be from 1 to the vocabulary's {model.vocab_size}, got {beams}")
     if not 1 <= num_return <= beams:
         raise ValueError(f"num_return must be from 1 to beams ({beams}), got {num_return}")
+    if not math.isfinite(length_penalty):
+        raise ValueError(f"length_penalty must be a finite number, got {length_penalty}")
     if penalty not in BEAM_SEARCHES:
         raise ValueError(f"unknown penalty {penalty!r}: use one of {', '.join(BEAM_SEARCHES)}")
     if stop not in (None, *STOPS):
@@ -190,8 +196,8 @@ class Sampling(GreedySearch):
 
     def __init__(self, *shared, seed):
         super().__init__(*shared)
-        seeded = isinstance(seed, int)
-        self.generator = torch.Generator(self.device).manual_seed(seed) if seeded else seed
+        seeded = hasattr(seed, "__index__")
+        self.generator = torch.Generator(self.device).manual_seed(int(seed)) if seeded else seed
 
     def choose(self, scores):
         # torch.multinomial's numbers, but that reads from the device (after https://github.com/meta-pytorch/gpt-fast)

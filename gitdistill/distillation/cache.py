@@ -40,7 +40,7 @@ class TeacherCache:
     """
 
     def __init__(self, folder, verify: bool = True):
-        self.folder = Path(folder)
+        self.folder = Path(folder).expanduser()
         self.metadata = read_metadata(self.folder)
         paths = shard_paths(self.folder, self.metadata)
         if missing := sum(not path.is_file() for path in paths.values()):
@@ -114,7 +114,7 @@ class TeacherCache:
             kind = type(data).__name__
             raise ValueError(f"a cache needs clips with numbers: use ToyboxData or FileData, not {kind}")
         if not isinstance(cache, cls):
-            if data is not None and not is_finished(Path(cache)):
+            if data is not None and not is_finished(Path(cache).expanduser()):
                 cache = cls.build(cache, teacher, data, spec, teacher_dtype=teacher_dtype)
             else:
                 cache = cls(cache)

@@ -55,6 +55,8 @@ class CaptionTrainer(pl.LightningModule):
             model = GenerativeImageTextModel.from_pretrained(model)
         elif tokenizer is None:
             raise ValueError("a network needs a tokenizer beside it: give tokenizer=")
+        if not 0 <= label_smoothing < 1:
+            raise ValueError(f"label_smoothing must be at least 0 and below 1, not {label_smoothing}")
         self.model = model
         self.tokenizer = load_tokenizer(tokenizer)
         check_same_vocabulary(self.tokenizer, model)

@@ -71,6 +71,8 @@ def named_terms(terms: dict) -> dict[str, tuple[Callable, float]]:
     """
     found = {}
     for name, entry in terms.items():
+        if callable(entry):
+            raise ValueError(f"the loss term {name} lacks a weight: give (function, weight)")
         try:
             function, weight = entry if isinstance(entry, tuple | list) else (resolve_name(name), entry)
         except (ImportError, AttributeError, ValueError) as error:

@@ -72,8 +72,8 @@ def optimizer_and_schedule(
 def split_parameters(model: nn.Module) -> tuple[list, list]:
     """Trainable parameters as (weights of inner linear layers, everything else)."""
     outer = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
-    outer |= {id(m.weight) for name, m in model.named_modules() if name.rpartition(".")[2] == "head"}
-    inner = {id(m.weight) for m in model.modules() if isinstance(m, nn.Linear)} - outer
+    linear = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear)}
+    inner = {id(m.weight) for name, m in linear.items() if name.rpartition(".")[2] != "head"} - outer
     parameters = [p for p in model.parameters() if p.requires_grad]
     return [p for p in parameters if id(p) in inner], [p for p in parameters if id(p) not in inner]
 

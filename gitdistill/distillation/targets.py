@@ -170,7 +170,7 @@ def stage_pairs(teacher, student: nn.Module) -> dict[str, str]:
     known = dict(net.named_modules())
     stages = [name if name in known else name.replace(".", "_", 1) for name in net.feature_info.module_name()]
     return {
-        f"backbone.net.{stage}": f"model.image_encoder.layers.{round((i + 1) / len(stages) * layers) - 1}"
+        f"backbone.net.{stage}": f"model.image_encoder.layers.{max(1, round((i + 1) / len(stages) * layers)) - 1}"
         for i, (stage, grid) in enumerate(zip(stages, student.backbone.grids))
         if max(grid) <= 2 * side
     }
@@ -187,7 +187,7 @@ def layer_pairs(teacher, student: nn.Module, features: dict[str, str] | str | No
     elif isinstance(features, str):
         raise ValueError(f'feature_pairs is a dict of module paths or "stages", not {features!r}')
     features = features or {"memory_norm": above}
-    if last in features.values():
+    if any(path == last or path.startswith(f"{last}.") for path in features.values()):
         raise ValueError(f"{last} of the teacher does not run on image tokens: compare with {above}")
     pairs = [FeaturePair("features", ours, theirs, True) for ours, theirs in features.items()]
     pairs.append(FeaturePair("visual", "backbone", "model.image_encoder", True))

@@ -108,13 +108,19 @@ class DistillationTrainer(CaptionTrainer):
         if isinstance(teacher, str | os.PathLike):
             teacher = GenerativeImageTextTeacher.from_pretrained(teacher)
         super().__init__(network(student, teacher, tokenizer), tokenizer or teacher.tokenizer, **options)
-        self._teacher, self._gradients_checked = (teacher,), False  # a tuple hides it from nn.Module
+        self._teacher, self._gradients_checked, self._drawings = (
+            (teacher,),
+            False,
+            0,
+        )  # a tuple hides it from nn.Module
         self.caption_filter, self.own_captions = caption_filter or CaptionFilter(), own_captions
         self.own_temperature, self.teacher_dtype, self._cache = own_temperature, teacher_dtype, cache
         weights = {"cross_entropy": cross_entropy, "sequence": sequence, "kl": kl, "attention": attention}
         weights |= {"features": features, "visual": visual, "hidden": hidden, "relations": relations}
         self.loss_weights, self.projectors, self._dtypes = weights, nn.ModuleDict(), {}
         self.terms = self._active_terms(feature_pairs, feature_kind, terms, temperature, beta)
+        if not self.terms:
+            raise ValueError("no loss is left: all weights are 0")
         self._check_vocabulary()
         self._set_specs(int(bool(sequence)) if teacher_captions is None else teacher_captions)
         self._build_projectors()
@@ -224,6 +230,8 @@ class DistillationTrainer(CaptionTrainer):
         self._gradients_checked = False
 
     def training_step(self, batch: dict, batch_idx: int) -> Tensor:
+        every = self.trainer.accumulate_grad_batches
+        self._drawings = self.global_step * every + batch_idx % every
         if not self._gradients_checked:
             check_gradients(self, batch)
             self._gradients_checked = True
@@ -264,7 +272,7 @@ class DistillationTrainer(CaptionTrainer):
         if not self.own_captions:
             return None
         rank, world = rank_and_world()
-        seed = (torch.initial_seed() + self.global_step * world + rank) % 2**63
+        seed = (torch.initial_seed() + self._drawings * world + rank) % 2**63
         settings = self.own_captions, self.own_temperature, self.max_length
         return draw_captions(self.model, frames, *settings, seed)
 

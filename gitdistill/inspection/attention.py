@@ -86,7 +86,7 @@ def told(model, tokenizer, frames, temperature: float = 0.0, seed: int = 0, like
     text = to_text(tokens[None], tokenizer)[0]
     tokens = tokens[tokens != network.pad_token_id]
     found = attention_maps(model, clip, tokens, cache)
-    sure, ids = found.logits.softmax(-1).topk(likeliest)
+    sure, ids = found.logits.softmax(-1).topk(min(likeliest, model.vocab_size))
     names = [tokenizer.convert_ids_to_tokens(row) for row in ids.tolist()]
     candidates = [list(zip(row, numbers)) for row, numbers in zip(names, sure.tolist())]
     words = tokenizer.convert_ids_to_tokens(tokens[1:].tolist())

@@ -16,8 +16,9 @@ def features(model, names: str | list[str], frames: Tensor, pooled: bool = False
     [n * F, D], as `cka_map` takes them. batch: clips that are computed at a time.
     """
     parts, device = [], next(model.parameters()).device
+    length = min(3 * frames.shape[1], model.max_positions)  # text that cannot pass for a grid
     for some in frames.split(batch):
-        start = torch.full((len(some), 1), model.bos_token_id, device=device)
+        start = torch.full((len(some), length), model.bos_token_id, device=device)
         with evaluation(model), record(model, names) as seen:
             model(some.to(device), start)
         found = {path: as_feature_grid(calls[0], total_frames(some)) for path, calls in seen.items()}

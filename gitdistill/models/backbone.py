@@ -61,6 +61,13 @@ def _is_size(value) -> bool:
     return value is None or isinstance(value, int | float) or re.fullmatch(r"[\w.]+", str(value)) is not None
 
 
+def _check_sizes(options: dict, source) -> None:
+    if odd := [key for key, value in options.items() if key in _OTHER or not _is_size(value)]:
+        raise ValueError(
+            f"{source} is refused: {storage.shorten(odd)} of its backbone is no size of a network"
+        )
+
+
 def _fetched(name: str) -> dict:
     """Where timm finds the weights of `name`, fetched from the hub here: timm asks it for most of a minute in vain."""
     config = timm.get_pretrained_cfg(name)
@@ -82,6 +89,7 @@ class TinyVIT(nn.Module):
 
     def __init__(self, name="tiny_vit_5m_224", pretrained=False, weights=None, image_size=None, **timm_args):
         super().__init__()
+        _check_sizes(timm_args, name)  # what could not be saved
         try:
             fetched = _fetched(name) if pretrained else {}
             self.net = timm.create_model(
@@ -128,7 +136,7 @@ class TinyVIT(nn.Module):
     @classmethod
     def from_pretrained(cls, source="toybox") -> "TinyVIT":
         """Load `"toybox"` (this repository's), a folder by `save_pretrained`, or the weights of a timm name."""
-        folder = checkpoints.embedded("backbone") if source == "toybox" else Path(source)
+        folder = checkpoints.embedded("backbone") if source == "toybox" else Path(source).expanduser()
         if not folder.is_dir():
             return cls(str(source), pretrained=True)
         config = storage.read_config(folder)
@@ -146,10 +154,7 @@ class TinyVIT(nn.Module):
         name = config.get("name") if isinstance(config, dict) else None
         if not isinstance(name, str) or not re.fullmatch(r"[\w.]+", name) or not timm.is_model(name):
             raise ValueError(f"{source} names no architecture of timm: {name!r:.60}")
-        if odd := [key for key, value in config.items() if key in _OTHER or not _is_size(value)]:
-            raise ValueError(
-                f"{source} is refused: {storage.shorten(odd)} of its backbone is no size of a network"
-            )
+        _check_sizes(config, source)
         return cls(**config)
 
     def save_pretrained(self, folder, dtype: torch.dtype | None = None) -> None:

@@ -229,7 +229,7 @@ def output_folder(name) -> Path:
     """A folder to write to; ValueError for an empty name, which `Path` would take for the current folder."""
     if not os.fspath(name):
         raise ValueError('the folder to write to has an empty name: the current one is called "."')
-    return Path(name)
+    return Path(name).expanduser()
 
 
 def write_folder(folder, config: dict, weights: dict[str, Tensor], dtype: torch.dtype | None = None) -> None:

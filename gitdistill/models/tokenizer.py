@@ -105,7 +105,8 @@ def generate_captions(model, frames: Tensor, tokenizer: PreTrainedTokenizerBase,
 def to_prefix(prefix, tokenizer: PreTrainedTokenizerBase):
     """Text, or a list of texts, as token ids that begin with the start token; anything else unchanged."""
     if isinstance(prefix, str):
-        return [tokenizer.cls_token_id, *tokenizer(prefix, add_special_tokens=False).input_ids]
-    if isinstance(prefix, list) and prefix and all(isinstance(text, str) for text in prefix):
+        options = {"add_special_tokens": False, "split_special_tokens": True}
+        return [tokenizer.cls_token_id, *tokenizer(prefix, **options).input_ids]
+    if isinstance(prefix, list | tuple) and prefix and all(isinstance(text, str) for text in prefix):
         return [to_prefix(text, tokenizer) for text in prefix]
     return prefix

@@ -22,7 +22,7 @@ from gitdistill.data.video import IMAGES, VIDEOS, BrokenFile, play
 from gitdistill.escape import one_line
 from gitdistill.models.precision import NAMES
 from gitdistill.models.storage import output_folder, write_whole
-from gitdistill.use.captioner import load_captioner, of_one_size
+from gitdistill.use.captioner import load_student, load_teacher, of_one_size
 from gitdistill.use.device import VARIABLE, choose_device, usable_cores
 
 SEARCH = ("beams", "max_length", "repetition_penalty", "no_repeat_ngram")
@@ -42,7 +42,10 @@ def main(arguments: list[str]) -> int:
         raise ValueError("--student and --teacher need a folder or a repository, not an empty name")
     torch.set_num_threads(min(options.threads or torch.get_num_threads(), usable_cores()))
     device = choose_device(options.device)
-    captioner = load_captioner(options.student, options.teacher, device, options.dtype)
+    if options.student is not None:
+        captioner = load_student(options.student).to(device)
+    else:
+        captioner = load_teacher(options.teacher, device, options.dtype)
     captioner.whole &= not (options.fit or options.watch_words)  # maps of attention are of squares
     rule = {"num_frames": options.frames, "fit": options.fit}
     captioner.use_frame_rule(replace(captioner.rule, **{name: rule[name] for name in rule if rule[name]}))

@@ -26,7 +26,7 @@ from gitdistill.models import checkpoints, storage
 from gitdistill.models.preprocessing import CLIP_MEAN, CLIP_STD, to_pixels
 from gitdistill.models.student import StudentCandidateV1
 from gitdistill.models.teacher import GenerativeImageTextTeacher
-from gitdistill.models.tokenizer import check_same_vocabulary, load_tokenizer, to_text
+from gitdistill.models.tokenizer import check_same_vocabulary, load_tokenizer, to_prefix, to_text
 from gitdistill.use.onnx import ENCODER, GIT, STUDENT, WEIGHTS, OnnxNetwork
 from gitdistill.world.module import toybox_tokenizer
 
@@ -90,6 +90,8 @@ class Captioner:
 
     def decode(self, frames: Tensor, **decoding) -> Decoded:
         """Caption clips [B, F, 3, H, W]; `decoding` overrides the captioner's own options."""
+        if "prefix" in decoding:
+            decoding["prefix"] = to_prefix(decoding["prefix"], self.tokenizer)
         return decode(self.model, frames.to(self.device), self.decoding, **decoding)
 
     def caption(self, frames: Tensor, **decoding) -> tuple[list[str], list[float]]:
@@ -151,7 +153,7 @@ class Student(Captioner, ModelHubMixin, tags=["image-to-text", "gitdistill"]):
 
     def __init__(self, model: StudentCandidateV1, tokenizer, rule=None, decoding=None, scores=None):
         super().__init__(model, tokenizer, rule, decoding)
-        self.scores = dict(scores or {})
+        self.scores = {name: float(value) for name, value in (scores or {}).items()}
 
     def save(self, folder, dtype: torch.dtype | None = None) -> None:
         """Write everything to `folder`, all or nothing, weights stored as `dtype`; other files in it stay."""
@@ -253,14 +255,12 @@ def _read_student(folder: Path, kinds: tuple[str, ...]) -> Student:
         raise ValueError(f"{path} describes no student's folder: {storage.first_line(error)}") from None
 
 
-def load_captioner(student=None, teacher=None, device=None, dtype="float32") -> Captioner:
-    """A student from its folder, or else a teacher (see `GenerativeImageTextTeacher.from_pretrained`), also as ONNX.
+def load_teacher(source, device=None, dtype="float32") -> Captioner:
+    """A GIT, as `GenerativeImageTextTeacher.from_pretrained` loads it or as `python -m gitdistill onnx` wrote it.
 
-    dtype: of a teacher; students and ONNX files compute in float32.
+    ONNX files compute on the CPU in float32.
     """
-    if student is not None:
-        return load_student(student).to(device)
-    folder = checkpoints.resolve(teacher)
+    folder = checkpoints.resolve(source)
     if (folder / ENCODER).is_file():
         return read_student(folder, GIT)
     teacher = GenerativeImageTextTeacher.from_pretrained(folder, device=device, dtype=dtype)

@@ -25,6 +25,11 @@ def as_stored(module: nn.Module) -> None:
             tensor.copy_(tensor.half())
 
 
+def trained_network(module: pl.LightningModule) -> nn.Module:
+    """What a training exports of its module."""
+    return getattr(module, "model", None) or getattr(module, "encoder", module)
+
+
 def export_run(module: pl.LightningModule, trainer: pl.Trainer, scores: dict, folder: str) -> None:
     """Write a trained network to `folder` in float16, with its tokenizer, log.csv and scores.json.
 
@@ -32,11 +37,12 @@ def export_run(module: pl.LightningModule, trainer: pl.Trainer, scores: dict, fo
     scores.json holds `scores` and the number of steps and the seed.
     """
     folder = Path(folder)
-    network = module.model if isinstance(module, CaptionTrainer) else module.encoder
+    network = trained_network(module)
     metadata = {"steps": trainer.global_step, "seed": int(os.environ.get("PL_GLOBAL_SEED", 0))}
     writers = {"scores.json": partial(Path.write_text, data=json.dumps(metadata | scores, indent=1) + "\n")}
     if isinstance(network, StudentCandidateV1):
-        rule = getattr(getattr(trainer, "datamodule", None), "rule", None)
+        data = getattr(trainer, "datamodule", None)  # its fixed rule is that of validation and test
+        rule = getattr(data, "fixed_rule", None) or getattr(data, "rule", None)
         student = Student(network, module.tokenizer, rule, {"max_length": module.max_length}, scores)
         student.save(folder, torch.float16)
     else:

@@ -13,7 +13,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from gitdistill.distillation.resume import ExactResume, read_checkpoint
 from gitdistill.models.storage import output_folder, shorten
-from gitdistill.use.export import as_stored, export_run
+from gitdistill.use.export import as_stored, export_run, trained_network
 
 
 class FitCLI(LightningCLI):
@@ -34,6 +34,11 @@ class FitCLI(LightningCLI):
     def add_arguments_to_parser(self, parser):
         parser.add_argument("--export", type=str | None, default=None, help="folder to write the result to")
 
+    def before_fit(self):
+        network = trained_network(self.model)
+        if self.config.fit.export and not hasattr(network, "save_pretrained"):
+            raise ValueError(f"{type(network).__name__} cannot be exported: it has no save_pretrained")
+
     def after_fit(self):
         if best := getattr(self.trainer.checkpoint_callback, "best_model_path", None):
             self.model.load_state_dict(read_checkpoint(best)["state_dict"])
@@ -41,7 +46,8 @@ class FitCLI(LightningCLI):
         if export:
             as_stored(self.model)
         scores = {}
-        if "test" in getattr(self.datamodule, "sources", {"test"}):
+        has_test = type(self.datamodule).test_dataloader is not LightningDataModule.test_dataloader
+        if has_test and "test" in getattr(self.datamodule, "sources", {"test"}):
             for result in self.trainer.test(self.model, self.datamodule):
                 scores |= result
         else:

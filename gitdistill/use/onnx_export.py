@@ -23,7 +23,7 @@ from gitdistill.models.git import GenerativeImageTextModel
 from gitdistill.models.preprocessing import CLIP_MEAN, CLIP_STD
 from gitdistill.models.student import StudentCandidateV1
 from gitdistill.models.teacher import GenerativeImageTextTeacher
-from gitdistill.use.captioner import Captioner, load_captioner
+from gitdistill.use.captioner import Captioner, load_student, load_teacher
 from gitdistill.use.onnx import ENCODER, GIT, SETTINGS, STEP, STUDENT, WEIGHTS, flat, paired, require
 
 ALIGNED = 64  # bytes: where each tensor begins in the file of weights
@@ -46,7 +46,7 @@ def main(arguments: list[str]) -> None:
     source = checkpoints.resolve(options.network)
     has_config = (source / "config.json").is_file()
     student = has_config and storage.read_config(source).get("architecture") == StudentCandidateV1.__name__
-    captioner = load_captioner(source) if student else load_captioner(teacher=source)
+    captioner = load_student(source) if student else load_teacher(source)
     export(captioner, folder, options.int8)
     for path in (folder / name for name in (ENCODER, STEP, WEIGHTS)):
         print(f"{path}: {path.stat().st_size / 1e6:.2f} MB")

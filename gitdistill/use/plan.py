@@ -72,21 +72,23 @@ def estimate(arguments: list[str]) -> dict[str, tuple[float, float]]:
 
 def networks(teacher: str, student: dict) -> tuple[GenerativeImageTextModel, StudentCandidateV1]:
     """Both on the meta device. student: options of `StudentCandidateV1`."""
-    source = student["backbone"]
-    if isinstance(source, dict):  # a configuration names the function that makes it
-        source = source.get("init_args", {}).get("source", "toybox")
-    folder = checkpoints.embedded("backbone") if source == "toybox" else Path(source)
+    source, options = student["backbone"], {}
+    if isinstance(source, dict):  # a configuration names the class, or a function that loads one
+        options = {**source.get("init_args", {})}
+        source = options.pop("name", options.pop("source", "toybox"))
+    folder = checkpoints.embedded("backbone") if source == "toybox" else Path(source).expanduser()
     with torch.device("meta"):
-        backbone = (
-            TinyVIT.from_config(storage.read_config(folder), folder) if folder.is_dir() else TinyVIT(source)
-        )
+        if folder.is_dir():
+            backbone = TinyVIT.from_config(storage.read_config(folder), folder)
+        else:
+            backbone = TinyVIT(source, **options | {"pretrained": False, "weights": None})
         teacher = GenerativeImageTextModel(teacher_config(teacher)).eval()
         return teacher, StudentCandidateV1.like(teacher, **student | {"backbone": backbone}).train()
 
 
 def teacher_config(source: str) -> GitConfig:
     """A teacher's configuration; of a published GIT by its name, without network."""
-    if source == "toybox" or Path(source).is_dir():
+    if source == "toybox" or Path(source).expanduser().is_dir():
         return checkpoints.load(source)[0]
     name = source.rpartition("/")[2]
     if not name.startswith(("git-base", "git-large")):

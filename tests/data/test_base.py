@@ -119,3 +119,9 @@ def test_another_tokenizer_than_the_networks_is_refused(make):
         pl.Trainer(max_steps=1, **QUIET).fit(
             CaptionTrainer(tiny.student(), toybox_tokenizer()), make(tokenizer=other)
         )
+
+
+@pytest.mark.parametrize("count", [-1, 0, 2])
+def test_captions_have_room_for_a_word(count):
+    with pytest.raises(ValueError, match="max_tokens must be at least 3"):
+        ToyboxData(max_tokens=count)

@@ -1,5 +1,6 @@
 """Which search runs is decided in one place."""
 
+import numpy as np
 import pytest
 import torch
 from fakes import TableModel, clips
@@ -52,3 +53,14 @@ def test_processors_by_name(search):
     assert not torch.equal(decode(model, CLIPS, max_length=8, **search).tokens[..., -1], expected[..., -1])
     with pytest.raises(ValueError, match="penalty"):
         decode(model, CLIPS, repetition_penalty=-1)
+
+
+def test_numbers_that_no_search_can_use():
+    for options in ({"beams": 2, "length_penalty": float("nan")}, {"temperature": 1e-40}):
+        with pytest.raises(ValueError, match="length_penalty|temperature"):
+            decode(TableModel(), CLIPS, **options)
+    with pytest.raises(ValueError, match="a prefix must hold"):
+        model = TableModel()
+        greedy(model, CLIPS, 8, prefix=[model.bos_token_id, model.eos_token_id])
+    drawn = [sample(TableModel(), CLIPS, seed=seed).tokens for seed in (3, np.int64(3))]
+    assert torch.equal(*drawn)

@@ -29,3 +29,9 @@ def test_the_learning_rate_warms_up_and_follows_a_cosine():
         schedule.step()
     cosine = [0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * k / 4)) for k in range(5)]
     assert rates == pytest.approx([0.5, 1.0, *cosine])
+
+
+def test_a_head_without_weights_is_no_obstacle():
+    """timm's ViT leaves one behind."""
+    network = torch.nn.ModuleDict({"inner": torch.nn.Linear(2, 3), "head": torch.nn.Identity()})
+    assert split_parameters(network) == ([network["inner"].weight], [network["inner"].bias])

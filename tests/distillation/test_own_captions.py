@@ -9,6 +9,7 @@ from test_trainer import NONE, QUIET, TERMS, silent
 from gitdistill import DistillationTrainer
 from gitdistill.decoding import sample
 from gitdistill.distillation import losses
+from gitdistill.distillation import trainer as trainer_module
 from gitdistill.distillation.cache import TeacherCache
 from gitdistill.distillation.captions import draw_captions
 from gitdistill.world.module import ToyboxData
@@ -157,3 +158,17 @@ def test_the_gradient_of_kl_on_drawn_captions_is_that_of_finite_differences(batc
     assert torch.autograd.gradcheck(
         lambda x: losses.kl(x, target, tokens, 0, 1.0, beta), logits.requires_grad_(), eps=1e-5, atol=1e-6
     )
+
+
+def test_batches_of_one_step_draw_other_captions(data, monkeypatch):
+    seeds, draw = [], trainer_module.draw_captions
+
+    def watched(student, frames, share, temperature, max_length, seed):
+        seeds.append(seed)
+        return draw(student, frames, share, temperature, max_length, seed)
+
+    monkeypatch.setattr(trainer_module, "draw_captions", watched)
+    distillation = DistillationTrainer(tiny.teacher(), tiny.student(), own_captions=1.0, max_length=LENGTH)
+    pl.Trainer(max_steps=2, accumulate_grad_batches=2, **QUIET).fit(distillation, data)
+    # the check of gradients draws as the first batch does
+    assert len(seeds) == 5 and len(set(seeds)) == 4

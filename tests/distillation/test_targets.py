@@ -1,7 +1,10 @@
 """The teacher's targets: what they hold, and that a pass by hand gives the same."""
 
+from types import SimpleNamespace
+
 import pytest
 import tiny
+import tiny_git
 import torch
 from timm.layers import Format
 
@@ -71,3 +74,16 @@ def test_layers_without_image_features_are_refused():
     student.backbone.net.output_fmt = Format.NHWC
     with pytest.raises(ValueError, match="channels last"):
         layer_pairs(teacher, student, "stages")
+
+
+def test_parts_of_a_layer_that_reads_text_alone_are_no_image_features():
+    for part in ("", ".norm_2"):
+        with pytest.raises(ValueError, match="does not run on image tokens"):
+            layer_pairs(tiny.teacher(), tiny.student(), {"memory_norm": f"model.layers.1{part}"})
+
+
+def test_stages_of_a_teacher_with_one_image_layer():
+    teacher = tiny_git.random_git(vision_config={"num_hidden_layers": 1, "image_size": tiny.SIDE})
+    pairs = layer_pairs(SimpleNamespace(model=teacher, config=teacher.config), tiny.student(), "stages")
+    named = {pair.teacher for pair in pairs if pair.term == "features"}
+    assert named == {"model.image_encoder.layers.0"}

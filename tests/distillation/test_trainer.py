@@ -626,3 +626,13 @@ def test_auto_takes_the_precision_that_multiplies_faster(monkeypatch, slow, expe
     assert cache.metadata["teacher_dtype"] == expected
     with pytest.raises(ValueError, match="teacher_dtype is"):
         TeacherCache.open(tmp_path / "cache", tiny.teacher(), pool, TargetSpec(), other)
+
+
+@pytest.mark.parametrize("options, message", [
+    (NONE, "no loss is left"),
+    ({"label_smoothing": 2.0}, "label_smoothing must be"),
+    ({"terms": {"mine": print}}, "mine lacks a weight"),
+])  # fmt: skip
+def test_settings_without_sense(options, message):
+    with pytest.raises(ValueError, match=message):
+        DistillationTrainer(tiny.teacher(), tiny.student(), **options)

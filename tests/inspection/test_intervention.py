@@ -157,3 +157,10 @@ def test_gradients_and_modes_are_left_alone(model, clips):
     model.train()
     with_cuts(model, clips[0], TOKENS, [Cut()])
     assert model.training and all(p.requires_grad for p in model.parameters())
+
+
+@pytest.mark.parametrize("cut", [Cut(layers=(2,)), Cut(layers=(-1,)), Cut(heads=(2,))])
+def test_layers_and_heads_that_do_not_exist_are_refused(cut):
+    frames = torch.zeros(tiny.FRAMES, 3, tiny.SIDE, tiny.SIDE, dtype=torch.uint8)
+    with pytest.raises(ValueError, match="there is no (layer|head)"):
+        with_cuts(tiny.git().eval(), frames, torch.tensor([2, 5, 3]), [cut])

@@ -227,3 +227,16 @@ def test_any_timm_model_with_feature_maps(name):
     assert [m.shape[2] for m in maps] == backbone.channels
     assert [tuple(m.shape[-2:]) for m in maps] == backbone.grids
     assert not attentions(backbone)
+
+
+@pytest.mark.parametrize("option", [{"cache_dir": "x"}, {"act_layer": torch.nn.SiLU}, {"some": {"a": 1}}])
+def test_what_could_not_be_loaded_again_is_refused_at_once(option):
+    with pytest.raises(ValueError, match=f"{next(iter(option))} of its backbone is no size"):
+        TinyVIT(**TINY, **option)
+
+
+def test_a_home_folder_is_understood(backbone, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    backbone.save_pretrained("~/mine")
+    assert (tmp_path / "mine" / "config.json").is_file()
+    TinyVIT.from_pretrained("~/mine")

@@ -11,7 +11,13 @@ from gitdistill.models import checkpoints
 from gitdistill.models.git import GenerativeImageTextModel
 from gitdistill.models.student import StudentCandidateV1
 from gitdistill.models.teacher import GenerativeImageTextTeacher
-from gitdistill.models.tokenizer import check_same_vocabulary, generate_captions, load_tokenizer, to_text
+from gitdistill.models.tokenizer import (
+    check_same_vocabulary,
+    generate_captions,
+    load_tokenizer,
+    to_prefix,
+    to_text,
+)
 from gitdistill.world.module import toybox_tokenizer
 
 
@@ -122,3 +128,8 @@ def test_a_student_with_the_teachers_words_but_other_special_tokens_is_refused()
 def test_text_ends_at_the_first_end_token():
     rows = [[2, 5, 6, 3, 7, 8], [2, 9, 3, 0, 0, 0], [2, 10, 11, 12, 13, 14], [2, 3, 5, 5, 5, 5]]
     assert to_text(torch.tensor(rows), tokenizer()) == ["a b", "e", "f g h i j", ""]
+
+
+def test_a_special_tokens_name_in_a_prefix_is_mere_text():
+    tokenizer = toybox_tokenizer()
+    assert tokenizer.sep_token_id not in to_prefix("a [SEP] cat", tokenizer)

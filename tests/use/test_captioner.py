@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import tiny
 import torch
@@ -211,3 +212,16 @@ def test_values_of_another_kind_are_named(folder, tmp_path, change):
     path.write_text(json.dumps(metadata | change))
     with pytest.raises(ValueError, match=rf"^{path} [^\n]*$"):
         load_student(tmp_path / "student")
+
+
+def test_text_that_captions_begin_with(folder):
+    student, frames = load_student(folder), torch.zeros(2, 2, 3, tiny.SIDE, tiny.SIDE, dtype=torch.uint8)
+    for prefix in ("a red", ["a red", "a"], ("a red", "a")):
+        expected = student.model.caption(frames, student.tokenizer, prefix=prefix, max_length=7)
+        assert student.caption(frames, prefix=prefix)[0] == expected
+
+
+def test_scores_of_any_kind_of_number_are_saved(tmp_path):
+    scores = {"a": torch.tensor(0.5), "b": np.float32(0.25), "c": 1}
+    Student(tiny.student(), toybox_tokenizer(), scores=scores).save(tmp_path / "s")
+    assert load_student(tmp_path / "s").scores == {"a": 0.5, "b": 0.25, "c": 1.0}

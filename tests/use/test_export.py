@@ -5,7 +5,11 @@ import json
 import pytest
 import pytorch_lightning as pl
 import tiny
+from pictures import photo
 
+from gitdistill import load_student
+from gitdistill.data import FileData
+from gitdistill.data.video import FrameRule
 from gitdistill.distillation.caption_trainer import CaptionTrainer
 from gitdistill.use.export import export_run, training_log
 from gitdistill.world import toybox_tokenizer
@@ -33,3 +37,14 @@ def test_the_log_of_a_continued_training_is_one(tmp_path):
     version(10, 29, 39)  # continued from there
     rows = [(int(row["step"]), int(row["version"])) for row in training_log(tmp_path, every=10)]
     assert rows == [(9, 9), (19, 9), (29, 10), (39, 10)]
+
+
+def test_a_student_is_used_with_the_frames_it_was_tested_with(tmp_path):
+    trainer = pl.Trainer(logger=False, enable_checkpointing=False, accelerator="cpu")
+    (tmp_path / "own").mkdir()
+    photo(40, 40).save(tmp_path / "own" / "0.png")
+    options = {"num_frames": tiny.FRAMES, "tokenizer": toybox_tokenizer(), "image_size": tiny.SIDE}
+    trainer.datamodule = FileData(train=tmp_path / "own", sampling="random", **options)
+    assert trainer.datamodule.rule.sampling == "random"
+    export_run(CaptionTrainer(tiny.student(), toybox_tokenizer()), trainer, {}, tmp_path / "end")
+    assert load_student(tmp_path / "end").rule == FrameRule(tiny.FRAMES)

@@ -12,12 +12,12 @@ import torch
 from PIL import Image
 from transformers import GitForCausalLM
 
-from gitdistill import GenerativeImageTextModel, load_student
+from gitdistill import GenerativeImageTextModel, load_student, load_teacher
 from gitdistill.data.video import FrameRule
 from gitdistill.decoding import beam, greedy, sample
 from gitdistill.inspection import attention_maps
 from gitdistill.use import onnx, onnx_export
-from gitdistill.use.captioner import Student, load_captioner
+from gitdistill.use.captioner import Student
 from gitdistill.world.module import toybox_tokenizer
 
 for package in ("onnx", "onnxscript", "onnxruntime"):
@@ -85,7 +85,7 @@ def test_the_folder_captions_like_the_student(student, folder):
     (captions, scores), (expected, right) = loaded.caption(raw), student.caption(raw)
     assert captions == expected and scores == pytest.approx(right, abs=1e-4)
     assert len({round(score, 3) for score in right}) == len(raw)  # or any two networks would agree
-    again = load_captioner(student=folder).to("cpu")
+    again = load_student(folder).to("cpu")
     assert again.caption(raw, beams=2)[0] == student.caption(raw, beams=2)[0]
     assert Student.from_pretrained(folder).caption(raw)[0] == expected
 
@@ -251,7 +251,7 @@ def test_a_checkpoint_keeps_its_config(git, tmp_path, name):
     shutil.copytree(git.folder, tmp_path / "there")
     (tmp_path / "there" / "model.safetensors").rename(tmp_path / "there" / name)
     before = (tmp_path / "there" / "config.json").read_bytes()
-    captioner = load_captioner(teacher=git.folder)
+    captioner = load_teacher(git.folder)
     with pytest.raises(ValueError, match="holds a network's weights"):
         onnx_export.export(captioner, tmp_path / "there")
     assert (tmp_path / "there" / "config.json").read_bytes() == before

@@ -89,3 +89,10 @@ def test_published_commands_warm_up_briefly_and_validate_to_the_end():
         every = int(every or -(-data["train_clips"] // data.get("batch_size", 32)))  # an epoch
         warmup = int(given.get("--model.init_args.warmup", model.get("warmup", 50)))
         assert steps % every == 0 and warmup < steps / 5, words
+
+
+def test_a_backbone_of_timm_is_counted_as_it_is():
+    name = "--model.init_args.student.init_args.backbone"
+    arguments = [*SMALL, f"{name}.class_path=gitdistill.TinyVIT", f"{name}.init_args.name=tiny_vit_5m_224"]
+    found = plan.estimate(arguments)["million parameters"][1]
+    assert found > 5
