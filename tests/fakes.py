@@ -1,9 +1,17 @@
-"""A model without weights for tests of the search: its next word depends on the clip and the whole text."""
+"""For tests of the search a model without weights, and every kind of search; for those of saving a full disk."""
 
+import itertools
+import resource
+import signal
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
+import pytest
 import torch
 from torch import Tensor, nn
+
+from gitdistill.decoding import beam, greedy, sample
 
 
 @dataclass
@@ -79,3 +87,28 @@ def clips(count, seed=0):
     """Raw frames [count, 1, 3, 4, 4] that differ from clip to clip."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(0, 256, (count, 1, 3, 4, 4), generator=generator, dtype=torch.uint8)
+
+
+def searches(every, beams, draws):
+    """Parameters of a test, each a search `(model, frames, **more)`: greedy, beam by every rule, sampling.
+
+    `every` holds the options of all searches, `beams` those of the beam searches only, `draws` those of sampling.
+    """
+    found = [pytest.param(partial(greedy, **every), id="greedy")]
+    for penalty, stop in itertools.product(("transformers", "gnmt"), ("current", "never", "first")):
+        search = partial(beam, penalty=penalty, stop=stop, **every, **beams)
+        found.append(pytest.param(search, id=f"{penalty}-{stop}"))
+    return [*found, pytest.param(partial(sample, **every, **draws), id="sample")]
+
+
+@contextmanager
+def full_disk(limit):
+    """The system refuses to write a file beyond so many bytes, as it does on a full disk."""
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, old[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+        signal.signal(signal.SIGXFSZ, handler)

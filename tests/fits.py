@@ -1,14 +1,43 @@
-"""Short fits that are stopped and continued."""
+"""Distillations of tiny networks, and short fits that are stopped and continued."""
 
+import os
+
+import pytest
 import pytorch_lightning as pl
 import tiny
 from pytorch_lightning.callbacks import ModelCheckpoint
 
 from gitdistill.distillation.caption_trainer import CaptionTrainer
 from gitdistill.distillation.resume import ExactResume, WholeCheckpoints
+from gitdistill.distillation.trainer import DistillationTrainer
 from gitdistill.world import toybox_tokenizer
 
 QUIET = {"accelerator": "cpu", "enable_progress_bar": False, "enable_model_summary": False, "logger": False}
+TERMS = ("cross_entropy", "kl", "features", "hidden", "visual", "attention", "relations", "sequence")
+ALL, NONE = dict.fromkeys(TERMS, 1.0), dict.fromkeys(TERMS, 0.0)
+
+forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+
+
+def distillation(student=None, **options) -> DistillationTrainer:
+    """Of the tiny teacher; with logging switched off, for calls outside a Trainer."""
+    options = {"max_length": 8} | options
+    module = DistillationTrainer(tiny.teacher(), student or tiny.student(), **options)
+    module.log = module.log_dict = lambda *_, **__: None
+    return module.eval()
+
+
+def fit_quietly(module, data, **options) -> pl.Trainer:
+    """A fit that validates, logs and saves nothing unless the options say so."""
+    silence = {"limit_val_batches": 0, "num_sanity_val_steps": 0, "enable_checkpointing": False}
+    trainer = pl.Trainer(**QUIET | silence | options)
+    trainer.fit(module, data)
+    return trainer
+
+
+def from_class(path, **arguments):
+    """An object of the package as config files write it."""
+    return {"class_path": f"gitdistill.{path}", "init_args": arguments}
 
 
 class Killed(Exception):

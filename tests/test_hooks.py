@@ -61,14 +61,6 @@ def test_each_path_holds_its_own_layers_output_call_by_call():
     assert all(len(calls) == 2 for calls in seen.values())
 
 
-def test_inplace_changes_inside_timms_own_blocks_do_not_reach_what_was_captured(student):
-    conv = student.backbone.net.stages_0.blocks[0].conv3
-    with record(student, ["*.stages_0.blocks.0.act2", "*.stages_0.blocks.0.conv3"]) as seen:
-        student(FRAMES, TOKENS)
-    inside, after = seen.values()  # the block adds its input to conv3's output in place
-    assert_close(after[0], conv(inside[0]).detach())
-
-
 def test_detached_unless_asked_otherwise():
     model, x = InPlace(), torch.rand(2, 4)
     with record(model, "layers.1") as seen:
@@ -79,14 +71,6 @@ def test_detached_unless_asked_otherwise():
     seen["layers.1"][0].sum().backward()
     assert all(model.layers[i].weight.grad.abs().sum() > 0 for i in (0, 1))
     assert model.layers[2].weight.grad is None
-
-
-def test_a_feature_loss_reaches_the_students_backbone():
-    student = tiny.student()
-    with record(student, "memory_norm", detach=False) as seen:
-        student(FRAMES, TOKENS)
-    seen["memory_norm"][0].square().sum().backward()
-    assert student.backbone.net.patch_embed.conv1.conv.weight.grad.abs().sum() > 0
 
 
 def test_hooks_are_gone_after_success_error_and_nesting():

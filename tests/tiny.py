@@ -6,19 +6,12 @@ from gitdistill.models.backbone import TinyVIT
 from gitdistill.models.git import GenerativeImageTextModel
 from gitdistill.models.student import StudentCandidateV1
 from gitdistill.models.teacher import GenerativeImageTextTeacher
-from gitdistill.world.module import toybox_tokenizer
+from gitdistill.world.module import ToyboxData, toybox_tokenizer
 from gitdistill.world.pretrain import toybox_git_config
 
 SIDE, FRAMES = 32, 2
-BACKBONE = {
-    "name": "tiny_vit_5m_224",
-    "image_size": SIDE,
-    "embed_dims": [8, 16, 32],
-    "depths": [1, 1, 1],
-    "num_heads": [1, 2, 2],
-    "window_sizes": [2, 2, 2],
-    "out_indices": [0, 1, 2],
-}
+BACKBONE = {"name": "tiny_vit_5m_224", "image_size": SIDE, "embed_dims": [8, 16, 32], "depths": [1, 1, 1]}
+BACKBONE |= {"num_heads": [1, 2, 2], "window_sizes": [2, 2, 2], "out_indices": [0, 1, 2]}
 
 
 def shake(network: torch.nn.Module) -> torch.nn.Module:
@@ -47,3 +40,10 @@ def backbone(seed: int = 0, **changes) -> TinyVIT:
 def student(seed: int = 0, **options) -> StudentCandidateV1:
     options = {"embed_dim": 32, "layers": 2, "heads": 2, "num_frames": FRAMES} | options
     return StudentCandidateV1(len(toybox_tokenizer()), backbone(seed), **options)
+
+
+def data(**options) -> ToyboxData:
+    """Eight clips of the embedded world with two captions each, in batches of four; four of every other split."""
+    sizes = {"train_clips": 8, "val_clips": 4, "test_clips": 4, "unseen_clips": 4, "batch_size": 4}
+    sizes |= {"captions_per_clip": 2, "num_frames": FRAMES, "image_size": SIDE}
+    return ToyboxData(**sizes | {"fresh_captions": False, "max_tokens": 20} | options)

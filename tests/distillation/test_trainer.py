@@ -7,67 +7,28 @@ import pytest
 import pytorch_lightning as pl
 import tiny
 import torch
+from fits import ALL, NONE, TERMS, distillation, fit_quietly
 
 from gitdistill.decoding import beam
-from gitdistill.distillation import distributed, losses, scoring, targets, terms
-from gitdistill.distillation.cache import TeacherCache
+from gitdistill.distillation import distributed, losses, targets
 from gitdistill.distillation.caption_trainer import CaptionTrainer
 from gitdistill.distillation.captions import CaptionFilter
 from gitdistill.distillation.checks import LossWatch, check_finite, check_gradients
-from gitdistill.distillation.targets import TargetSpec
 from gitdistill.distillation.trainer import DistillationTrainer
-from gitdistill.models import precision
 from gitdistill.models.student import StudentCandidateV1
-from gitdistill.models.teacher import GenerativeImageTextTeacher
 from gitdistill.use.captioner import Student
 from gitdistill.use.export import as_stored, export_run
-from gitdistill.world.module import ToyboxData, toybox_tokenizer
-
-TERMS = ("cross_entropy", "kl", "features", "hidden", "visual", "attention", "relations", "sequence")
-ALL = dict.fromkeys(TERMS, 1.0)
-NONE = dict.fromkeys(TERMS, 0.0)
-QUIET = dict.fromkeys(
-    ("logger", "enable_progress_bar", "enable_model_summary", "enable_checkpointing"), False
-)
-
-
-@pytest.fixture
-def data():
-    sizes = {"train_clips": 8, "val_clips": 4, "test_clips": 4, "unseen_clips": 4, "batch_size": 4}
-    return ToyboxData(**sizes, captions_per_clip=2, num_frames=tiny.FRAMES, image_size=tiny.SIDE)
-
-
-@pytest.fixture
-def batch(data):
-    return next(iter(data.train_dataloader()))
+from gitdistill.world.module import toybox_tokenizer
 
 
 def fit(module, data, folder, **options):
-    trainer = pl.Trainer(
-        accelerator="cpu",
-        default_root_dir=folder,
-        logger=pl.loggers.CSVLogger(folder),
-        callbacks=[pl.callbacks.ModelCheckpoint(folder / "checkpoints", save_last=True)],
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        log_every_n_steps=1,
-        num_sanity_val_steps=0,
-        **options,
-    )
-    trainer.fit(module, data)
-    return trainer
-
-
-def silent(module):
-    """The module with logging switched off, for calls outside a Trainer."""
-    module.log = module.log_dict = lambda *_, **__: None
-    return module
+    """A fit that logs and validates."""
+    options |= {"default_root_dir": folder, "logger": pl.loggers.CSVLogger(folder), "log_every_n_steps": 1}
+    return fit_quietly(module, data, limit_val_batches=None, **options)
 
 
 def test_every_loss_reaches_all_of_the_student_and_nothing_of_the_teacher(batch):
-    teacher, student = tiny.teacher(), tiny.student()
-    module = silent(DistillationTrainer(teacher, student, **ALL, max_length=8))
-    module.train()
+    module = distillation(**ALL).train()
     terms = module.loss_terms(batch)
     assert set(terms) == set(ALL)
     sum(terms.values()).backward()
@@ -78,12 +39,12 @@ def test_every_loss_reaches_all_of_the_student_and_nothing_of_the_teacher(batch)
         if not name.endswith("key.bias") and (parameter.grad is None or not parameter.grad.any())
     ]
     assert idle == []
-    assert all(parameter.grad is None for parameter in teacher.parameters())
+    assert all(parameter.grad is None for parameter in module.teacher.parameters())
 
 
 @pytest.mark.parametrize("term", TERMS)
 def test_each_loss_of_the_teacher_trains_the_backbone(batch, term):
-    module = silent(DistillationTrainer(tiny.teacher(), tiny.student(), **{**NONE, term: 1.0}, max_length=8))
+    module = distillation(**NONE | {term: 1.0})
     values = module.loss_terms(batch)
     assert list(values) == [term] and values[term] > 0
     check_gradients(module, batch)
@@ -92,13 +53,9 @@ def test_each_loss_of_the_teacher_trains_the_backbone(batch, term):
 
 
 def test_terms_are_the_losses_times_their_weights(batch):
-    teacher, student = tiny.teacher(), tiny.student()
-    module = silent(
-        DistillationTrainer(teacher, student, cross_entropy=0.5, kl=2.0, features=0.0, temperature=3.0)
-    )
-    module.eval()
+    module = distillation(cross_entropy=0.5, kl=2.0, features=0.0, temperature=3.0)
     terms, tokens = module.loss_terms(batch), batch["tokens"]
-    ours, theirs = (m(batch["frames"], tokens).logits for m in (student, teacher))
+    ours, theirs = (m(batch["frames"], tokens).logits for m in (module.student, module.teacher))
     assert set(terms) == {"cross_entropy", "kl"}
     torch.testing.assert_close(terms["cross_entropy"], 0.5 * losses.cross_entropy(ours, tokens, 0))
     torch.testing.assert_close(terms["kl"], 2 * losses.kl(ours, theirs, tokens, 0, 3.0))
@@ -133,23 +90,16 @@ def test_the_teacher_goes_back_to_where_it_was(data):
             module.teacher.to = lambda device: moves.append(device)
 
     moves, module = [], DistillationTrainer(tiny.teacher(), tiny.student())
-    trainer = pl.Trainer(
-        accelerator="cpu", max_steps=1, callbacks=[Elsewhere()], limit_val_batches=0, **QUIET
-    )
-    trainer.fit(module, data)
+    fit_quietly(module, data, max_steps=1, callbacks=[Elsewhere()])
     assert moves == [torch.device("cpu")]
 
 
-def test_another_vocabulary_is_refused():
-    student = StudentCandidateV1(7, tiny.backbone(), embed_dim=32, heads=2)
-    with pytest.raises(ValueError, match="vocab_size is .* 7"):
-        DistillationTrainer(tiny.teacher(), student)
-
-
-def test_other_special_tokens_are_refused():
-    """As of a teacher whose captions start with 101, and a student built with the default special tokens."""
-    with pytest.raises(ValueError, match="bos_token_id is 2 .* 4"):
-        DistillationTrainer(tiny.teacher(), tiny.student(bos_token_id=4))
+def test_another_vocabulary_and_other_special_tokens_are_refused():
+    fewer = StudentCandidateV1(7, tiny.backbone(), embed_dim=32, heads=2)
+    other = tiny.student(bos_token_id=4)
+    for student, message in (fewer, "vocab_size is .* 7"), (other, "bos_token_id is 2 .* 4"):
+        with pytest.raises(ValueError, match=message):
+            DistillationTrainer(tiny.teacher(), student)
 
 
 def test_an_interrupt_while_the_encoder_is_frozen_thaws_it(data, tmp_path):
@@ -160,11 +110,8 @@ def test_an_interrupt_while_the_encoder_is_frozen_thaws_it(data, tmp_path):
 
     student = tiny.student()
     module = CaptionTrainer(student, toybox_tokenizer(), freeze=3)
-    trainer = pl.Trainer(
-        accelerator="cpu", max_steps=4, callbacks=[Interrupt()], limit_val_batches=0, **QUIET
-    )
     with pytest.raises((KeyboardInterrupt, SystemExit)):
-        trainer.fit(module, data)
+        fit_quietly(module, data, max_steps=4, callbacks=[Interrupt()])
     assert all(p.requires_grad for p in student.parameters())
 
 
@@ -178,8 +125,7 @@ def test_a_teachers_path_and_a_loaded_student_will_do(tmp_path):
 
 @pytest.mark.parametrize("term", ["cross_entropy", "kl", "hidden", "attention", "relations", "sequence"])
 def test_padding_changes_no_loss(batch, term):
-    weights = {**NONE, term: 1.0, "teacher_captions": 1}
-    module = silent(DistillationTrainer(tiny.teacher(), tiny.student(), **weights, max_length=8).eval())
+    module = distillation(**NONE | {term: 1.0}, teacher_captions=1)
     before = module.loss_terms(batch)[term]
     longer = {**batch, "tokens": torch.nn.functional.pad(batch["tokens"], (0, 4))}
     torch.testing.assert_close(module.loss_terms(longer)[term], before)
@@ -197,19 +143,8 @@ def test_a_detached_activation_is_found_before_training(batch, data, tmp_path, m
         fit(module, data, tmp_path, max_steps=1)
 
 
-def test_a_loss_that_misses_the_backbone_is_named(batch):
-    student = tiny.student()
-    memory = student.encode
-    student.encode = lambda frames: (lambda maps, x: (maps, x.detach()))(*memory(frames))
-    module = silent(DistillationTrainer(tiny.teacher(), student, features=0))
-    with pytest.raises(ValueError, match="the loss cross_entropy does not reach the student's backbone"):
-        check_gradients(module, batch)
-
-
 def test_looking_at_gradients_leaves_no_trace(batch):
-    module = silent(
-        DistillationTrainer(tiny.teacher(), tiny.student(dropout=0.5), **ALL, max_length=8)
-    ).train()
+    module = distillation(tiny.student(dropout=0.5), **ALL).train()
     module.model.backbone.requires_grad_(False).eval()
     before = {name: value.clone() for name, value in module.state_dict().items()}
     random = torch.get_rng_state()
@@ -232,11 +167,9 @@ class Times(CaptionTrainer):
 
 
 def test_a_loss_that_is_not_finite_stops_with_the_batch_named(data, tmp_path):
-    with pytest.raises(
-        ValueError, match=r"^the loss is not finite in step 1, .*clips \[\d+,.*odd nan\).*lower lr"
-    ) as error:
+    message = r"^the loss is not finite in step 1, [^\n]*clips \[\d+,[^\n]*odd nan\)[^\n]*lower lr[^\n]*$"
+    with pytest.raises(ValueError, match=message):
         fit(Times(tiny.student(), toybox_tokenizer()), data, tmp_path, max_steps=3)
-    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("there", [0.0, 1.0])
@@ -274,25 +207,14 @@ def test_an_accelerator_names_the_step_and_the_clips_one_step_later(data, tmp_pa
 
     module = Times(tiny.student(), toybox_tokenizer())
     module.loss_watch = Accelerator()
-    trainer = pl.Trainer(
-        accelerator="cpu",
-        max_steps=steps,
-        callbacks=[Watch()],
-        limit_val_batches=0,
-        log_every_n_steps=log_every_n_steps,
-        **QUIET,
-    )
     with pytest.raises(ValueError) as error:
-        trainer.fit(module, data)
+        fit_quietly(module, data, max_steps=steps, callbacks=[Watch()], log_every_n_steps=log_every_n_steps)
     assert "in step 1," in str(error.value) and str(seen[1]) in str(error.value)
     assert len(seen) == steps  # at the end of the fit, or in the step after
 
 
 def test_pseudo_captions_join_the_batch(batch):
-    module = silent(
-        DistillationTrainer(tiny.teacher(), tiny.student(), features=0, sequence=0.5, max_length=8)
-    )
-    module.eval()
+    module = distillation(features=0, sequence=0.5)
     own = {**batch, "tokens": batch["tokens"].clone()}
     outputs = module.outputs(batch)
     assert outputs.num_captions == 2 and torch.equal(batch["tokens"], own["tokens"])
@@ -302,21 +224,18 @@ def test_pseudo_captions_join_the_batch(batch):
     values = module.loss_terms(batch)
     logits = module.student(batch["frames"], expected).logits
     torch.testing.assert_close(values["sequence"], 0.5 * losses.cross_entropy(logits, expected, 0))
-    alone = silent(DistillationTrainer(tiny.teacher(), module.student, features=0).eval()).loss_terms(batch)
+    alone = distillation(module.student, features=0).loss_terms(batch)
     torch.testing.assert_close(values["cross_entropy"], alone["cross_entropy"])
     ours, theirs = (m(batch["frames"], joined["tokens"]).logits for m in (module.student, module.teacher))
     torch.testing.assert_close(values["kl"], losses.kl(ours, theirs, joined["tokens"], 0))
 
 
 def test_clips_without_captions_learn_from_the_teacher_alone():
-    sizes = {"train_clips": 4, "batch_size": 4, "captions_per_clip": 2, "num_frames": tiny.FRAMES}
-    data = ToyboxData(**sizes, image_size=tiny.SIDE, labelled=1)
-    (batch,) = data.train_dataloader()
-    options = {"features": 0, "sequence": 1.0, "max_length": 8}
-    module = silent(DistillationTrainer(tiny.teacher(), tiny.student(), **options).eval())
+    (batch,) = tiny.data(train_clips=4, labelled=1).train_dataloader()
+    module = distillation(features=0, sequence=1.0)
     labelled = batch["clip"] == 0
     one = {"frames": batch["frames"][labelled], "tokens": batch["tokens"].unflatten(0, (4, 2))[labelled][0]}
-    plain = silent(DistillationTrainer(tiny.teacher(), module.student, kl=0, features=0).eval())
+    plain = distillation(module.student, kl=0, features=0)
     found = module.loss_terms(batch)
     torch.testing.assert_close(found["cross_entropy"], plain.loss_terms(one)["cross_entropy"] / 4)
     nothing = {**batch, "tokens": torch.full((8, 1), 2)}
@@ -325,7 +244,7 @@ def test_clips_without_captions_learn_from_the_teacher_alone():
     check_gradients(module, nothing)
     # the filter: captions that do not pass cost nothing
     strict = CaptionFilter(confidence=1.0)
-    module = silent(DistillationTrainer(tiny.teacher(), module.student, **options, caption_filter=strict))
+    module = distillation(module.student, features=0, sequence=1.0, caption_filter=strict)
     assert sum(module.loss_terms(nothing).values()) == 0
 
 
@@ -335,7 +254,7 @@ def test_a_student_with_a_vocab_subset_learns_in_its_own_numbers_and_captions_in
     keep = batch["tokens"].unique().tolist()
     student = tiny.student(vocab_subset=keep)
     assert len(student.words.weight) < student.vocab_size
-    module = silent(DistillationTrainer(tiny.teacher(), student, features=0, label_smoothing=0.1).eval())
+    module = distillation(student, features=0, label_smoothing=0.1)
     found, tokens = module.loss_terms(batch), batch["tokens"]
     own, pad = student.subset_index[tokens], student.subset_pad_token_id
     logits = student(batch["frames"], tokens).subset_logits
@@ -352,49 +271,53 @@ def test_a_student_with_a_vocab_subset_learns_in_its_own_numbers_and_captions_in
 def test_a_fit_without_an_end_is_refused(data):
     module = DistillationTrainer(tiny.teacher(), tiny.student())
     with pytest.raises(ValueError, match="give the trainer max_steps or max_epochs"):
-        pl.Trainer(accelerator="cpu", max_epochs=-1, max_time="00:00:01:00", **QUIET).fit(module, data)
+        fit_quietly(module, data, max_epochs=-1, max_time="00:00:01:00")
 
 
-def test_sequence_needs_captions_of_the_teacher():
-    with pytest.raises(ValueError, match="teacher_captions must be at least 1$"):
-        DistillationTrainer(tiny.teacher(), tiny.student(), sequence=1.0, teacher_captions=0)
-
-
-def test_an_unknown_feature_path_is_named():
-    with pytest.raises(KeyError, match="memory_nrom; did you mean memory_norm"):
-        DistillationTrainer(tiny.teacher(), tiny.student(), feature_pairs={"memory_nrom": "model.layers.0"})
+@pytest.mark.parametrize(
+    "options, error, message",
+    [
+        ({"sequence": 1.0, "teacher_captions": 0}, ValueError, "teacher_captions must be at least 1$"),
+        ({"own_captions": 1.1}, ValueError, "own_captions must be between 0 and 1"),
+        ({"own_captions": -1}, ValueError, "own_captions must be between 0 and 1"),
+        ({"own_captions": 0.5, "kl": 0}, ValueError, "own_captions must be between 0 and 1"),
+        (
+            {"feature_pairs": {"memory_nrom": "model.layers.0"}},
+            KeyError,
+            "memory_nrom; did you mean memory_norm",
+        ),
+        ({"feature_pairs": "all"}, ValueError, "^feature_pairs is a dict .* or \"stages\", not 'all'$"),
+    ],
+)
+def test_options_that_make_no_sense(options, error, message):
+    with pytest.raises(error, match=message):
+        distillation(**options)
 
 
 def test_features_of_the_image_encoders_can_be_paired(batch):
     pairs = {"backbone.net.stages_2": "model.image_encoder", "mixer.0": "model.layers.0"}
-    module = silent(DistillationTrainer(tiny.teacher(), tiny.student(), feature_pairs=pairs))
+    module = distillation(feature_pairs=pairs)
     assert module.loss_terms(batch)["features"].item() > 0
     assert set(module.projectors) == {"backbone/net/stages_2", "mixer/0"}
 
 
 def test_stages_are_paired_by_depth_and_grid(batch):
-    module = silent(DistillationTrainer(tiny.teacher(), tiny.student(), feature_pairs="stages"))
-    assert {
-        pair.student: pair.teacher for pair in module.pairs
-    } == {  # the first stage's 8 x 8 is too fine for 2 x 2 patches
-        "backbone.net.stages_1": "model.image_encoder.layers.0",
-        "backbone.net.stages_2": "model.image_encoder.layers.1",
-    }
+    module = distillation(feature_pairs="stages")
+    # the first stage's 8 x 8 is too fine for 2 x 2 patches
+    assert [(pair.student, pair.teacher) for pair in module.pairs] == [
+        ("backbone.net.stages_1", "model.image_encoder.layers.0"),
+        ("backbone.net.stages_2", "model.image_encoder.layers.1"),
+    ]
     check_gradients(module, batch)
-    with pytest.raises(
-        ValueError, match="^feature_pairs is a dict of module paths or \"stages\", not 'all'$"
-    ):
-        DistillationTrainer(tiny.teacher(), tiny.student(), feature_pairs="all")
 
 
 def test_features_can_be_compared_by_their_cosine(batch):
-    torch.manual_seed(0)
-    module = silent(DistillationTrainer(tiny.teacher(), tiny.student(), **{**NONE, "features": 1.0}).eval())
-    squares = module.loss_terms(batch)["features"]
-    torch.manual_seed(0)
-    options = {**NONE, "features": 1.0, "feature_kind": "cosine"}
-    module = silent(DistillationTrainer(tiny.teacher(), tiny.student(), **options).eval())
-    assert abs(module.loss_terms(batch)["features"] - squares) > 1e-3
+    values = []
+    for kind in ("mse", "cosine"):
+        torch.manual_seed(0)
+        module = distillation(**NONE | {"features": 1.0}, feature_kind=kind)
+        values.append(module.loss_terms(batch)["features"])
+    assert abs(values[0] - values[1]) > 1e-3
 
 
 def test_a_run_scores_captions_and_ships_the_student_alone(data, tmp_path):
@@ -405,12 +328,9 @@ def test_a_run_scores_captions_and_ships_the_student_alone(data, tmp_path):
         scores |= result
     for split in ("test", "unseen"):
         assert {f"{split}/{name}" for name in ("cider", "bleu4", "rouge_l", "all_right")} <= set(scores)
-    checkpoint = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
-    assert not any("teacher" in name or "image_encoder" in name for name in checkpoint["state_dict"])
-
     export_run(module, trainer, scores, tmp_path / "student")
     shipped = StudentCandidateV1.from_pretrained(tmp_path / "student")
-    frames = batch_frames(data)
+    frames = next(iter(data.val_dataloader()))["frames"]
     as_stored(module)
     module.student.eval()
     tokens = torch.tensor([[2, 5, 6]] * len(frames))
@@ -419,40 +339,6 @@ def test_a_run_scores_captions_and_ships_the_student_alone(data, tmp_path):
     assert {"train/kl", "train/loss", "val/cider"} <= set(log[0].split(","))
     stored = json.loads((tmp_path / "student" / "scores.json").read_text())
     assert stored["steps"] == 2 and stored["test/cider"] == scores["test/cider"]
-
-
-def test_ranks_score_clips_without_numbers_and_one_may_have_none(data, monkeypatch):
-    batch = next(iter(data.val_dataloader()))
-    del batch["clip"]
-    student, parts = tiny.student().eval(), []
-    for rank, batches in enumerate((2, 1, 0)):
-        monkeypatch.setattr(scoring, "rank_and_world", lambda rank=rank: (rank, 3))
-        mine = scoring.Predictions()
-        for _ in range(batches):
-            mine.add("val", student, batch, toybox_tokenizer(), max_length=8)
-        parts.append(mine.splits)
-    monkeypatch.setattr(scoring, "gather", lambda mine: parts)  # as the last rank, which has none
-    counts = []
-    found = mine.scores(lambda captions, scenes: counts.append(len(captions)) or {"true": 1.0})
-    assert counts == [12] and found["val"]["true"] == 1.0 and found["val"]["cross_entropy"] > 0
-
-
-@pytest.mark.parametrize("subset", [False, True])
-def test_a_batch_is_encoded_once_and_scored_as_by_the_loss(data, subset):
-    batch = next(iter(data.val_dataloader()))
-    student = tiny.student(vocab_subset=batch["tokens"].unique().tolist() if subset else None).eval()
-    encoded = []
-    student.backbone.register_forward_hook(lambda *_: encoded.append(1))
-    mine = scoring.Predictions()
-    with torch.no_grad():
-        mine.add("val", student, batch, toybox_tokenizer(), max_length=8)
-        assert len(encoded) == 1
-        output = student(batch["frames"], batch["tokens"])
-    tokens, pad = terms.to_vocab_subset(student, batch["tokens"])
-    expected = losses.cross_entropy(output.subset_logits, tokens, pad).item()
-    assert mine.scores()["val"]["cross_entropy"] == pytest.approx(expected, rel=1e-5)
-    captions = student.caption(batch["frames"], toybox_tokenizer(), max_length=8)
-    assert [caption for caption, *_ in mine.splits["val"].values()] == captions
 
 
 class Loaders(pl.LightningDataModule):
@@ -473,45 +359,6 @@ def test_any_number_of_loaders_is_scored(data, tmp_path):
     assert {"test/cider", "test_1/cider", "test_2/cider"} <= trainer.callback_metrics.keys()
 
 
-def batch_frames(data):
-    return next(iter(data.val_dataloader()))["frames"]
-
-
-def test_a_resumed_run_ends_where_an_uninterrupted_one_does(data, tmp_path):
-    def end(folder, **stops):
-        module = CaptionTrainer(tiny.student(), toybox_tokenizer(), warmup=2)
-        for options in stops["runs"]:
-            trainer = pl.Trainer(
-                accelerator="cpu",
-                default_root_dir=folder,
-                logger=False,
-                enable_progress_bar=False,
-                enable_model_summary=False,
-                limit_val_batches=0,
-                max_epochs=2,
-                enable_checkpointing=False,
-                **options["trainer"],
-            )
-            trainer.fit(module, data, ckpt_path=options.get("resume"))
-            if "save" in options:
-                trainer.save_checkpoint(options["save"])
-                module = CaptionTrainer(tiny.student(seed=9), toybox_tokenizer(), warmup=2)
-        return module.state_dict()
-
-    class StopAfterOne(pl.Callback):
-        def on_train_epoch_end(self, trainer, module):
-            trainer.should_stop = True
-
-    saved = tmp_path / "half.ckpt"
-    straight = end(tmp_path, runs=[{"trainer": {}}])
-    halves = [
-        {"trainer": {"callbacks": [StopAfterOne()]}, "save": saved},
-        {"trainer": {}, "resume": saved},
-    ]
-    for name, value in end(tmp_path, runs=halves).items():
-        torch.testing.assert_close(value, straight[name], msg=name)
-
-
 @pytest.mark.parametrize("options", [{"precision": "bf16-mixed"}, {"accumulate_grad_batches": 2}])
 def test_mixed_precision_and_accumulated_gradients_train(data, tmp_path, options):
     torch.manual_seed(0)
@@ -525,13 +372,13 @@ def test_mixed_precision_and_accumulated_gradients_train(data, tmp_path, options
     assert not torch.equal(before["spatial"], module.student.spatial)
 
 
-def test_a_frozen_backbone_stays_as_it_came_for_so_many_steps(data, tmp_path):
+def test_a_frozen_backbone_stays_as_it_came_for_so_many_steps(data):
     start = tiny.student().state_dict()
 
     def moved(steps):
         torch.manual_seed(0)
         module = DistillationTrainer(tiny.teacher(), tiny.student(), **ALL, warmup=1, freeze=2)
-        fit(module, data, tmp_path / str(steps), max_steps=steps, limit_val_batches=0)
+        fit_quietly(module, data, max_steps=steps)
         assert all(p.requires_grad for p in module.parameters())
         now = module.student.state_dict()
         return {name.split(".")[0] for name in start if not torch.equal(start[name], now[name])}
@@ -541,91 +388,14 @@ def test_a_frozen_backbone_stays_as_it_came_for_so_many_steps(data, tmp_path):
 
 
 @pytest.mark.parametrize("steps", [1, 3])
-def test_what_was_frozen_before_stays_frozen(data, tmp_path, steps):
+def test_what_was_frozen_before_stays_frozen(data, steps):
     student = tiny.student()
     mine = student.backbone.net.stages_1.requires_grad_(False)
     before = {name: value.clone() for name, value in mine.named_parameters()}
-    fit(
-        CaptionTrainer(student, toybox_tokenizer(), warmup=1, freeze=2),
-        data,
-        tmp_path,
-        max_steps=steps,
-        limit_val_batches=0,
-    )
+    fit_quietly(CaptionTrainer(student, toybox_tokenizer(), warmup=1, freeze=2), data, max_steps=steps)
     assert not any(p.requires_grad for p in mine.parameters())
     assert all(p.requires_grad for p in student.backbone.net.stages_2.parameters())
     torch.testing.assert_close(dict(mine.named_parameters()), before, rtol=0, atol=0)
-
-
-def test_the_teacher_can_compute_in_bfloat16(batch):
-    terms = [
-        silent(
-            DistillationTrainer(tiny.teacher(), tiny.student().eval(), features=0, teacher_dtype=dtype)
-        ).loss_terms(batch)
-        for dtype in ("float32", "bfloat16")
-    ]
-    torch.testing.assert_close(terms[1]["cross_entropy"], terms[0]["cross_entropy"])
-    assert terms[1]["kl"] != terms[0]["kl"] and terms[1]["kl"].dtype == torch.float32
-    torch.testing.assert_close(terms[1]["kl"], terms[0]["kl"], rtol=0.05, atol=0.01)
-
-
-def test_an_unknown_precision_of_the_teacher_is_refused_at_once(tmp_path):
-    with pytest.raises(ValueError, match="^dtype must be .* auto, not 'bf16'$"):
-        DistillationTrainer(tiny.teacher(), tiny.student(), teacher_dtype="bf16")
-    with pytest.raises(ValueError, match="^dtype must be"):
-        TeacherCache.build(tmp_path / "new", None, None, TargetSpec(), teacher_dtype="bf16")
-
-
-@pytest.mark.parametrize(
-    ("level", "lead", "expected"),
-    [(100, 0.2, torch.float32), (100, 1e-3, torch.bfloat16), (1, 0.2, torch.bfloat16)],
-)
-def test_auto_takes_the_faster_precision_only_where_the_teacher_says_the_same(
-    monkeypatch, tmp_path, level, lead, expected
-):
-    """One word leads another; at a hundred bfloat16 rounds that away, which matters unless both are as likely."""
-    monkeypatch.setattr(precision, "fast_dtype", lambda device: "bfloat16")
-    teacher = tiny.teacher()
-    for part in (teacher.model.head.weight, teacher.model.head.bias):
-        part.data.zero_()
-    teacher.model.head.bias.data[[5, 7]] = torch.tensor([level, level + lead])
-    teacher.model.save_pretrained(tmp_path)
-    kinds = {"auto": expected, "bfloat16": torch.bfloat16, "float32": torch.float32}
-    for name, kind in kinds.items():
-        loaded = GenerativeImageTextTeacher.from_pretrained(tmp_path, toybox_tokenizer(), dtype=name)
-        assert {p.dtype for p in loaded.parameters()} == {kind}, name
-        module = DistillationTrainer(teacher, tiny.student(), teacher_dtype=name)
-        assert module._precision == kind, name
-
-
-@pytest.mark.parametrize(("slow", "expected"), [("bfloat16", "float32"), ("float32", "bfloat16")])
-def test_auto_takes_the_precision_that_multiplies_faster(monkeypatch, slow, expected, data, tmp_path):
-    """With a clock that runs faster for one of them."""
-    kinds = iter(["float32"] * 10 + ["bfloat16"] * 10)
-    clock = [0.0]
-
-    def tick():
-        clock[0] += 2.0 if next(kinds) == slow else 1.0
-        return clock[0]
-
-    precision.fast_dtype.cache_clear()
-    monkeypatch.setattr(precision, "perf_counter", tick)
-    module = DistillationTrainer(tiny.teacher(), tiny.student(), teacher_dtype="auto", max_length=8)
-    assert module._precision == getattr(torch, expected)
-    pool = ToyboxData(
-        train_clips=4, batch_size=4, num_frames=tiny.FRAMES, image_size=tiny.SIDE, fresh_captions=False
-    )
-    options = {"teacher_dtype": "auto", "say": lambda _: None}
-    cache = TeacherCache.build(tmp_path / "cache", tiny.teacher(), pool, TargetSpec(), **options)
-    assert cache.metadata["teacher_dtype"] == expected
-    other = {"float32": "bfloat16", "bfloat16": "float32"}[expected]
-    monkeypatch.setattr(precision, "fast_dtype", lambda device: other)  # another machine takes what is there
-    TeacherCache.open(tmp_path / "cache", tiny.teacher(), pool, TargetSpec(), "auto")
-    next((tmp_path / "cache").glob("*.safetensors")).unlink()  # unfinished
-    cache = TeacherCache.build(tmp_path / "cache", tiny.teacher(), pool, TargetSpec(), **options)
-    assert cache.metadata["teacher_dtype"] == expected
-    with pytest.raises(ValueError, match="teacher_dtype is"):
-        TeacherCache.open(tmp_path / "cache", tiny.teacher(), pool, TargetSpec(), other)
 
 
 @pytest.mark.parametrize("options, message", [

@@ -3,17 +3,16 @@
 from functools import partial
 
 import pytest
-import pytorch_lightning as pl
 import tiny
 import torch
-from test_trainer import NONE, QUIET, silent
+from fits import NONE, distillation, fit_quietly
 from transformers import BertTokenizerFast
 
 from gitdistill import DistillationTrainer, GenerativeImageTextModel, GenerativeImageTextTeacher
 from gitdistill.distillation.checks import check_gradients
 from gitdistill.models.student import StudentCandidateV1
 from gitdistill.models.tokenizer import to_text
-from gitdistill.world.module import ToyboxData, toybox_tokenizer
+from gitdistill.world.module import toybox_tokenizer
 from gitdistill.world.pretrain import toybox_git_config
 
 OPTIONS = {"kl": 0.0, "features": 1.0, "sequence": 1.0, "visual": 1.0, "max_length": 8}
@@ -31,9 +30,7 @@ def words(tmp_path):
 
 @pytest.fixture
 def data(words):
-    sizes = {"train_clips": 8, "val_clips": 2, "test_clips": 2, "unseen_clips": 2, "batch_size": 4}
-    images = {"num_frames": tiny.FRAMES, "image_size": tiny.SIDE}
-    return ToyboxData(**sizes, **images, captions_per_clip=2, max_tokens=20, tokenizer=words)
+    return tiny.data(tokenizer=words)
 
 
 def student(words):
@@ -46,9 +43,9 @@ def student(words):
 
 def test_the_teachers_captions_pass_as_text(words, data):
     batch = next(iter(data.train_dataloader()))
-    found = silent(DistillationTrainer(tiny.teacher(), student(words), **OPTIONS, tokenizer=words).eval())
+    found = distillation(student(words), **OPTIONS, tokenizer=words)
     outputs = found.outputs(batch)
-    plain = silent(DistillationTrainer(tiny.teacher(), tiny.student(), **OPTIONS).eval())
+    plain = distillation(**OPTIONS)
     theirs = plain.outputs({**batch, "tokens": torch.full((8, 1), 2)}).tokens[:, -1]
     texts = to_text(theirs, toybox_tokenizer())
     assert any(texts) and to_text(outputs.tokens[:, -1], words) == texts
@@ -61,8 +58,7 @@ def test_the_teachers_captions_pass_as_text(words, data):
 
 def test_such_a_student_trains_and_captions(words, data):
     found = DistillationTrainer(tiny.teacher(), student(words), **OPTIONS, tokenizer=words)
-    trainer = pl.Trainer(**QUIET, max_steps=1, num_sanity_val_steps=0)
-    trainer.fit(found, data)
+    trainer = fit_quietly(found, data, max_steps=1, limit_val_batches=1)
     assert trainer.test(found, data, verbose=False)
     assert len(found.student.caption(torch.zeros(1, tiny.FRAMES, 3, 32, 32, dtype=torch.uint8), words)) == 1
 
@@ -78,15 +74,12 @@ def test_a_student_that_the_trainer_makes_has_its_words(words):
 @pytest.mark.parametrize("term", ["kl", "hidden", "attention", "relations"])
 def test_terms_that_compare_words_are_refused(words, term):
     with pytest.raises(ValueError, match=f"vocabulary is not the teacher's: go without {term}$"):
-        DistillationTrainer(
-            tiny.teacher(), student(words), **{**NONE, "features": 1.0, term: 1.0}, tokenizer=words
-        )
+        distillation(student(words), **NONE | {"features": 1.0, term: 1.0}, tokenizer=words)
 
 
 def test_a_cache_is_refused(words, tmp_path):
-    options = {**NONE, "sequence": 1.0, "tokenizer": words, "cache": tmp_path}
     with pytest.raises(ValueError, match="go without cache"):
-        DistillationTrainer(tiny.teacher(), student(words), **options)
+        distillation(student(words), **NONE | {"sequence": 1.0}, tokenizer=words, cache=tmp_path)
 
 
 def padded_teacher(rows):
@@ -106,10 +99,7 @@ def test_an_embedding_may_be_padded(tmp_path):
     frames = torch.zeros(1, tiny.FRAMES, 3, 32, 32, dtype=torch.uint8)
     assert loaded.vocab_size == rows and loaded.caption(frames) == teacher.caption(frames)
     student = StudentCandidateV1.like(loaded, backbone=tiny.backbone(), embed_dim=32, heads=2, num_frames=2)
-    sizes = {"train_clips": 4, "val_clips": 2, "test_clips": 2, "unseen_clips": 2, "batch_size": 4}
-    data = ToyboxData(**sizes, num_frames=tiny.FRAMES, image_size=tiny.SIDE)
-    found = DistillationTrainer(loaded, student, max_length=8)
-    pl.Trainer(**QUIET, max_steps=1, num_sanity_val_steps=0).fit(found, data)
+    fit_quietly(DistillationTrainer(loaded, student), tiny.data(), max_steps=1)
     with pytest.raises(ValueError, match=f"vocab_size is {rows} .* {len(toybox_tokenizer())}"):
         DistillationTrainer(loaded, tiny.student())
 

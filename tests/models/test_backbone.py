@@ -55,23 +55,6 @@ def test_the_embedded_backbone():
     assert len(attentions(backbone)[-1].attention_bias_idxs) == 8 * 8  # the last stage attends globally
 
 
-def test_hooked_attention_equals_the_fused_path_and_shows_weights(backbone):
-    pixels, seen = torch.rand(3, 2, 3, 32, 32), []
-    fused = backbone(pixels)
-    handles = [a.softmax.register_forward_hook(lambda m, i, o: seen.append(o)) for a in attentions(backbone)]
-    hooked = backbone(pixels)
-    for handle in handles:
-        handle.remove()
-    for a, b in zip(fused, hooked, strict=True):
-        assert_close(a, b, atol=1e-6, rtol=1e-5)
-    # 3 clips x 2 frames, in 4 windows of 2 x 2 on the 4 x 4 grid, then in a single window
-    assert [tuple(weights.shape) for weights in seen] == [(24, 2, 4, 4), (6, 2, 4, 4), (6, 2, 4, 4)]
-    for weights in seen:
-        assert_close(weights.sum(-1), torch.ones(weights.shape[:-1]))
-    backbone(pixels)
-    assert len(seen) == 3
-
-
 def test_position_biases_follow_the_weights_in_eval_mode(backbone):
     pixels = torch.rand(1, 3, 32, 32)
     with torch.inference_mode():
@@ -97,16 +80,6 @@ def test_saved_and_loaded_again(backbone, tmp_path, dtype):
     pixels, tolerance = torch.rand(1, 2, 3, 32, 32), 0.05 if dtype else 0
     for ours, theirs in zip(backbone(pixels), loaded(pixels), strict=True):
         assert_close(ours, theirs, atol=tolerance, rtol=tolerance)
-
-
-def test_a_folder_that_does_not_fit(backbone, tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"no config\.json$"):
-        TinyVIT.from_pretrained(tmp_path)
-    backbone.save_pretrained(tmp_path)
-    config = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps({**config, "embed_dims": [8, 16, 64]}))
-    with pytest.raises(ValueError, match=r"misshapen: net\.stages_2\S+ \[.*\] instead of \[.*and \d+ more$"):
-        TinyVIT.from_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -164,27 +137,19 @@ def test_weights_of_a_whole_classifier_from_a_file(whole, tmp_path):
         assert_close(ours[:, 0], timms, atol=1e-6, rtol=1e-5)
 
 
-@pytest.mark.parametrize(
-    "change, message",
-    [
-        (
-            lambda w: w.pop("stages.0.blocks.0.conv1.bn.bias"),
-            r"missing: stages_0\.blocks\.0\.conv1\.bn\.bias$",
-        ),
-        (lambda w: w.update({"stages.1.odd": torch.ones(1)}), r"unexpected: stages\.1\.odd$"),
-        (
-            lambda w: w.update({"patch_embed.conv1.bn.bias": torch.ones(9)}),
-            r"misshapen: \S+ \[9\] instead of \[4\]$",
-        ),
-    ],
-)
-def test_weights_that_do_not_fit_are_named(whole, tmp_path, change, message):
+def test_weights_that_do_not_fit_are_named(whole, tmp_path):
     sizes, model = whole
-    weights = dict(model.state_dict())
-    change(weights)
+    weights = model.state_dict() | {"stages.1.odd": torch.ones(1), "patch_embed.conv1.bn.bias": torch.ones(9)}
+    del weights["stages.0.blocks.0.conv1.bn.bias"]
     torch.save(weights, tmp_path / "whole.pt")
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError) as caught:
         load(tmp_path / "whole.pt", sizes)
+    for message in (
+        "missing: stages_0.blocks.0.conv1.bn.bias",
+        "unexpected: stages.1.odd",
+        "[9] instead of [4]",
+    ):
+        assert message in str(caught.value)
 
 
 @pytest.mark.parametrize(

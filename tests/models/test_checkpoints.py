@@ -52,9 +52,7 @@ def microsoft_folder(folder, tensors, parameters=None):
 
 
 def assert_same_weights(one, other):
-    assert one.state_dict().keys() == other.state_dict().keys()
-    for name, tensor in one.state_dict().items():
-        assert torch.equal(tensor, other.state_dict()[name]), name
+    assert_close(one.state_dict(), other.state_dict(), atol=0, rtol=0)
 
 
 # transformers' layout
@@ -107,11 +105,8 @@ def test_both_spellings_of_the_temporal_embedding(tmp_path, spelling):
 def test_counters_of_older_files_are_no_weights(tmp_path):
     model = random_git()
     model.save_pretrained(tmp_path)
-    old = {
-        "git.embeddings.position_ids": torch.arange(12)[None],
-        "git.image_encoder.vision_model.embeddings.position_ids": torch.arange(17)[None],
-    }
-    rewrite(tmp_path, lambda tensors: tensors.update(old))
+    old = ("git.embeddings.position_ids", "git.image_encoder.vision_model.embeddings.position_ids")
+    rewrite(tmp_path, lambda tensors: tensors.update({name: torch.arange(12)[None] for name in old}))
     assert_same_weights(load_model(tmp_path), model)
 
 
@@ -161,31 +156,11 @@ def test_sizes_given_as_lists(tmp_path):
 # Microsoft's layout
 
 
-def test_microsoft_sizes_and_fields():
-    config, image = (load_model(REFERENCE / kind).config for kind in ("video", "image"))
-    sizes = {"hidden_size": 128, "num_attention_heads": 2, "num_hidden_layers": 1, "intermediate_size": 512}
-    text = {"vocab_size": 160, "max_position_embeddings": 32, "num_image_with_embedding": 2}
-    special = {"bos_token_id": 101, "eos_token_id": 102, "pad_token_id": 0, "tie_word_embeddings": True}
-    vision = sizes | {"image_size": 64, "patch_size": 16}
-    for part, expected in ((config, sizes | text | special), (config.vision_config, vision)):
-        assert {name: getattr(part, name) for name in expected} == expected
-    assert image.num_image_with_embedding is None
-
-
 @pytest.mark.parametrize("kind", ["image", "video"])
 @pytest.mark.parametrize("prefix", ["", "module."])
 def test_microsoft_without_parameters_and_with_prefixes(tmp_path, kind, prefix):
     tensors = {prefix + name: tensor for name, tensor in microsoft_tensors(kind).items()}
     assert_same_weights(load_model(microsoft_folder(tmp_path, tensors)), load_model(REFERENCE / kind))
-
-
-def test_microsoft_to_transformers(tmp_path):
-    load_model(REFERENCE / "video").save_pretrained(tmp_path)
-    expected = torch.load(REFERENCE / "video" / "expected.pt", weights_only=True)
-    port = GitForCausalLM.from_pretrained(tmp_path).eval()
-    with torch.no_grad():
-        output = port(input_ids=expected["tokens"], pixel_values=expected["pixels"])
-    assert_close(output.logits[:, -9:], expected["logits"], atol=1e-4, rtol=0)
 
 
 def test_microsoft_fields_of_question_answering(tmp_path):
@@ -221,30 +196,27 @@ def complaint(folder):
     return str(caught.value)
 
 
-def test_each_missing_key_is_named(tmp_path):
-    random_git(frames=2, num_hidden_layers=1, vision_num_hidden_layers=1).save_pretrained(tmp_path)
-    whole = load_file(tmp_path / "model.safetensors")
-    for name in whole:
-        save_file({other: whole[other] for other in whole if other != name}, tmp_path / "model.safetensors")
-        assert complaint(tmp_path).endswith(f"missing: {name}")
-
-
-def test_each_missing_key_of_microsoft_is_named(tmp_path):
+@pytest.mark.parametrize("layout", ["transformers", "microsoft"])
+def test_each_missing_key_is_named(tmp_path, layout):
     whole = microsoft_tensors()
     del whole["image_encoder.proj"]  # CLIP's own projection, which GIT leaves unused
+    if layout == "transformers":
+        random_git(frames=2, num_hidden_layers=1, vision_num_hidden_layers=1).save_pretrained(tmp_path)
+        whole = load_file(tmp_path / "model.safetensors")
     for name in whole:
         rest = {other: tensor for other, tensor in whole.items() if other != name}
-        message = complaint(microsoft_folder(tmp_path, rest, {"num_image_with_embedding": 2}))
-        assert re.search(rf"{re.escape(name)}($| is missing)", message), message
+        if layout == "transformers":
+            save_file(rest, tmp_path / "model.safetensors")
+        else:
+            microsoft_folder(tmp_path, rest, {"num_image_with_embedding": 2})
+        assert re.search(rf"{re.escape(name)}($| is missing)", complaint(tmp_path)), name
 
 
 def test_misshapen_and_unexpected_keys_are_named(tmp_path):
     random_git().save_pretrained(tmp_path)
-    odd = {
-        "git.encoder.layer.0.rotary": torch.zeros(1),
-        "git.encoder.layer.3.output.dense.bias": torch.zeros(16),
-    }
-    rewrite(tmp_path, lambda t: t.update(odd | {"git.embeddings.LayerNorm.weight": torch.zeros(5)}))
+    odd = ("git.encoder.layer.0.rotary", "git.encoder.layer.3.output.dense.bias")
+    wrong = dict.fromkeys((*odd, "git.embeddings.LayerNorm.weight"), torch.zeros(5))
+    rewrite(tmp_path, lambda tensors: tensors.update({name: x.clone() for name, x in wrong.items()}))
     message = complaint(tmp_path)
     assert "misshapen: git.embeddings.LayerNorm.weight [5] instead of [16]" in message
     assert all(name in message for name in odd) and "missing" not in message
@@ -265,25 +237,9 @@ def test_many_problems_are_a_few_names_and_a_count(tmp_path):
     assert shown < 8 and shown + more == 2 * 16 + 3 * 16
 
 
-def test_a_missing_key_is_named_as_its_file_spells_it(tmp_path):
-    tensors, name = microsoft_tensors(), "textual.embedding.layer_norm.bias"
-    del tensors[f"module.{name}" if f"module.{name}" in tensors else name]
-    assert f"missing: {name}" in complaint(microsoft_folder(tmp_path, tensors))
-
-
-def wrong_field(folder):
-    random_git().save_pretrained(folder)
-    change_config(folder, hidden_size="wide")
-
-
 def lost_shard(folder):
     random_port().save_pretrained(folder, max_shard_size="20KB")
     sorted(folder.glob("*.safetensors"))[1].unlink()
-
-
-def broken_index(folder):
-    git_config().save_pretrained(folder)
-    (folder / "model.safetensors.index.json").write_text("{")
 
 
 def broken_parameters(folder):
@@ -296,14 +252,8 @@ def broken_parameters(folder):
         (lambda folder: None, FileNotFoundError, "neither config.json"),
         (lambda folder: git_config().save_pretrained(folder), FileNotFoundError, "neither model.safetensors"),
         (lambda folder: (folder / "config.json").write_text('{"model_type": "bert"}'), ValueError, "'bert'"),
-        (
-            lambda folder: (folder / "config.json").write_text("{"),
-            ValueError,
-            "config.json is not valid JSON",
-        ),
-        (wrong_field, ValueError, "hidden_size"),
+        (lambda folder: (folder / "config.json").write_text("{"), ValueError, "is not valid JSON"),
         (lost_shard, FileNotFoundError, "model-00002-of"),
-        (broken_index, ValueError, "index.json is not valid JSON"),
         (lambda folder: microsoft_folder(folder, [1, 2]), ValueError, "not a plain PyTorch state dict"),
         (broken_parameters, ValueError, "not readable YAML"),
     ],
@@ -316,16 +266,6 @@ def test_what_is_no_checkpoint(tmp_path, spoil, kind, message):
 
 
 # where checkpoints come from
-
-
-def test_places_that_are_no_checkpoint(tmp_path):
-    (tmp_path / "file").write_text("")
-    places = {tmp_path / "nowhere": "nowhere", tmp_path / "file": "is a file", "./nowhere": "no folder"}
-    for source, message in places.items():
-        with pytest.raises(FileNotFoundError, match=message):
-            load_model(source)
-    with pytest.raises(FileNotFoundError, match="no embedded nothing"):
-        checkpoints.embedded("nothing")
 
 
 @pytest.fixture
@@ -350,14 +290,9 @@ def test_a_hub_id_without_network_says_what_to_do(hub, name):
         load_model(name)
 
 
-@pytest.mark.parametrize("pickle", [False, True])
-def test_a_hub_id_downloaded_before_needs_no_network(hub, pickle):
+def test_a_hub_id_downloaded_before_needs_no_network(hub):
     model = random_git()
-    folder = hub("somebody/git-tiny")
-    model.save_pretrained(folder)
-    if pickle:
-        torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
-        (folder / "model.safetensors").unlink()
+    model.save_pretrained(hub("somebody/git-tiny"))
     assert_same_weights(load_model("somebody/git-tiny"), model)
 
 
@@ -366,9 +301,8 @@ def test_a_hub_that_does_not_answer_is_given_up(hub, monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
         monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_ETAG_TIMEOUT", 0.2)
-        monkeypatch.setattr(
-            huggingface_hub.hf_api.api, "endpoint", f"http://127.0.0.1:{silent.getsockname()[1]}"
-        )
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        monkeypatch.setattr(huggingface_hub.hf_api.api, "endpoint", address)
         with pytest.raises(
             FileNotFoundError, match="^somebody/git-tiny [^\n]*timed out[^\n]*check the network"
         ):
@@ -379,9 +313,7 @@ def test_a_hub_that_does_not_answer_is_given_up(hub, monkeypatch):
 
 def test_pickles_are_downloaded_only_where_there_is_no_safetensors(monkeypatch, tmp_path):
     asked = []
-    monkeypatch.setattr(
-        checkpoints, "download", lambda name, patterns: asked.append(str(patterns)) or tmp_path
-    )
+    monkeypatch.setattr(checkpoints, "download", lambda _, files: asked.append(str(files)) or tmp_path)
     random_git().save_pretrained(tmp_path)
     load_model("somebody/git-tiny")
     assert len(asked) == 1 and "safetensors" in asked[0] and "bin" not in asked[0]
@@ -391,19 +323,11 @@ def test_pickles_are_downloaded_only_where_there_is_no_safetensors(monkeypatch, 
     assert "bin" in asked[-1]
 
 
-def test_a_full_disk_is_named(monkeypatch):
-    def snapshot_download(*args, **kwargs):
-        raise OSError(errno.ENOSPC, "No space left")
-
-    monkeypatch.setattr(checkpoints, "model_info", lambda *_, **__: None)
-    monkeypatch.setattr(checkpoints, "snapshot_download", snapshot_download)
-    with pytest.raises(FileNotFoundError, match="could not be downloaded .*No space left"):
-        load_model("somebody/git-tiny")
+NOWHERE = ["", " ", "~nobody-knows/x", "a\nb", "/dev/null/x", "x" * 5000, "\0"]
+NOWHERE += ["../x", "./nowhere", "./config.json"]
 
 
-@pytest.mark.parametrize(
-    "source", ["", " ", "~nobody-knows/x", "a\nb", "/dev/null/x", "x" * 5000, "\0", "../x"]
-)
+@pytest.mark.parametrize("source", NOWHERE)
 def test_what_is_neither_folder_nor_repository(source, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     random_git().save_pretrained(tmp_path)  # the current folder, which '' is not
@@ -411,31 +335,31 @@ def test_what_is_neither_folder_nor_repository(source, tmp_path, monkeypatch):
         load_model(source)
 
 
+REFUSAL = {"response": MagicMock()}
+
+
 @pytest.mark.parametrize(
-    "kind, message",
+    "error, message",
     [
-        (GatedRepoError, "some/git is gated: ask for access at https://huggingface.co/some/git, then log in"),
-        (
-            RepositoryNotFoundError,
-            "shows no such repository: check the spelling, or log in .* if it is private",
-        ),
+        (GatedRepoError("403.\nNo", **REFUSAL), "some/git is gated: ask for access at .*, then log in"),
+        (RepositoryNotFoundError("404.\nNo", **REFUSAL), "no such repository: check the spelling, or log in"),
+        (OSError(errno.ENOSPC, "No space left"), "could not be downloaded .*No space left"),
     ],
 )
-def test_a_repository_that_the_hub_does_not_show(monkeypatch, kind, message):
-    def refuse(*_, **__):
-        raise kind("403 Client Error.\nCannot access gated repo", response=MagicMock())
-
-    monkeypatch.setattr(checkpoints, "model_info", refuse)
+def test_what_the_hub_refuses_or_the_disk_has_no_room_for(monkeypatch, error, message):
+    monkeypatch.setattr(checkpoints, "model_info", MagicMock(side_effect=error))
     with pytest.raises(FileNotFoundError, match=f"^[^\n]*{message}[^\n]*$"):
         load_model("some/git")
 
 
-@pytest.mark.parametrize(
-    "field, value",
-    [("eos_token_id", [[1]]), ("num_attention_heads", 0), ("num_attention_heads", -1), ("hidden_act", "evil"),
-     ("num_image_with_embedding", 10**8), ("num_image_with_embedding", 10**5), ("vision_config", "x"),
-     ("vocab_size", 10**10), ("max_position_embeddings", 0), ("layer_norm_eps", [])],
-)  # fmt: skip
+IMPOSSIBLE = [
+    ("hidden_size", "wide"), ("hidden_act", "evil"), ("eos_token_id", [[1]]), ("num_attention_heads", 0),
+    ("num_attention_heads", -1), ("num_image_with_embedding", 10**8), ("num_image_with_embedding", 10**5),
+    ("vision_config", "x"), ("vocab_size", 10**10), ("max_position_embeddings", 0), ("layer_norm_eps", []),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("field, value", IMPOSSIBLE)
 def test_values_of_a_configuration_that_no_network_has(tmp_path, field, value):
     random_git(frames=2).save_pretrained(tmp_path)
     change_config(tmp_path, **{field: value})
@@ -454,11 +378,11 @@ def test_a_pipe_is_no_file(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "index", [{"weight_map": 5}, {"weight_map": {"a": 5}}, {"weight_map": {"a": ["b"]}}, []]
+    "index", ['{"weight_map": 5}', '{"weight_map": {"a": 5}}', '{"weight_map": {"a": ["b"]}}', "[]", "{"]
 )
 def test_an_index_of_another_kind(tmp_path, index):
     random_git().save_pretrained(tmp_path)
     (tmp_path / "model.safetensors").unlink()
-    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    (tmp_path / "model.safetensors.index.json").write_text(index)
     with pytest.raises(ValueError, match=rf"^{tmp_path}[^\n]*$"):
         load_model(tmp_path)

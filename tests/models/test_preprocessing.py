@@ -8,7 +8,7 @@ from tiny_git import random_git
 from torch.testing import assert_close
 from torchvision import transforms
 
-from gitdistill.models.preprocessing import CLIP_MEAN, CLIP_STD, area_means, fitted, to_pixels
+from gitdistill.models.preprocessing import CLIP_MEAN, CLIP_STD, fitted, to_pixels
 
 
 @pytest.fixture(scope="module")
@@ -93,9 +93,3 @@ def test_a_model_for_questions_sees_the_whole_image(photo, tmp_path):
     assert model.encode(wide).shape[1] == 1 + 3 * 5  # 15 x 20 pixels
     model.save_pretrained(tmp_path)
     assert_close(type(model).from_pretrained(tmp_path).encode(wide), model.encode(wide))
-
-
-@pytest.mark.parametrize("grid", [(14, 14), (16, 16), (28, 5), (1, 28)])
-def test_area_means_are_those_of_adaptive_pooling(grid):
-    maps = torch.randn(2, 3, 28, 28, generator=torch.Generator().manual_seed(0))
-    assert_close(area_means(maps, grid), torch.nn.functional.adaptive_avg_pool2d(maps, grid))

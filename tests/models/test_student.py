@@ -12,10 +12,9 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from gitdistill.decoding import beam, greedy
-from gitdistill.models import backbone as backbone_module
-from gitdistill.models import checkpoints
 from gitdistill.models.backbone import TinyVIT
 from gitdistill.models.student import MASKED_LOGIT, PositionalEncoding, StudentCandidateV1
+from gitdistill.models.tokenizer import to_text
 
 VOCAB = len(tokenizer())
 SIZES = {"embed_dim": 16, "layers": 2, "heads": 2, "mixer_layers": 1, "num_frames": 3, "max_positions": 10}
@@ -121,20 +120,8 @@ def test_image_features_keep_their_place(frames):
     assert_close(output.memory[1, 2 * 4 + 2], student.memory_norm(expected), **CLOSE)
 
 
-def greedy_by_hand(student, frames, length):
-    tokens = torch.full((len(frames), 1), student.bos_token_id)
-    for _ in range(length - 1):
-        tokens = torch.cat([tokens, student(frames, tokens).logits[:, -1:].argmax(-1)], dim=1)
-    return [row[: row.index(3) + 1] if 3 in row else row for row in tokens.tolist()]
-
-
-def test_captions_are_greedy_choices_as_text(student, frames):
-    by_hand = greedy_by_hand(student, frames, 8)
-    for row, expected in zip(
-        greedy(student, frames, max_length=8).tokens[:, 0].tolist(), by_hand, strict=True
-    ):
-        assert row[: len(expected)] == expected
-    expected = tokenizer().batch_decode(by_hand, skip_special_tokens=True)
+def test_captions_are_those_of_the_search_as_text(student, frames):
+    expected = to_text(greedy(student, frames, max_length=8).tokens[:, 0], tokenizer())
     assert student.caption(frames, tokenizer(), max_length=8) == expected
     assert len(student.caption(frames, tokenizer(), beams=3, max_length=6)) == 2
 
@@ -146,7 +133,6 @@ def test_captions_are_greedy_choices_as_text(student, frames):
     "shape, message",
     [
         ((2, 4, 3, 32, 32), "4 frames a clip, .* at most 3"),
-        ((2, 3, 1, 32, 32), r"not \[2, 3, 1, 32, 32\]"),
         ((2, 3, 3, 64, 32), "pixels of 64 x 32, .* reads 32 x 32"),
     ],
 )
@@ -162,7 +148,6 @@ def test_frames_that_do_not_fit(student, shape, message):
         ({"eos_token_id": VOCAB}, f"0 to {VOCAB} do not fit a vocabulary of {VOCAB} words"),
         ({"vocab_subset": [VOCAB]}, f"0 to {VOCAB} do not fit a vocabulary of {VOCAB} words"),
         ({"heads": 3}, "embed_dim 16 is not divisible by 3 heads"),
-        ({"backbone": "tiny_vit_5"}, "tiny_vit_5.*tiny_vit_5m_224"),
     ],
 )
 def test_a_student_that_cannot_be_built(options, message):
@@ -238,21 +223,6 @@ def test_gradients_reach_every_parameter(frames, captions, tie):
     assert (student.head.weight is student.words.weight) == tie
 
 
-def test_it_learns_two_clips_by_heart(frames, captions):
-    student = make().train()  # and decoded so: each batch with its own statistics
-    optimizer = torch.optim.AdamW(student.parameters(), lr=1e-2)
-    pair = captions[[0, 3]]
-    for _ in range(60):
-        optimizer.zero_grad()
-        logits = student(frames, pair).logits
-        loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), pair[:, 1:].flatten(), ignore_index=0)
-        loss.backward()
-        optimizer.step()
-    assert loss < 0.05
-    for row, expected in zip(greedy_by_hand(student, frames, 7), pair.tolist(), strict=True):
-        assert row == expected[: len(row)]
-
-
 def test_dropout_only_in_training(frames, captions):
     student = make(dropout=0.3)
     for training in (False, True):
@@ -286,21 +256,11 @@ def test_saved_and_loaded_again(tmp_path, frames, captions, tie, subset):
     assert (loaded.head.weight is loaded.words.weight) == tie
 
 
-def test_a_backbone_from_a_folder_or_by_its_timm_name(tmp_path, frames, monkeypatch):
+def test_a_backbone_from_a_folder(tmp_path, frames):
     backbone = tiny.backbone().eval()
     backbone.save_pretrained(tmp_path)
     student = StudentCandidateV1(VOCAB, str(tmp_path), **SIZES).eval()
     assert_close(student.backbone(frames)[-1], backbone(frames)[-1])
-    asked = []
-    monkeypatch.setattr(
-        backbone_module.timm, "create_model", lambda name, **options: asked.append((name, options))
-    )
-    monkeypatch.setattr(checkpoints, "download", lambda name, patterns: asked.append(name) or tmp_path)
-    with pytest.raises(ValueError):
-        StudentCandidateV1(VOCAB, "tiny_vit_5m_224.in1k")
-    options = {"pretrained": True, "features_only": True}
-    options["pretrained_cfg_overlay"] = {"file": str(tmp_path / "model.safetensors")}
-    assert asked == ["timm/tiny_vit_5m_224.in1k", ("tiny_vit_5m_224.in1k", options)]
 
 
 def test_a_folder_that_is_no_student(tmp_path, student):
@@ -334,16 +294,11 @@ def test_sizes_that_the_weights_do_not_have_are_named_before_anything_is_built(
         config[name] = value
     (tmp_path / "config.json").write_text(json.dumps(config))
     allocated = []
-    hook = nn.modules.module.register_module_parameter_registration_hook(
-        lambda module, _, parameter: allocated.append(parameter.device.type)
-    )
-    try:
+    watch = nn.modules.module.register_module_parameter_registration_hook
+    with watch(lambda module, _, parameter: allocated.append(parameter.device.type)):
         with pytest.raises(ValueError, match=rf"^[^\n]*{tmp_path}[^\n]*$"):
             StudentCandidateV1.from_pretrained(tmp_path)
-    finally:
-        hook.remove()
-    assert set(allocated) <= {"meta"}
-    assert len(allocated) < 2000
+    assert set(allocated) <= {"meta"} and len(allocated) < 2000
 
 
 @pytest.mark.parametrize(

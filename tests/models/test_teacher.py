@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny_git import REFERENCE, change_config, lively_git, random_inputs, random_port, tokenizer
+from tiny_git import lively_git, random_inputs, tokenizer
 from torch.testing import assert_close
 from transformers import GitForCausalLM
 
@@ -118,16 +118,6 @@ def test_questions_of_different_lengths_in_one_batch(teacher, folder):
     assert same == teacher.caption(frames, prefix=torch.tensor([2, 5, 6]), max_length=11)
 
 
-def test_microsoft_folder_with_a_tokenizer_of_the_callers():
-    words = [f"w{i}" for i in range(160)]
-    words[0], words[1], words[101], words[102], words[103] = "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"
-    teacher = GenerativeImageTextTeacher.from_pretrained(REFERENCE / "video", tokenizer=tokenizer(words))
-    expected = torch.load(REFERENCE / "video" / "expected.pt", weights_only=True)
-    options = {"beams": 4, "length_penalty": 0.6, "max_length": 10, "penalty": "gnmt", "stop": "never"}
-    captions = teacher.caption(expected["pixels"], **options)
-    assert captions == teacher.tokenizer.batch_decode(expected["beam_tokens"], skip_special_tokens=True)
-
-
 def test_a_tokenizer_may_be_a_folder(folder):
     """As for the trainers: a path is loaded, and a tokenizer stays."""
     teacher = GenerativeImageTextTeacher.from_pretrained(folder, tokenizer=str(folder))
@@ -136,29 +126,12 @@ def test_a_tokenizer_may_be_a_folder(folder):
     assert CaptionTrainer(teacher, folder).tokenizer.get_vocab() == teacher.tokenizer.get_vocab()
 
 
-def test_transformers_own_checkpoint_becomes_a_teacher(tmp_path):
-    port = random_port(frames=2, tied=True)
-    port.save_pretrained(tmp_path)
-    tokenizer().save_pretrained(tmp_path)
-    change_config(tmp_path, dtype=None)
-    pixels, tokens = random_inputs(frames=2)
-    with torch.no_grad():
-        expected = port(input_ids=tokens, pixel_values=pixels).logits[:, -tokens.shape[1] :]
-    teacher = GenerativeImageTextTeacher.from_pretrained(tmp_path)
-    assert_close(teacher(pixels, tokens).logits, expected, atol=1e-4, rtol=0)
-
-
 def embedded_clips(teacher, count):
     """Frames and tokens of clips of the embedded world."""
     examples = list(Clips("test", count))
     captions = [clip.captions[0] for clip in examples]
     tokens = teacher.tokenizer(captions, padding=True, return_tensors="pt").input_ids
     return torch.stack([clip.frames for clip in examples]), tokens
-
-
-def test_a_dtype_by_another_name():
-    with pytest.raises(ValueError, match="float32, bfloat16, float16, auto, not 'half'"):
-        GenerativeImageTextTeacher.from_pretrained("toybox", dtype="half")
 
 
 def test_bfloat16_moves_little(embedded):

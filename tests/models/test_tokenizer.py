@@ -3,13 +3,10 @@
 import json
 
 import pytest
-import tiny
 import torch
-from tiny_git import REFERENCE, WORDS, git_config, random_git, tokenizer
+from tiny_git import REFERENCE, WORDS, random_git, tokenizer
 
 from gitdistill.models import checkpoints
-from gitdistill.models.git import GenerativeImageTextModel
-from gitdistill.models.student import StudentCandidateV1
 from gitdistill.models.teacher import GenerativeImageTextTeacher
 from gitdistill.models.tokenizer import (
     check_same_vocabulary,
@@ -66,11 +63,8 @@ def test_a_damaged_tokenizer_is_named(tmp_path, name, content):
         assert load_tokenizer(tmp_path)("a b").input_ids == [2, 5, 6, 3]
     except ValueError as error:
         assert str(tmp_path) in str(error) and "\n" not in str(error)
-    else:
-        assert (name, content[:8]) == (
-            "tokenizer_config.json",
-            '{"model"',
-        )  # an unknown setting means nothing
+    else:  # an unknown setting means nothing
+        assert (name, content) == ("tokenizer_config.json", '{"model": 5}')
 
 
 def test_the_embedded_tokenizer():
@@ -113,16 +107,6 @@ def test_a_vocabulary_that_does_not_fit_is_refused():
             GenerativeImageTextTeacher(random_git(), tokenizer(words))
         with pytest.raises(ValueError, match=message):
             generate_captions(random_git(), torch.zeros(1, 3, 16, 16), tokenizer(words))
-
-
-def test_a_student_with_the_teachers_words_but_other_special_tokens_is_refused():
-    """GIT starts captions with [CLS] 101; a student that is not built `like` it starts them with 2."""
-    config = git_config(vocab_size=30_522, bos_token_id=101, eos_token_id=102)
-    teacher, sizes = GenerativeImageTextModel(config), {"embed_dim": 8, "heads": 1}
-    student = StudentCandidateV1(30_522, tiny.backbone(), **sizes)
-    with pytest.raises(ValueError, match="^[^\n]*bos_token_id is 101 .* 2 [^\n]*$"):
-        check_same_vocabulary(teacher, student)
-    check_same_vocabulary(teacher, StudentCandidateV1.like(teacher, backbone=tiny.backbone(), **sizes))
 
 
 def test_text_ends_at_the_first_end_token():
