@@ -74,10 +74,9 @@ def test_a_video_that_changes_its_size(tmp_path):
     assert clip.shape == (8, 3, 48, 64) and numbers(clip)[:2] == [0, 1] and numbers(clip)[4:] == [20] * 4
 
 
-CLEAR = [("a.webm", "libvpx-vp9", "yuva420p"), ("c.mov", "qtrle", "argb")]
-
-
-@pytest.mark.parametrize("name, codec, pixels", CLEAR)
+@pytest.mark.parametrize("name, codec, pixels", [
+    ("a.webm", "libvpx-vp9", "yuva420p"), ("c.mov", "qtrle", "argb"),
+])  # fmt: skip
 def test_a_video_that_is_partly_clear(tmp_path, name, codec, pixels):
     frame = np.dstack([grey(60), np.full((48, 64), 255, np.uint8)])
     frame[:24, :, 3] = 0

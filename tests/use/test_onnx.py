@@ -227,10 +227,9 @@ def test_a_student_is_no_teacher(run, folder, tmp_path):
     assert run("caption", tmp_path, "--teacher", folder).endswith("holds a student: give it as the student")
 
 
-NAMES = ["model.safetensors", "pytorch_model.bin", "model-00001-of-00002.safetensors"]
-
-
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [
+    "model.safetensors", "pytorch_model.bin", "model-00001-of-00002.safetensors",
+])  # fmt: skip
 def test_a_checkpoint_keeps_its_config(git, tmp_path, name):
     """An export into a checkpoint's own folder, whatever its weights are called."""
     shutil.copytree(git.folder, tmp_path / "there")

@@ -14,13 +14,8 @@ from gitdistill.distillation.caption_trainer import CaptionTrainer
 from gitdistill.models.student import shared_options
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-QUICK = {
-    "max_steps": 2,
-    "logger": False,
-    "callbacks": None,
-    "enable_checkpointing": False,
-    "accelerator": "cpu",
-}
+QUICK = {"max_steps": 2, "logger": False, "callbacks": None, "accelerator": "cpu"}
+QUICK |= dict.fromkeys(("enable_progress_bar", "enable_checkpointing"), False)
 QUICK |= {"val_check_interval": 1.0, "check_val_every_n_epoch": 1, "num_sanity_val_steps": 0}
 ALONE = "leave them out of the configuration, or write vocab_size, too"
 SMALL = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -69,10 +64,8 @@ def test_from_captions_to_a_student(mine, run, capsys):
     assert "head.weight" in moved and any(name.startswith("image_encoder") for name in moved)
     # and distilled
     student = {"embed_dim": 32, "heads": 2, "layers": 1, "backbone": "toybox"}
-    init = {
-        "teacher": str(folder),
-        "student": {"class_path": "gitdistill.StudentCandidateV1", "init_args": student},
-    }
+    network = {"class_path": "gitdistill.StudentCandidateV1", "init_args": student}
+    init = {"teacher": str(folder), "student": network}
     config["model"] = {"class_path": "gitdistill.DistillationTrainer", "init_args": init}
     config["export"] = "runs/mine"
     fit(run, "student.yaml", config)

@@ -13,10 +13,8 @@ EVEN = np.full((3, 7), 1 / 7)
 def test_temperatures_stack_the_first_networks_words_and_print_the_entropy_where_marked():
     figure = plots.temperatures(HEAT, {"teacher": SURE, "student": EVEN}, VOCABULARY, {1.0: "here"}, count=2)
     teacher, student, bits, more = figure.axes
-    for axes, expected in (
-        (teacher, [0.5, 0.75, 1]),
-        (student, [1 / 7, 2 / 7, 1]),
-    ):  # bell, wheel, all others
+    # the tops of bell, wheel, and all other words
+    for axes, expected in ((teacher, [0.5, 0.75, 1]), (student, [1 / 7, 2 / 7, 1])):
         tops = [area.get_paths()[0].vertices[:, 1].max() for area in axes.collections]
         assert np.allclose(tops, expected)
     colours = [[area.get_facecolor().tolist() for area in axes.collections] for axes in (teacher, student)]
