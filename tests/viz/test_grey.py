@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.colors import LinearSegmentedColormap, to_rgb
-from plot_inputs import VOCABULARY, attention, black, frames, pixels, pointer, trace
+from plot_inputs import VOCABULARY, black, frames, pixels, pointer, trace
 
 from gitdistill.viz import plots
 from gitdistill.viz.plots import style
@@ -104,10 +104,3 @@ def test_numbers_on_cells_can_be_read():
     shares = np.array([[0.4, 0.6], [0.31, 0.69], [0.35, 0.65]])[..., None, None]
     found = list(readable(plots.frame_word_map(shares, ["a", "b", "c"], frames(2)), 0.69))
     assert len(found) == 6 and all(found)
-
-
-def test_the_first_component_has_a_picture_without_hues():
-    maps = np.repeat(attention(3, 4).numpy()[:, 0, ..., None], 3, -1)  # [3, 6, 6, 3]
-    figure = plots.components(frames(3), {"teacher": maps / maps.max()}, first=True)
-    image = np.asarray(figure.axes[3].images[0].get_array() @ style.LUMA)
-    assert (np.diff(image.ravel()[np.argsort(maps[0, ..., 0].ravel())]) >= -1e-6).all()
