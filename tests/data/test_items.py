@@ -10,7 +10,7 @@ from pictures import photo
 
 from gitdistill.data.compact import Item, Items
 from gitdistill.data.files import FileData
-from gitdistill.data.items import read_items
+from gitdistill.data.items import _slim, read_items
 from gitdistill.world import toybox_tokenizer
 
 
@@ -267,3 +267,10 @@ def test_a_source_is_read_once_for_all_its_splits(tmp_path, monkeypatch):
     found = [names(data.source(role)) for role in roles]
     assert found == [[("a.jpg", ("a star",))], [("b.jpg", ("a bell",))], [("c.jpg", ("a fox",))]]
     assert len(calls) == 1
+
+
+def test_the_words_of_karpathys_split_are_not_kept():
+    """Lists of words and numbers are dropped while the file is read: they would fill gigabytes."""
+    sentence = {"raw": "a star", "tokens": ["a", "star"], "sentid": 3}
+    row = {"filename": "a.jpg", "sentids": [3], "sentences": [sentence], "split": "val"}
+    assert _slim(row) == {"filename": "a.jpg", "sentences": ("a star",), "split": "val"}
