@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import shutil
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -60,6 +61,19 @@ def test_default_options_of_another_search_do_not_count(options, search):
     student = Captioner(tiny.student().eval(), toybox_tokenizer(), decoding=defaults)
     frames = tiny.clips(3)
     assert torch.equal(student.decode(frames, **options).tokens, search(student.model, frames).tokens)
+
+
+def test_a_full_disk_leaves_no_half_tokenizer(folder, tmp_path, monkeypatch):
+    student = load_student(folder)
+
+    def save(target):
+        (Path(target) / "tokenizer.json").write_text("half")
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(student.tokenizer, "save_pretrained", save)
+    with pytest.raises(OSError, match="no space left"):
+        student.save(tmp_path)
+    assert not (tmp_path / "tokenizer.json").exists()
 
 
 def test_pushed_to_the_hub_and_read_back(folder, files, monkeypatch, tmp_path):
