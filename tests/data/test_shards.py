@@ -5,11 +5,9 @@ import hashlib
 import http.server
 import io
 import json
-import multiprocessing
 import os
 import tarfile
 import threading
-import time
 from importlib.util import find_spec
 
 import pytest
@@ -156,30 +154,6 @@ def test_a_clip_that_is_not_as_it_should_be_names_its_shard(tmp_path, key, about
     entry = WHOLE | {"sha256": hashlib.sha256((tmp_path / "x.tar").read_bytes()).hexdigest()}
     with pytest.raises(ValueError, match="the shard .*x.tar is damaged or missing"):
         list(read_shard(tmp_path, entry))
-
-
-@pytest.mark.slow
-def test_ten_kills_leave_no_broken_shard_and_nothing_else(tmp_path):
-    items = read_items(captioned(tmp_path / "source", [["a cat"]] * 12))[0]
-    job, broken = functools.partial(pack, items, per_shard=2, say=lambda _: None), 0
-    start = time.monotonic()
-    job(tmp_path / "whole")
-    lasts = time.monotonic() - start
-    for number in range(10):
-        folder = tmp_path / f"{number}"
-        process = multiprocessing.get_context("fork").Process(target=job, args=(folder,))
-        process.start()
-        process.join(lasts * (number + 1) / 11)
-        process.kill()
-        process.join()
-        try:
-            read_index(folder)
-        except (ValueError, FileNotFoundError):  # not finished, and it says so
-            broken += 1
-        job(folder)
-        assert contents(folder) == contents(tmp_path / "whole")
-        assert not list(tmp_path.glob(".*"))
-    assert broken >= 2  # it was killed in the midst of the work
 
 
 def test_packing_removes_only_its_own_leftovers(source, tmp_path):
