@@ -2,6 +2,7 @@
 
 import io
 
+import matplotlib as mpl
 import numpy as np
 import torch
 from PIL import Image
@@ -46,6 +47,10 @@ def trace():
     names = ("step", "parent", "token", "score", "beam", "kept", "finished", "final")
     table = {name: torch.tensor(column) for name, column in zip(names, zip(*rows))}
     return table | {"clip": torch.zeros(len(rows), dtype=torch.long)}
+
+
+def texts(figure):
+    return [text.get_text() for text in figure.findobj(mpl.text.Text) if text.get_text()]
 
 
 def pixels(picture, mode="RGB"):

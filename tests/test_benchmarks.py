@@ -3,23 +3,22 @@
 import json
 import sys
 from itertools import product
-from pathlib import Path
 
+import decoding as benchmark
+import formats
+import gpu
 import pytest
+import readme
+import scale
+import step
 import tiny
 import torch
+import use as captioning
 from tiny_git import git_config
 from torch.utils.flop_counter import FlopCounterMode
 
-from gitdistill.world import ToyboxData
-
-ROOT = Path(__file__).parents[1]
-sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT / "tools")]
-import decoding as benchmark  # noqa: E402
-import formats  # noqa: E402
-import gpu  # noqa: E402
-import readme  # noqa: E402
-import step  # noqa: E402
+from gitdistill.use.captioner import Captioner
+from gitdistill.world import ToyboxData, toybox_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -90,9 +89,8 @@ def test_files_and_table(result, tmp_path):
 
 def test_every_form_of_a_git_is_measured():
     pytest.importorskip("onnxscript"), pytest.importorskip("onnxruntime")
-    result = formats.run(
-        git_config(frames=6, max_position_embeddings=24), repeats=2, progress=lambda line: None
-    )
+    config = git_config(frames=6, max_position_embeddings=24)
+    result = formats.run(config, repeats=2, progress=lambda line: None)
     for row in result["cases"]:
         assert len(row["seconds"]) == 5 and min(row["seconds"].values()) > 0
         assert [row["same"][name] for name in formats.EXACT] == [1, 1] and min(row["same"].values()) >= 0
@@ -148,3 +146,37 @@ def test_what_fails_or_no_longer_fits_is_named_and_the_rest_runs(tmp_path, capsy
     rows = json.loads((tmp_path / "gpu.json").read_text())["rows"]
     assert len(rows) > 15 and all("skipped" in row for row in rows)
     assert capsys.readouterr().out.count("no time left") == len(rows)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux alone tells what memory is a process's own")
+def test_every_measure_of_a_large_set_is_taken(tmp_path, monkeypatch):
+    monkeypatch.setattr(scale, "PICTURES", 5)
+    result = scale.run(tmp_path, {"train": 40, "val": 3, "test": 2}, batches=1, rounds=1)
+    assert result["construct"]["clips"] == {"train": 40, "val": 3, "test": 2}
+    assert len(result["workers"]) == scale.WORKERS
+    assert 0 < min(result["workers"]) < result["construct"]["peak"]
+    assert list(result["rates"]) == ["FileData", 'FileData, resize="fast"', "bare loop", "torchvision"]
+    assert min(result["rates"].values()) > 0 and result["machine"]["cpu"]
+    assert len(scale.table(result)) == 5 + len(result["rates"])
+    json.dumps(result)
+
+
+def test_the_bare_loop_reads_what_filedata_reads(tmp_path, monkeypatch):
+    """Otherwise their rates could not be compared."""
+    monkeypatch.setattr(scale, "PICTURES", 4)
+    made = scale.data(scale.write(tmp_path, {"train": 4}), ["train"])
+    (batch,) = made.pool_dataloader()
+    assert batch["frames"][:, 0].equal(scale.bare([item.path for item in made.source("train")]))
+
+
+def test_every_task_of_captioning_files_is_measured(tmp_path):
+    captioners = {"student": Captioner(tiny.student().eval(), toybox_tokenizer(), decoding={"max_length": 5})}
+    pictures, video = captioning.make_pictures(tmp_path, 5), captioning.make_video(tmp_path / "clip.mp4", 4)
+    lines = list(captioning.report(captioners, pictures, video, 4, 2))
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+    tasks = ["5 pictures, 2 at once", "a video of 4 s as one clip", "captions of 2 s, one a second"]
+    assert [row[0].partition(": ")[2] for row in cells] == tasks
+    for _, rate, seconds, early, late in cells:
+        assert float(rate) > 0 and float(seconds) >= 0 and 0 < float(early) <= float(late)
+    with pytest.raises(RuntimeError, match="three: 2 results instead of 3"):
+        captioning.measure("three", iter("ab"), 3)

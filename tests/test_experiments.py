@@ -95,9 +95,8 @@ def test_few_labels(bench):
 
 
 def test_a_seed_changes_the_order_and_not_the_pool(bench):
-    same, again, other = (
-        FeatureData(bench.folder, bench.backbone, order=seed, **bench.sizes) for seed in (0, 0, 1)
-    )
+    data = [FeatureData(bench.folder, bench.backbone, order=seed, **bench.sizes) for seed in (0, 0, 1)]
+    same, again, other = data
     assert numbers(same) == numbers(again) != numbers(other)
     assert same.fingerprint() == other.fingerprint()
 
@@ -253,9 +252,8 @@ def test_what_would_be_said_instead():
     """Two networks that read only "a": one takes a ram for a sheep and a violin for a guitar, one does nothing."""
     tokenizer = toybox_tokenizer()
     shown = ["ram", "violin", "sheep", "guitar", "owl"]  # "a owl" cannot be said
-    clips = [
-        SimpleNamespace(frames=torch.tensor([k]), scene=Scene([Toy(name)])) for k, name in enumerate(shown)
-    ]
+    scenes = [Scene([Toy(name)]) for name in shown]
+    clips = [SimpleNamespace(frames=torch.tensor([k]), scene=scene) for k, scene in enumerate(scenes)]
     twins = {"ram": "lamb", "violin": "guitar", "sheep": "ram", "guitar": "fiddle", "owl": "parrot"}
 
     def network(frames, tokens, more=1.0986):
@@ -276,9 +274,8 @@ def test_what_would_be_said_instead():
     assert min(found[ram, sheep], found[violin, guitar]) > 0.5 > 0 > found[ram, violin]
     assert lookalikes.agreement(table, table, right) == pytest.approx(1)
     even, *_ = lookalikes.wrong_shares(lambda *given: network(*given, more=0.0), tokenizer, clips)
-    assert (
-        lookalikes.similarities(even, right).nan_to_num().abs().max() < 0.3
-    )  # of words alone: nothing is alike
+    alike = lookalikes.similarities(even, right).nan_to_num()
+    assert alike.abs().max() < 0.3  # of words alone: nothing is alike
     assert lookalikes.agreement(table, -table, right) == pytest.approx(-1)
 
 
@@ -373,14 +370,9 @@ def test_calibration_of_words_and_captions(tmp_path):
 
 
 def test_words_are_about_the_thing_that_they_name_or_that_moves():
-    scene = SimpleNamespace(
-        toys=[SimpleNamespace(names={"object": ("cat",), "colour": ("red",)}) for _ in range(1)]
-    )
-    assert causal.named(["a", "red", "cat", "jumps"], scene) == {
-        1: ("colour", 0),
-        2: ("object", 0),
-        3: ("motion", 0),
-    }
+    scene = SimpleNamespace(toys=[SimpleNamespace(names={"object": ("cat",), "colour": ("red",)})])
+    found = causal.named(["a", "red", "cat", "jumps"], scene)
+    assert found == {1: ("colour", 0), 2: ("object", 0), 3: ("motion", 0)}
 
 
 def test_cuts_are_apart_and_of_one_size():

@@ -23,22 +23,8 @@ from gitdistill.use.captioner import Student
 from gitdistill.world import ToyboxData, toybox_tokenizer
 
 COUNTS = pytest.mark.parametrize("count", [60, pytest.param(3000, marks=pytest.mark.slow)])  # for each file
-VALUES = (
-    None,
-    -1,
-    0,
-    10**10,
-    1e308,
-    True,
-    "",
-    "x" * 10_000,
-    "\ud800",
-    [],
-    {},
-    [[]],
-    {"a": {}},
-    "../../etc/passwd",
-)
+VALUES = None, -1, 0, 10**10, 1e308, True, "", "x" * 10_000, "\ud800"
+VALUES += [], {}, [[]], {"a": {}}, "../../etc/passwd"
 ERRORS = ValueError, OSError
 
 
@@ -47,15 +33,9 @@ def mutated(content: bytes, draw: np.random.RandomState) -> bytes:
     kind, place = draw.randint(7), draw.randint(len(content))
     before, after = content[:place], content[place + 1 :]
     if kind < 5:
-        changed = bytes([content[place] ^ (1 << draw.randint(8))])
-        tails = (
-            b"",
-            changed + after,
-            draw.bytes(9) + after,
-            after[draw.randint(50) :],
-            content[max(0, place - 30) :],
-        )
-        return before + tails[kind]
+        flipped, noise = bytes([content[place] ^ (1 << draw.randint(8))]), draw.bytes(9)
+        shorter, longer = after[draw.randint(50) :], content[max(0, place - 30) :]
+        return before + (b"", flipped + after, noise + after, shorter, longer)[kind]
     try:
         data = here = json.loads(content)
     except ValueError:
@@ -71,12 +51,8 @@ def mutated(content: bytes, draw: np.random.RandomState) -> bytes:
 
 def survives(load, folder: Path, count: int) -> None:
     """Of each file of a folder, every damage is an error of one line, or `load` gives what it gave before."""
-    expected, draw, scratch, refused = (
-        load(folder),
-        np.random.RandomState(count),
-        folder.with_name("scratch"),
-        0,
-    )
+    expected, scratch = load(folder), folder.with_name("scratch")
+    draw, refused = np.random.RandomState(count), 0
     for path in sorted(path for path in folder.iterdir() if path.suffix != ".md"):
         for _ in range(count):
             shutil.rmtree(scratch, ignore_errors=True)
@@ -109,10 +85,8 @@ def student_content(folder):
 
 @COUNTS
 def test_a_students_folder(tmp_path, count):
-    student = Student(
-        tiny.student().eval(), toybox_tokenizer(), FrameRule(2), {"max_length": 7}, {"cider": 1.5}
-    )
-    student.save(tmp_path / "a")
+    options = FrameRule(2), {"max_length": 7}, {"cider": 1.5}
+    Student(tiny.student().eval(), toybox_tokenizer(), *options).save(tmp_path / "a")
     survives(student_content, tmp_path / "a", count)
 
 
@@ -140,9 +114,11 @@ def test_a_checkpoint(tmp_path, count):
     (tmp_path / "a").mkdir()
     training = {"state_dict": tiny.student().state_dict(), "pytorch-lightning_version": "2.6.0", "loops": {}}
     torch.save(training | {"epoch": 3, "global_step": 9}, tmp_path / "a" / "last.ckpt")
-    survives(
-        lambda folder: numbers(read_checkpoint(folder / "last.ckpt")["state_dict"]), tmp_path / "a", 3 * count
-    )
+
+    def content(folder):
+        return numbers(read_checkpoint(folder / "last.ckpt")["state_dict"])
+
+    survives(content, tmp_path / "a", 3 * count)
 
 
 @COUNTS

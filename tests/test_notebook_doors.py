@@ -47,9 +47,8 @@ def test_own_clips(own, tmp_path, capsys):
     assert clips[0].captions[0] == teacher.caption(still[None], beams=5)[0]
     assert own_clips(toybox_teacher()) == []
     assert len(own_clips(toybox_teacher(), pictures / "1.jpg")) == 1
-    assert [len(clip.frames) for clip in own_clips(teacher)] == [
-        3
-    ] * 4  # the world's, which it has no words for
+    world = own_clips(teacher)  # which it has no words for
+    assert [len(clip.frames) for clip in world] == [3] * 4
     with pytest.raises(FileNotFoundError, match="there is no file or folder"):
         own_clips(teacher, tmp_path / "nowhere")
     (tmp_path / "a.jpg").write_bytes(b"no picture")
@@ -64,17 +63,12 @@ def test_marked_cells_are_skipped(capsys):
     assert skip_marked(lines) == lines and skip_marked([]) == []
 
 
-@pytest.mark.parametrize(
-    "number, most, caption, kind",
-    [
-        (0, 1 / 4, 1, "text/html"),  # the explorer of words and cells
-        pytest.param(1, 1 / 4, 1, "text/html", marks=pytest.mark.slow),
-        pytest.param(2, 2 / 3, 0, "text/markdown", marks=pytest.mark.slow),  # it trains on the best captions
-        pytest.param(
-            3, 1 / 2, 0, "text/html", marks=pytest.mark.slow
-        ),  # it compares with the truth more often
-    ],
-)
+@pytest.mark.parametrize("number, most, caption, kind", [
+    (0, 1 / 4, 1, "text/html"),  # the explorer of words and cells
+    pytest.param(1, 1 / 4, 1, "text/html", marks=pytest.mark.slow),
+    pytest.param(2, 2 / 3, 0, "text/markdown", marks=pytest.mark.slow),  # it trains on the best captions
+    pytest.param(3, 1 / 2, 0, "text/html", marks=pytest.mark.slow),  # it compares with the truth more often
+])  # fmt: skip
 def test_a_notebook_runs_on_them(own, number, most, caption, kind, monkeypatch):
     """From top to bottom without an error; the marked cells, and no others, say that they are skipped.
 

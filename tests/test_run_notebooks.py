@@ -1,18 +1,12 @@
 """The runner of the notebooks, on notebooks of a few cells with a real kernel."""
 
-import importlib.util
 import os
 import re
-from pathlib import Path
 
 import nbformat
 import pytest
+import run_notebooks as runner
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
-
-PATH = Path(__file__).parents[1] / "tools" / "run_notebooks.py"
-spec = importlib.util.spec_from_file_location("run_notebooks", PATH)
-runner = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(runner)
 
 PRINT = "import os\nfor word in ('one', 'two', os.path.basename(os.getcwd())):\n    print(word, flush=True)"
 WIDGET = "import ipywidgets\nipywidgets.IntSlider()"
@@ -72,12 +66,8 @@ def test_html_leaves_the_notebook_alone(path, tmp_path, capsys):
 
 
 def test_a_page_fetches_nothing_and_shows_formulas(tmp_path):
-    cells = [
-        new_markdown_cell(
-            "A share $\\frac{1}{2}$ of\n\n$$x_1 \\lVert y \\rVert$$\n\nand 3 $ or `$HOME` stay."
-        )
-    ]
-    page = runner.render(new_notebook(cells=cells), tmp_path, "page")
+    text = "A share $\\frac{1}{2}$ of\n\n$$x_1 \\lVert y \\rVert$$\n\nand 3 $ or `$HOME` stay."
+    page = runner.render(new_notebook(cells=[new_markdown_cell(text)]), tmp_path, "page")
     assert page.count("<math") == 2 and page.count("<mfrac>") == 1 and 'display="block"' in page
     assert "frac{1}" not in page and "3 $ or" in page and "$HOME" in page
     assert not re.search(r'<(?:script|link|img)[^>]*(?:src|href)="https?:', page)

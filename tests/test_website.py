@@ -14,9 +14,7 @@ def tree(tmp_path):
         "# Top\n\n[one](notebooks/01.ipynb), [folder](notebooks), [licence](LICENSE), [lost](nowhere.md),\n"
         "[web](https://example.org/README.md), [here](#top)\n"
     )
-    (tmp_path / "notebooks" / "README.md").write_text(
-        "[up](../README.md#top) and [outside](../../secret.md)\n"
-    )
+    (tmp_path / "notebooks" / "README.md").write_text("[up](../README.md#top), [outside](../../secret.md)\n")
     cell = nbformat.v4.new_markdown_cell("[back](README.md) $x^2$")
     nbformat.write(nbformat.v4.new_notebook(cells=[cell]), tmp_path / "notebooks" / "01.ipynb")
     (tmp_path / "LICENSE").write_text("MIT")

@@ -21,6 +21,12 @@ def shake(network: torch.nn.Module) -> torch.nn.Module:
     return network
 
 
+def clips(count: int, seed: int = 0) -> torch.Tensor:
+    """Raw frames [count, FRAMES, 3, SIDE, SIDE]."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (count, FRAMES, 3, SIDE, SIDE), generator=generator, dtype=torch.uint8)
+
+
 def git(seed: int = 0) -> GenerativeImageTextModel:
     """GIT with 32-pixel frames, 2 x 2 patches, two frames and two layers of width 32 on either side."""
     torch.manual_seed(seed)

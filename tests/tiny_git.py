@@ -18,12 +18,11 @@ def git_config(frames=None, tied=False, **changes) -> GitConfig:
     vision = {"hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 3}
     vision |= {"image_size": 16, "patch_size": 4}
     text = {"hidden_size": 16, "intermediate_size": 36, "num_hidden_layers": 3, "num_attention_heads": 2}
-    text |= {"vocab_size": len(WORDS), "max_position_embeddings": 12, "bos_token_id": 2, "eos_token_id": 3}
-    text |= {"num_image_with_embedding": frames, "tie_word_embeddings": tied}
-    vision |= {
-        key.removeprefix("vision_"): changes.pop(key) for key in list(changes) if key.startswith("vision_")
-    }
-    return GitConfig(vision_config=vision, **{**text, **changes})
+    text |= {"vocab_size": len(WORDS), "bos_token_id": 2, "eos_token_id": 3, "tie_word_embeddings": tied}
+    text |= {"max_position_embeddings": 12, "num_image_with_embedding": frames}
+    for key in [key for key in changes if key.startswith("vision_")]:
+        vision[key.removeprefix("vision_")] = changes.pop(key)
+    return GitConfig(vision_config=vision, **text | changes)
 
 
 def shake(model: torch.nn.Module, seed=0) -> torch.nn.Module:

@@ -108,11 +108,8 @@ class DistillationTrainer(CaptionTrainer):
         if isinstance(teacher, str | os.PathLike):
             teacher = GenerativeImageTextTeacher.from_pretrained(teacher)
         super().__init__(network(student, teacher, tokenizer), tokenizer or teacher.tokenizer, **options)
-        self._teacher, self._gradients_checked, self._drawings = (
-            (teacher,),
-            False,
-            0,
-        )  # a tuple hides it from nn.Module
+        self._teacher, self._gradients_checked = (teacher,), False  # a tuple hides it from nn.Module
+        self._part = 0, 1  # which of how many batches of a step
         self.caption_filter, self.own_captions = caption_filter or CaptionFilter(), own_captions
         self.own_temperature, self.teacher_dtype, self._cache = own_temperature, teacher_dtype, cache
         weights = {"cross_entropy": cross_entropy, "sequence": sequence, "kl": kl, "attention": attention}
@@ -230,8 +227,8 @@ class DistillationTrainer(CaptionTrainer):
         self._gradients_checked = False
 
     def training_step(self, batch: dict, batch_idx: int) -> Tensor:
-        every = self.trainer.accumulate_grad_batches
-        self._drawings = self.global_step * every + batch_idx % every
+        count = self.trainer.accumulate_grad_batches
+        self._part = batch_idx % count, count
         if not self._gradients_checked:
             check_gradients(self, batch)
             self._gradients_checked = True
@@ -271,8 +268,8 @@ class DistillationTrainer(CaptionTrainer):
         """The student's own captions [B, 1, T] of this step, which the seed decides; None without `own_captions`."""
         if not self.own_captions:
             return None
-        rank, world = rank_and_world()
-        seed = (torch.initial_seed() + self._drawings * world + rank) % 2**63
+        (rank, world), (part, count) = rank_and_world(), self._part
+        seed = (torch.initial_seed() + ((self.global_step * count + part) * world + rank)) % 2**63
         settings = self.own_captions, self.own_temperature, self.max_length
         return draw_captions(self.model, frames, *settings, seed)
 

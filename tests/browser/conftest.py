@@ -82,12 +82,8 @@ def page():
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        flags = [
-            "--no-sandbox",
-            "--disable-gpu",
-            "--disable-dev-shm-usage",
-            "--disable-background-networking",
-        ]
+        names = "no-sandbox", "disable-gpu", "disable-dev-shm-usage", "disable-background-networking"
+        flags = [f"--{name}" for name in names]
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=flags)
         page = browser.new_page(viewport={"width": 1400, "height": 1000}, has_touch=True)
         page.set_default_timeout(600_000)  # milliseconds

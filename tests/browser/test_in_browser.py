@@ -46,6 +46,7 @@ SHOWN = """host => {
   const drawn = [...root.querySelectorAll('svg')].map((node) => node.outerHTML);
   return JSON.stringify([root.textContent, chosen, pixels, drawn]);
 }"""
+WIDTHS = "img => [img.clientWidth, +img.getAttribute('width') || img.naturalWidth]"
 VARIED = """host => [...host.shadowRoot.querySelectorAll('canvas')].map((node) => {
   const seen = new Set(node.getContext('2d').getImageData(0, 0, node.width, node.height).data);
   return seen.size;
@@ -178,9 +179,7 @@ def test_notebook(lab, page, name):
     assert figures.count() > 0
     for k in range(figures.count()):
         figures.nth(k).scroll_into_view_if_needed()
-        shown, real = figures.nth(k).evaluate(
-            "img => [img.clientWidth, +img.getAttribute('width') || img.naturalWidth]"
-        )
+        shown, real = figures.nth(k).evaluate(WIDTHS)
         assert shown >= 0.95 * real > 0, f"figure {k + 1} of {name} is squeezed: its letters get too small"
         page.screenshot(path=SHOTS / f"{name}_figure_{k + 1}.png")
     play(page, name)

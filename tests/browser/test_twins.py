@@ -104,10 +104,9 @@ def words_apart(opened, fault):
     found = []
     for t in range(len(words)):
         tiles = canvases(host, ".frames canvas")
-        found += [
-            heat_apart(tile, part(still, still.axes[0], (t + 1) * step, f * step, SIDE, SIDE), FRAMES[f])
-            for f, tile in enumerate(tiles)
-        ]
+        for f, tile in enumerate(tiles):
+            theirs = part(still, still.axes[0], (t + 1) * step, f * step, SIDE, SIDE)
+            found.append(heat_apart(tile, theirs, FRAMES[f]))
         host.locator("input[type=checkbox]").nth(1).check()  # one scale for all words, as in the still
         host.locator(".explorer").press("ArrowRight")
     return max(found)
@@ -132,10 +131,7 @@ def modules_apart(opened, fault):
     host = opened(explorers.modules(FRAMES[:1], {"stage": channels[None]}, still), fault)
     axes = [axes for axes in still.axes if axes.get_title().startswith("channel")]
     signs = []
-    for picture in (
-        *canvases(host, ".frames canvas")[2:],
-        *(part(still, a, 0, 0, *CELLS) for a in axes),
-    ):
+    for picture in canvases(host, ".frames canvas")[2:] + [part(still, a, 0, 0, *CELLS) for a in axes]:
         red, _, blue = np.moveaxis(cells(picture), -1, 0)
         signs.append(blue - red)  # violet above 0, orange below
     ours, theirs = np.array(signs[:3]), np.array(signs[3:])
@@ -168,11 +164,9 @@ def boxes_apart(opened, fault):
         left, top = ours["x"] - corner["x"], ours["y"] - corner["y"]
         right, bottom = left + ours["width"], top + ours["height"]
         high = picture.height
-        looks = (
-            box(shown, (left, top, right, bottom)),
-            box(picture, (theirs.x0, high - theirs.y1, theirs.x1, high - theirs.y0)),
-        )
-        found.append(np.abs(np.subtract(*looks)).max())
+        look = box(shown, (left, top, right, bottom))
+        other = box(picture, (theirs.x0, high - theirs.y1, theirs.x1, high - theirs.y0))
+        found.append(np.abs(np.subtract(look, other)).max())
         places.append(((left + right) / 2, (top + bottom) / 2))
     return max(*found, np.abs(spread(places) - spread(list(texts))).max())
 
@@ -193,12 +187,9 @@ def heights(lines):
 
 def curves_apart(opened, fault):
     steps, colours = np.arange(0, 101, 10), {"teacher": style.colour(0), "captions only": style.colour(2)}
-    losses = {"teacher": (steps, 3 * np.exp(-steps / 20)), "captions only": (steps, 2 * np.exp(-steps / 60))}
-    panels = {"losses": losses, "score": {"teacher": (steps, np.sqrt(steps))}}
-    panels = {
-        name: {k: (list(map(int, x)), list(y)) for k, (x, y) in lines.items()}
-        for name, lines in panels.items()
-    }
+    values = 3 * np.exp(-steps / 20), 2 * np.exp(-steps / 60), np.sqrt(steps)
+    fast, slow, score = ((steps.tolist(), row.tolist()) for row in values)
+    panels = {"losses": {"teacher": fast, "captions only": slow}, "score": {"teacher": score}}
     still = plots.board(panels, {100: ["a cup"]}, log=("losses",))
     host, found = opened(explorers.training(panels, {100: ["a cup"]}, still, log=("losses",)), fault), []
     picture = image(still_of(still))

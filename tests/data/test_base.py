@@ -72,18 +72,15 @@ def test_captions_as_tokens():
 PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "red", "star", "[", "]", "se", "##p", "pad"]
 
 
-@pytest.mark.parametrize(
-    "tokenizer", [toybox_tokenizer(), BertTokenizerFast(vocab={w: i for i, w in enumerate(PIECES)})]
-)
+TOKENIZERS = [toybox_tokenizer(), BertTokenizerFast(vocab={w: i for i, w in enumerate(PIECES)})]
+
+
+@pytest.mark.parametrize("tokenizer", TOKENIZERS)
 def test_special_tokens_in_a_caption_are_text(tokenizer):
     special = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
     for text in ("a [SEP] red [PAD] star", "[CLS][MASK]", "[SEP]a red star"):
-        (row,) = encode([text], tokenizer, 32).tolist()
-        assert (
-            not special & set(row[1:-1])
-            and row[0] == tokenizer.cls_token_id
-            and row[-1] == tokenizer.sep_token_id
-        )
+        ((start, *row, end),) = encode([text], tokenizer, 32).tolist()
+        assert (start, end) == (tokenizer.cls_token_id, tokenizer.sep_token_id) and not special & set(row)
     assert encode(["a red star"], tokenizer, 32).tolist() == tokenizer(["a red star"])["input_ids"]
     if len(tokenizer) == len(PIECES):
         assert encode(["[SEP]"], tokenizer, 32)[0].tolist() == [2, 8, 10, 11, 9, 3]
@@ -102,9 +99,7 @@ def test_words_that_the_tokenizer_does_not_know_are_told(kind, tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         make("a red star")
-    with pytest.warns(
-        UserWarning, match="30.8% of the tokens of train's .*captions are words .*: zeppelin, quark$"
-    ):
+    with pytest.warns(UserWarning, match="30.8% of the tokens of train's .* words .*: zeppelin, quark$"):
         make("a zeppelin moves left", "a quark a red star", "a zeppelin a zeppelin")
     with pytest.raises(ValueError, match="60.0% .* not know: un, zwei; give the teacher's tokenizer"):
         make("un un a red zwei")
@@ -115,10 +110,9 @@ def test_words_that_the_tokenizer_does_not_know_are_told(kind, tmp_path):
 def test_another_tokenizer_than_the_networks_is_refused(make):
     other = toybox_tokenizer()
     other.add_tokens("unicorn")
+    module, data = CaptionTrainer(tiny.student(), toybox_tokenizer()), make(tokenizer=other)
     with pytest.raises(ValueError, match="give the data the teacher"):
-        pl.Trainer(max_steps=1, **QUIET).fit(
-            CaptionTrainer(tiny.student(), toybox_tokenizer()), make(tokenizer=other)
-        )
+        pl.Trainer(max_steps=1, **QUIET).fit(module, data)
 
 
 @pytest.mark.parametrize("count", [-1, 0, 2])

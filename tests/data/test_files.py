@@ -108,9 +108,7 @@ def test_many_missing_files_in_one_line(tmp_path):
 @pytest.mark.parametrize("text", ["...", "\u2605\u2605", "\U0001f600", " "])
 def test_clips_without_a_word_to_score_against_are_named_and_left_out(tmp_path, text):
     folder = captioned(tmp_path / "pictures", [TEXTS, [text, "?!"], ["!", "a bell"]])
-    with pytest.warns(
-        UserWarning, match="left out: .*1.png has no caption to score against, 1 of val's 3 clips"
-    ):
+    with pytest.warns(UserWarning, match="left out: .*1.png has no caption .*, 1 of val's 3 clips"):
         data = small(None, val=folder)
     (batch,) = data.val_dataloader()
     assert batch["references"][0] == TEXTS and len(batch["frames"]) == 2
@@ -150,12 +148,10 @@ def test_a_cache_holds_what_the_teacher_makes_of_each_crop(folder, tmp_path):
         with torch.no_grad():
             logits = teacher(batch["frames"], batch["tokens"]).logits
         torch.testing.assert_close(kept.log_p, top_k(logits, 8).log_p, atol=2e-2, rtol=2e-2)
-    for options, message in (
-        ({"views": 3}, "views is 2 .* in the cache and 3"),
-        ({"image_size": 48}, "image_size is 32 in the cache and 48"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            cache.check(teacher, small(folder, **{"views": 2} | options))
+    with pytest.raises(ValueError, match="views is 2 .* in the cache and 3"):
+        cache.check(teacher, small(folder, views=3))
+    with pytest.raises(ValueError, match="image_size is 32 in the cache and 48"):
+        cache.check(teacher, small(folder, views=2, image_size=48))
 
 
 def test_a_crop_is_the_same_in_all_frames_and_large():
@@ -208,9 +204,8 @@ def test_padded_frames_and_crops_of_them_are_another_cache(folder):
     for data in (pad, small(None, val=folder, **PAD)):
         batch = next(iter(data.pool_dataloader() if data is pad else data.val_dataloader()))
         assert (batch["frames"][:, 0, :, 0] == bar).all() and not (batch["frames"][:, 0, :, 16] == bar).all()
-    assert (
-        pad.pool_settings == crop.pool_settings | {"fit": "pad"} and pad.fingerprint() != crop.fingerprint()
-    )
+    assert pad.pool_settings == crop.pool_settings | {"fit": "pad"}
+    assert pad.fingerprint() != crop.fingerprint()
     first, second = (views.pool.frames(4, view) for view in (0, 1))
     assert first.shape == (1, 3, tiny.SIDE, tiny.SIDE) and not torch.equal(first, second)
     whole = small(folder, views=2).pool.frames(4, 0)  # a crop of the picture, without bars

@@ -6,7 +6,6 @@ import http.server
 import io
 import json
 import os
-import sys
 import tarfile
 import threading
 from importlib.util import find_spec
@@ -19,7 +18,6 @@ import webdataset
 from fits import QUIET, fit
 from pictures import captioned, photo, shades, video
 
-from gitdistill import __main__
 from gitdistill.data import FileData, ShardData
 from gitdistill.data.items import Item, read_items
 from gitdistill.data.shards import pack, read_index, read_shard
@@ -77,11 +75,8 @@ def test_what_was_packed_is_read(source, shards):
 def test_shards_are_padded_or_tell_what_the_crop_takes(source, shards):
     with pytest.warns(UserWarning, match="^2 of 3 pictures.* lose a third"):
         ShardData(str(shards), **SMALL)
-    ours, theirs = (
-        ShardData(val=str(shards), fit="pad", **SMALL),
-        FileData(val=str(source), fit="pad", **SMALL),
-    )
-    first, expected = (next(iter(data.val_dataloader()))["frames"] for data in (ours, theirs))
+    padded = ShardData(val=str(shards), fit="pad", **SMALL), FileData(val=str(source), fit="pad", **SMALL)
+    first, expected = (next(iter(data.val_dataloader()))["frames"] for data in padded)
     assert torch.equal(first, expected)
 
 
@@ -185,26 +180,18 @@ def test_a_damaged_shard_is_named(shards, tmp_path, damage):
 
 
 def test_a_damaged_index_is_named(shards, tmp_path):
-    text = (shards / "shards.json").read_text()
-    for damaged, message in (
+    text, done = (shards / "shards.json").read_text(), {"format": 1, "finished": True}
+    cases = [
         (text[:90], "shards.json is not valid JSON"),
         (text.replace('"count": 3', '"count": 2', 1), "shards.json is damaged"),
         (json.dumps({"format": 2}), "pack it again"),
-        (json.dumps({"format": 1, "finished": True, "shards": {}}), "shards.json lists no shards"),
-        *(
-            (json.dumps({"format": 1, "finished": True, "shards": [entry]}), "for a shard of its folder")
-            for entry in (
-                WHOLE | {"name": "../shard-000000.tar"},
-                WHOLE | {"name": "/x.tar"},
-                WHOLE | {"name": "file:x.tar"},
-                WHOLE | {"count": -1},
-                WHOLE | {"count": "3"},
-                WHOLE | {"sha256": None},
-                [],
-                None,
-            )
-        ),
-    ):
+        (json.dumps(done | {"shards": {}}), "shards.json lists no shards"),
+    ]
+    wrong = {"name": ["../shard-000000.tar", "/x.tar", "file:x.tar"], "count": [-1, "3"], "sha256": [None]}
+    entries = [WHOLE | {key: value} for key, values in wrong.items() for value in values]
+    for entry in [*entries, [], None]:
+        cases.append((json.dumps(done | {"shards": [entry]}), "for a shard of its folder"))
+    for damaged, message in cases:
         (tmp_path / "shards.json").write_text(damaged)
         with pytest.raises(ValueError, match=message):
             ShardData(test=str(tmp_path), **SMALL)
@@ -287,21 +274,17 @@ def test_mistakes_in_one_line(shards, tmp_path):
         pl.Trainer(**QUIET, max_steps=1).fit(module, data())
 
 
-def test_splits_that_are_packed_together_and_names_with_control_characters(tmp_path, monkeypatch, capsys):
+def test_splits_that_are_packed_together_and_names_with_control_characters(run, tmp_path, capsys):
     for split in ("train", "test"):
         (tmp_path / "in" / split).mkdir(parents=True)
         (tmp_path / "in" / split / "a\x1b[2J\nb.png").write_bytes(b"no picture")
-    monkeypatch.setattr(sys, "argv", ["gitdistill", "pack", str(tmp_path / "in"), str(tmp_path / "out")])
-    with pytest.raises(SystemExit):
-        __main__.main()
+    run("pack", "in", "out")
     err = capsys.readouterr().err
     assert "all splits are packed (test, train): --split chooses one" in err
     assert err.count(r"a\u001b[2J\u000ab.png is no") == 2 and "\x1b" not in err and len(err.splitlines()) == 4
 
 
-def test_the_command(source, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["gitdistill", "pack", str(source), str(tmp_path), "--per-shard", "5"])
-    with pytest.raises(SystemExit) as stopped:
-        __main__.main()
-    assert stopped.value.code == 0 and "shard-000002.tar: 0 clips" in capsys.readouterr().err
+def test_the_command(run, source, tmp_path, capsys):
+    assert run("pack", source, tmp_path, "--per-shard", 5) == 0
+    assert "shard-000002.tar: 0 clips" in capsys.readouterr().err
     assert len(clips(ShardData(str(tmp_path), **SMALL).train_dataloader())) == 10

@@ -7,6 +7,7 @@ from fits import ALL, NONE, distillation, fit_quietly
 
 from gitdistill import DistillationTrainer
 from gitdistill.decoding import beam, sample
+from gitdistill.distillation import trainer
 from gitdistill.distillation.cache import TeacherCache
 from gitdistill.distillation.captions import (
     CaptionFilter,
@@ -124,6 +125,14 @@ def test_the_seed_and_the_step_decide(batch, monkeypatch):
     found = distillation(own_captions=1.0)
     assert tokens(0, 1) == tokens(0, 1) != tokens(0, 2)
     assert tokens(1, 1) != tokens(0, 1)
+
+
+def test_batches_of_one_step_draw_other_captions(data, monkeypatch):
+    seeds, draw = [], trainer.draw_captions
+    monkeypatch.setattr(trainer, "draw_captions", lambda *given: seeds.append(given[-1]) or draw(*given))
+    fit_quietly(distillation(own_captions=1.0), data, max_steps=2, accumulate_grad_batches=2)
+    # the check of gradients draws as the first batch does
+    assert len(seeds) == 5 and len(set(seeds)) == 4
 
 
 def test_without_them_no_random_number_is_drawn(batch):

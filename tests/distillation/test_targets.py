@@ -83,7 +83,7 @@ def test_parts_of_a_layer_that_reads_text_alone_are_no_image_features():
 
 
 def test_stages_of_a_teacher_with_one_image_layer():
-    teacher = tiny_git.random_git(vision_config={"num_hidden_layers": 1, "image_size": tiny.SIDE})
+    teacher = tiny_git.random_git(vision_num_hidden_layers=1, vision_image_size=tiny.SIDE)
     pairs = layer_pairs(SimpleNamespace(model=teacher, config=teacher.config), tiny.student(), "stages")
     named = {pair.teacher for pair in pairs if pair.term == "features"}
     assert named == {"model.image_encoder.layers.0"}

@@ -50,6 +50,10 @@ def test_the_interval_draws_whole_clips():
     _, low_words, high_words = bootstrap(values, np.arange(100), share)
     assert value == 0.5 and (high - low) > 1.25 * (high_words - low_words)
     assert (low, high) == bootstrap(values, np.repeat(np.arange(50), 2), share)[1:]
+    mean, low, high = bootstrap([1.0] * 50 + [0.0] * 50, list(range(100)))
+    assert mean == 0.5 and 0.38 < low < 0.43 and 0.57 < high < 0.62  # 0.5 +- 1.96 * 0.05
+    with pytest.raises(ValueError, match="nothing to average"):
+        bootstrap([], [])
 
 
 def test_words_are_right_where_the_likeliest_one_comes_next():

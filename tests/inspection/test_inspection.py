@@ -11,14 +11,11 @@ import torch
 
 from gitdistill import inspection
 from gitdistill.hooks import record
-from gitdistill.inspection.grounding import pointing_hit
 from gitdistill.world import Toy
 
 TEACHER, STUDENT = tiny.teacher(), tiny.student().eval()
 BOTH = pytest.mark.parametrize("model", [TEACHER, STUDENT], ids=["teacher", "student"])
-FRAMES = torch.randint(
-    0, 256, (tiny.FRAMES, 3, tiny.SIDE, tiny.SIDE), generator=torch.manual_seed(1), dtype=torch.uint8
-)
+FRAMES = tiny.clips(1, seed=1)[0]
 TOKENS = torch.tensor([2, 40, 50, 60, 3])
 T = len(TOKENS)
 WATCHED = {TEACHER: "model.layers.*.attention.softmax", STUDENT: "layers.*.cross_attention.softmax"}
@@ -156,14 +153,7 @@ def test_occlusion_covers_one_place_in_all_frames(model):
     for stride in (2, 3):
         sparse = inspection.occlusion(model, FRAMES, TOKENS, (4, 4), stride=stride)
         torch.testing.assert_close(sparse, wide[:, ::stride, ::stride], atol=1e-4, rtol=1e-4)
-    for name, value in (
-        ("stride", 0),
-        ("stride", 1.5),
-        ("reach", -1),
-        ("reach", 0.5),
-        ("batch", 0),
-        ("batch", 1.5),
-    ):
+    for name, value in (("stride", 0), ("reach", -1), ("batch", 1.5)):
         with pytest.raises(ValueError, match=f"^{name} must be at least ., a whole number, not {value}$"):
             inspection.occlusion(model, FRAMES, TOKENS, (4, 4), **{name: value})
 
@@ -210,13 +200,6 @@ def test_shuffled_keeps_the_numbers_and_forgets_their_places(model):
     given = [m(FRAMES[None], TOKENS[None]).logits for m in (model, copy, inspection.shuffled(model))]
     assert not torch.allclose(given[0], given[1], atol=0.1) and torch.equal(given[1], given[2])
     assert not copy.training
-
-
-def test_a_hit_shares_ties_and_needs_the_strongest_cell():
-    cells = pointing_at(1, 1)(None, None, TOKENS)[0] > 0
-    assert pointing_hit(cells.float(), cells) == 1
-    assert pointing_hit(1 - cells.float(), cells) == 0
-    assert pointing_hit(torch.ones(2, 2, 2), cells) == 0.125
 
 
 def test_a_mask_on_the_grid():
@@ -266,13 +249,10 @@ def test_the_pointing_game_scores_a_perfect_and_an_even_map():
     expected = {"clip": 0, "word": "red", "kind": "colour", "hit": 1.0, "other": None}
     expected |= {"share": 1.0, "chance": 0.125}
     assert rows[0] == expected and [row["clip"] for row in rows] == [0, 0, 1, 1]
-    for row in play(
-        [clip_with_a_bucket()], lambda model, frames, tokens: torch.ones(len(tokens) - 1, 2, 2, 2)
-    ):
+    for row in play([clip_with_a_bucket()], lambda *clip: torch.ones_like(pointing_at(0)(*clip))):
         assert row["hit"] == row["share"] == row["chance"]
-    assert (
-        play([clip_with_a_bucket()] * 2, lambda *clip: pointing_at(0)(*clip).as_subclass(Elsewhere)) == rows
-    )
+    there = play([clip_with_a_bucket()] * 2, lambda *clip: pointing_at(0)(*clip).as_subclass(Elsewhere))
+    assert there == rows
 
 
 def test_the_pointing_game_tells_when_the_strongest_cell_is_on_the_other_thing():
@@ -294,16 +274,6 @@ def test_the_pointing_game_takes_the_map_that_predicts_the_word(model):
     assert [row["word"] for row in rows] == ["red", "bucket"]
     for row, t in zip(rows, (1, 2)):  # tokens: start, a, red, bucket, end
         assert row["share"] == pytest.approx(float(maps[t, 1, 0, 0]), rel=1e-5)
-
-
-def test_bootstrap_draws_whole_clips():
-    mean, low, high = inspection.bootstrap([1.0] * 50 + [0.0] * 50, list(range(100)))
-    assert mean == 0.5 and 0.38 < low < 0.43 and 0.57 < high < 0.62  # 0.5 +- 1.96 * 0.05
-    _, low, high = inspection.bootstrap([1.0] * 50 + [0.0] * 50, [k // 25 for k in range(100)])
-    assert low == 0 and high == 1  # four clips say much less
-    assert inspection.bootstrap([2.0, 2.0], [0, 1]) == (2.0, 2.0, 2.0)
-    with pytest.raises(ValueError, match="nothing to average"):
-        inspection.bootstrap([], [])
 
 
 def test_scores_are_averaged_by_kind():
@@ -393,9 +363,8 @@ def test_scaling_finds_the_points_whose_distances_it_was_given():
     assert share == pytest.approx(1) and found.gather(0, found.abs().argmax(0, keepdim=True)).min() > 0
     line, less = inspection.scaling(5 - far, count=1)
     assert 0.5 < less < 1 and torch.equal(line[:, 0], found[:, 0])
-    unknown = (5 - far).index_put(
-        (torch.tensor([0, 1]), torch.tensor([1, 0])), torch.tensor(float("nan")).double()
-    )
+    unknown = 5 - far
+    unknown[[0, 1], [1, 0]] = torch.nan
     assert inspection.scaling(unknown)[0].isfinite().all()
 
 
@@ -427,9 +396,8 @@ def test_linear_probe_reads_what_is_there_and_nothing_else():
     labels = [("left", "right", "still")[k % 3] for k in range(300)]
     noise = torch.randn(300, 8, generator=generator)
     signal = torch.tensor([[-1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])[[k % 3 for k in range(300)]]
-    told = inspection.linear_probe(
-        torch.cat([noise, signal], 1)[:150], labels[:150], torch.cat([noise, signal], 1)[150:]
-    )
+    known, asked = torch.cat([noise, signal], 1).split(150)
+    told = inspection.linear_probe(known, labels[:150], asked)
     assert told == labels[150:]
     told = inspection.linear_probe(noise[:150], labels[:150], noise[150:])
     assert 0.15 < sum(a == b for a, b in zip(told, labels[150:])) / 150 < 0.5

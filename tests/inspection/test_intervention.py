@@ -7,16 +7,9 @@ import torch
 from gitdistill.hooks import edit, record
 from gitdistill.inspection import intervention
 from gitdistill.inspection.attention import log_probs
-from gitdistill.inspection.intervention import (
-    Cut,
-    cell_effects,
-    head_effects,
-    logit_lens,
-    with_cuts,
-)
+from gitdistill.inspection.intervention import Cut, cell_effects, head_effects, logit_lens, with_cuts
 
 NETWORKS = {"teacher": tiny.git, "student": tiny.student}
-GRID = {"teacher": (2, 2), "student": (2, 2)}
 TOKENS = torch.tensor([2, 7, 9, 30, 3])
 SPREAD = {"rtol": 1e-4, "atol": 1e-5}
 
@@ -28,8 +21,7 @@ def model(request):
 
 @pytest.fixture
 def clips():
-    shape = (2, tiny.FRAMES, 3, tiny.SIDE, tiny.SIDE)
-    return torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    return tiny.clips(2)
 
 
 def plain(model, clip):
@@ -58,11 +50,7 @@ def test_cuts_do_not_touch_each_other(model, clips):
 
 def test_attention_to_cut_cells_is_zero_and_the_rest_sums_to_one(model, clips, monkeypatch):
     cut, seen = cells((0, 1, 0), (1, 0, 0)), []
-    path = (
-        "layers.1.attention.softmax"
-        if hasattr(model, "image_encoder")
-        else "layers.1.cross_attention.softmax"
-    )
+    path = f"layers.1.{'attention' if hasattr(model, 'image_encoder') else 'cross_attention'}.softmax"
 
     def watched(model, changes):
         change = changes[path]

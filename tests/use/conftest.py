@@ -1,27 +1,10 @@
-import sys
-
 import pytest
 import tiny
 from pictures import photo, shades, video
 
-from gitdistill.__main__ import main
 from gitdistill.data.video import FrameRule
 from gitdistill.use.captioner import Student
 from gitdistill.world.module import toybox_tokenizer
-
-
-@pytest.fixture
-def run(monkeypatch, tmp_path):
-    """Call `python -m gitdistill` with these arguments in an empty folder; its exit code or last line."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["gitdistill", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stopped:
-            main()
-        return stopped.value.code or 0
-
-    return call
 
 
 @pytest.fixture(scope="session")

@@ -40,9 +40,9 @@ def test_the_self_test_notices_a_device_that_computes_something_else(monkeypatch
     assert "the student's logits are off by" in device.self_test(torch.device("cpu"))
 
 
-@pytest.mark.parametrize(
-    "quota, cores", [("max 100000", 3), ("150000 100000", 2), ("10000 100000", 1), (None, 3)]
-)
+@pytest.mark.parametrize("quota, cores", [
+    ("max 100000", 3), ("150000 100000", 2), ("10000 100000", 1), (None, 3),
+])  # fmt: skip
 def test_cores_that_may_be_used(monkeypatch, tmp_path, quota, cores):
     monkeypatch.setattr(device.os, "sched_getaffinity", lambda _: {0, 2, 5}, raising=False)
     monkeypatch.setattr(device, "QUOTA", tmp_path / "cpu.max")

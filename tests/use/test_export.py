@@ -17,11 +17,10 @@ from gitdistill.world import toybox_tokenizer
 
 def test_scores_are_kept_when_the_log_cannot_be_read(tmp_path, monkeypatch):
     trainer = pl.Trainer(logger=pl.loggers.CSVLogger(tmp_path), accelerator="cpu")
+    module = CaptionTrainer(tiny.student(), toybox_tokenizer())
     monkeypatch.setattr("gitdistill.use.export.training_log", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        export_run(
-            CaptionTrainer(tiny.student(), toybox_tokenizer()), trainer, {"test/cider": 1.5}, tmp_path / "end"
-        )
+        export_run(module, trainer, {"test/cider": 1.5}, tmp_path / "end")
     assert json.loads((tmp_path / "end" / "scores.json").read_text())["test/cider"] == 1.5
 
 

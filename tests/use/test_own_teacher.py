@@ -14,19 +14,9 @@ from gitdistill.distillation.caption_trainer import CaptionTrainer
 from gitdistill.models.student import shared_options
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-QUICK = {
-    "max_steps": 2,
-    "logger": False,
-    "callbacks": None,
-    "val_check_interval": 1.0,
-    "num_sanity_val_steps": 0,
-}
-QUICK |= {
-    "check_val_every_n_epoch": 1,
-    "accelerator": "cpu",
-    "enable_progress_bar": False,
-    "enable_checkpointing": False,
-}
+QUICK = {"max_steps": 2, "logger": False, "callbacks": None, "accelerator": "cpu"}
+QUICK |= dict.fromkeys(("enable_progress_bar", "enable_checkpointing"), False)
+QUICK |= {"val_check_interval": 1.0, "check_val_every_n_epoch": 1, "num_sanity_val_steps": 0}
 ALONE = "leave them out of the configuration, or write vocab_size, too"
 SMALL = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
 
@@ -74,10 +64,8 @@ def test_from_captions_to_a_student(mine, run, capsys):
     assert "head.weight" in moved and any(name.startswith("image_encoder") for name in moved)
     # and distilled
     student = {"embed_dim": 32, "heads": 2, "layers": 1, "backbone": "toybox"}
-    init = {
-        "teacher": str(folder),
-        "student": {"class_path": "gitdistill.StudentCandidateV1", "init_args": student},
-    }
+    network = {"class_path": "gitdistill.StudentCandidateV1", "init_args": student}
+    init = {"teacher": str(folder), "student": network}
     config["model"] = {"class_path": "gitdistill.DistillationTrainer", "init_args": init}
     config["export"] = "runs/mine"
     fit(run, "student.yaml", config)
@@ -94,25 +82,18 @@ def test_from_captions_to_a_student(mine, run, capsys):
         assert problem == 0 if number == 64 else "vocab_size is 64" in problem and "\n" not in problem
 
 
-@pytest.mark.parametrize(
-    "options, problem",
-    [
-        ({"embed_dims": 3}, '"student": '),
-        ({"embed_dims": 3}, "'embed_dims' is not accepted"),
-        ({"num_frames": 1}, ALONE),
-        ({"bos_token_id": 1}, ALONE),
-    ],
-)
+@pytest.mark.parametrize("options, problem", [
+    ({"embed_dims": 3}, "\"student\": .*'embed_dims' is not accepted"),
+    ({"num_frames": 1}, ALONE), ({"bos_token_id": 1}, ALONE),
+])  # fmt: skip
 def test_a_student_of_a_configuration_with_mistakes(run, options, problem):
     student = {"class_path": "gitdistill.StudentCandidateV1", "init_args": options}
-    model = {
-        "class_path": "gitdistill.DistillationTrainer",
-        "init_args": {"teacher": "toybox", "student": student},
-    }
+    init = {"teacher": "toybox", "student": student}
+    model = {"class_path": "gitdistill.DistillationTrainer", "init_args": init}
     data = {"class_path": "gitdistill.world.ToyboxData"}
     Path("wrong.yaml").write_text(yaml.safe_dump({"model": model, "data": data}))
     found = run("fit", "--config", "wrong.yaml")
-    assert problem in found and "\n" not in found and len(found) < 200, found
+    assert re.search(problem, found) and "\n" not in found and len(found) < 200, found
 
 
 def test_a_network_needs_a_tokenizer():

@@ -65,11 +65,8 @@ def test_a_moved_toy_is_captioned_anew(maker):
 
 def test_toys_may_hide_each_other_and_stand_at_the_edge(maker):
     toy = maker.toys[0]
-    maker.toys = [
-        {**toy, "x": 4, "y": 4},
-        {**toy, "name": "dog", "x": 6, "y": 4},
-        {**toy, "x": 124, "y": 124},
-    ]
+    hidden = {**toy, "name": "dog", "x": 6, "y": 4}
+    maker.toys = [{**toy, "x": 4, "y": 4}, hidden, {**toy, "x": 124, "y": 124}]
     assert maker.result["error"] == "" and len(maker.scene().toys) == 3
 
 

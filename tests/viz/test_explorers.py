@@ -29,7 +29,7 @@ def decoded(text: str, *shape) -> np.ndarray:
 
 
 def network(**options) -> dict:
-    return {"words": WORDS, "heads": MAPS, **options}
+    return {"words": WORDS, "heads": MAPS} | options
 
 
 def everything() -> dict:
@@ -75,16 +75,11 @@ def test_a_tree_tells_what_each_candidate_says():
 def test_a_training_has_a_moment_for_each_step():
     maps = {"CKA": ({5: [[0.5, 1.0]]}, ["row"], ["x", "y"])}
     captions = {1: ["a cup"], 5: ["a red cup"]}
-    explorer = explorers.training(
-        STEPS, captions, STILL, log=("losses",), levels={"losses": {"best": 1}}, maps=maps
-    )
-    found = data(explorer)
+    options = {"log": ("losses",), "levels": {"losses": {"best": 1}}, "maps": maps}
+    found = data(explorers.training(STEPS, captions, STILL, **options))
     assert [moment["step"] for moment in found["moments"]] == [1, 5]
-    assert found["moments"][1] == {
-        "step": 5,
-        "captions": ["a red cup"],
-        "maps": [{"name": "CKA", "values": [[0.5, 1.0]]}],
-    }
+    shown = [{"name": "CKA", "values": [[0.5, 1.0]]}]
+    assert found["moments"][1] == {"step": 5, "captions": ["a red cup"], "maps": shown}
     line = {"name": "KL", "place": 0, "steps": [1, 5], "values": [3.0, 1.0]}
     levels = [{"name": "best", "value": 1.0}]
     assert found["panels"] == [{"name": "losses", "log": True, "lines": [line], "levels": levels}]
@@ -132,12 +127,13 @@ def test_a_hostile_word_stays_text():
 
 
 def test_what_does_not_fit_is_named():
-    with pytest.raises(ValueError, match="networks is empty"):
-        explorers.words(FRAMES, {}, STILL)
-    with pytest.raises(ValueError, match="heads and maps of teacher is empty"):
-        explorers.words(FRAMES, {"teacher": {"words": WORDS}}, STILL)
-    with pytest.raises(ValueError, match=r"heads of teacher must be \[L, H, 4, 3, h, w\]"):
-        explorers.words(FRAMES, {"teacher": network() | {"heads": MAPS[:, :, :2]}}, STILL)
+    for networks, message in (
+        ({}, "networks is empty"),
+        ({"teacher": {"words": WORDS}}, "heads and maps of teacher is empty"),
+        ({"teacher": network(heads=MAPS[:, :, :2])}, r"heads of teacher must be \[L, H, 4, 3, h, w\]"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            explorers.words(FRAMES, networks, STILL)
     with pytest.raises(ValueError, match="captions and maps is empty"):
         explorers.training(STEPS, {}, STILL)
 

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytorch_lightning as pl
 import tiny
 import torch
+from fits import QUIET
 
 from gitdistill import DistillationTrainer
 from gitdistill.viz.live_board import LiveBoard
@@ -36,9 +37,8 @@ class Toy(pl.LightningModule):
 
 
 def fit(board, module, *loaders, steps):
-    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
-    quiet |= {"enable_checkpointing": False, "accelerator": "cpu", "num_sanity_val_steps": 1}
-    pl.Trainer(max_steps=steps, callbacks=[board], **quiet).fit(module, *loaders)
+    options = QUIET | {"enable_checkpointing": False, "num_sanity_val_steps": 1}
+    pl.Trainer(max_steps=steps, callbacks=[board], **options).fit(module, *loaders)
     return board
 
 
@@ -92,7 +92,7 @@ def test_one_picture_is_shown_and_replaced(monkeypatch):
 def test_a_distillation_can_be_watched():
     """The names that the trainer logs are the names that the board reads."""
     teacher, student = tiny.teacher(), tiny.student()
-    clips = torch.randint(0, 256, (2, tiny.FRAMES, 3, tiny.SIDE, tiny.SIDE), dtype=torch.uint8)
+    clips = tiny.clips(2)
     batch = {"frames": clips, "tokens": torch.tensor([[2, 40, 50, 3], [2, 50, 3, 0]])}
     names = ("train/unweighted/cross_entropy", "train/unweighted/kl", "train/loss")
     board = LiveBoard({"losses": {name: name for name in names}}, clips, teacher.tokenizer, every=1)

@@ -13,7 +13,7 @@ import torch
 from fakes import TableModel, clips
 from matplotlib.colors import to_rgb
 from PIL import Image
-from plot_inputs import VOCABULARY, WORDS, attention, black, frames, pixels, pointer, trace
+from plot_inputs import VOCABULARY, WORDS, attention, black, frames, pixels, pointer, texts, trace
 from transformers import GitConfig
 
 from gitdistill.decoding import beam
@@ -21,15 +21,13 @@ from gitdistill.models.git import GenerativeImageTextModel
 from gitdistill.viz import plots
 from gitdistill.viz.plots import style
 
-ROWS = [
-    {"network": network, "search": search, "ms": ms, "score": score, "parameters": parameters}
-    for network, search, ms, score, parameters in (
-        ("teacher", "greedy", 40.0, 5.2, 4_000_000),
-        ("student", "greedy", 10.0, 4.6, 500_000),
-        ("student", "4 beams", 15.0, 4.5, 500_000),
-        ("slow", "4 beams", 60.0, 4.0, 4_000_000),
-    )
+RUNS = [
+    ("teacher", "greedy", 40.0, 5.2, 4_000_000),
+    ("student", "greedy", 10.0, 4.6, 500_000),
+    ("student", "4 beams", 15.0, 4.5, 500_000),
+    ("slow", "4 beams", 60.0, 4.0, 4_000_000),
 ]
+ROWS = [dict(zip(("network", "search", "ms", "score", "parameters"), run)) for run in RUNS]
 ALIKE = np.array([[0.9, 0.2, 0.4], [0.1, 0.3, 0.55]])
 WHY = {"trained": {"raw attention": np.eye(4), "rollout": np.eye(4)[::-1]}}
 BOARDS = {
@@ -75,10 +73,6 @@ def draw(name, title=None):
     return getattr(plots, name)(*PICTURES[name], title=title)
 
 
-def texts(figure):
-    return [text.get_text() for text in figure.findobj(mpl.text.Text) if text.get_text()]
-
-
 def images(figure):
     """The arrays of all images but colour bars."""
     return [image.get_array() for axes in figure.axes for image in axes.images]
@@ -122,10 +116,9 @@ def test_a_story_writes_word_by_word_and_marks_what_is_false():
     told = {"a": (["a", "cup"], maps, [False, True]), "b": (["bell"], maps[:1], [False])}
     images = [pixels(one) for one in plots.story(black(2), told, repeats=1)]
     assert len(images) == 3 and len({image.shape for image in images}) == 1
-    pink = [
-        int(((image[..., 0] > 180) & (image[..., 1] < 40) & (image[..., 2] > 90)).sum()) for image in images
-    ]
-    red = [int(((image[..., 0] > 150) & (image[..., 1:] < 60).all(-1)).sum()) for image in images]
+    channels = [np.moveaxis(image, -1, 0) for image in images]
+    pink = [int(((r > 180) & (g < 40) & (b > 90)).sum()) for r, g, b in channels]
+    red = [int(((r > 150) & (g < 60) & (b < 60)).sum()) for r, g, b in channels]
     assert pink[0] > 1.8 * pink[1] > 0 == pink[2]  # two maps, one, and none at the end
     assert red[0] == 0 < red[1] == red[2]
     with pytest.raises(ValueError, match="wrong words of a must hold 2 entries, got 1"):
@@ -159,16 +152,19 @@ def test_a_small_png_keeps_a_rare_bright_colour():
     assert len(plots.png(figure)) < full.tell() / 1.3
 
 
-TEACHER = {"teacher": attention()}
+TEACHER, ODDS, SMALL = {"teacher": attention()}, np.ones((2, 7)), np.ones((1, 2, 2))
 MISTAKES = {
+    r"odds of a must be \[3, V\], got \[2, 7\]": lambda: plots.temperatures(
+        [1, 2, 3], {"a": ODDS}, VOCABULARY, {}
+    ),
+    r"shares of a must be \[3, 1\], got \[2, 7\]": lambda: plots.flow({"a": ODDS}, ["cup"], WORDS, 1),
+    "s of one holds NaN": lambda: plots.dots({"one": {"s": [np.nan]}}),
     r"frames must be \[F, 3, H, W\], got \[4, 24, 24\]": lambda: plots.film([torch.zeros(4, 24, 24)]),
     "raw frames, not normalised": lambda: plots.film(torch.randn(4, 3, 24, 24)),
     r"teacher must be \[2, 4, h, w\], got \[3, 4, 6, 6\]": lambda: plots.gaze(frames(), WORDS[:2], TEACHER),
     "^rows: attention holds NaN": lambda: plots.gaze(frames(), WORDS, {"attention": attention() * np.nan}),
     "two rows, got 1": lambda: plots.gaze(frames(), WORDS, TEACHER, difference=True),
-    r"mask must be \[4, 24, 24\]": lambda: plots.gaze(
-        frames(), WORDS, TEACHER, masks=[np.ones((1, 2, 2))] * 3
-    ),
+    r"mask must be \[4, 24, 24\]": lambda: plots.gaze(frames(), WORDS, TEACHER, masks=[SMALL] * 3),
     "masks must hold 3 entries": lambda: plots.gaze(frames(), WORDS, TEACHER, masks=[None]),
     "NaN": lambda: plots.heads(torch.full((1, 1, 2, 2), torch.nan), frames()[0]),
     "groups hold 5 tokens": lambda: plots.token_mask(np.ones((6, 6)), [("text", 5)]),
@@ -406,10 +402,8 @@ def test_the_lens_marks_the_words_of_the_caption():
 def test_a_network_has_one_colour_and_mark_whatever_stands_beside_it():
     alone = plots.curves({"captions only": ([0, 1], [1.0, 2.0])})
     several = plots.curves({name: ([0, 1], [1.0, 2.0]) for name in ("odd", "captions only", "teacher")})
-    looks = [
-        {line.get_label(): (line.get_color(), line.get_marker()) for line in figure.axes[0].lines}
-        for figure in (alone, several)
-    ]
+    lines = [figure.axes[0].lines for figure in (alone, several)]
+    looks = [{line.get_label(): (line.get_color(), line.get_marker()) for line in row} for row in lines]
     assert looks[0]["captions only"] == looks[1]["captions only"]
     assert len(set(looks[1].values())) == 3
     bars = plots.scores({"captions only": {"CIDEr": 1.0}}).axes[0].patches
@@ -420,11 +414,8 @@ def test_a_network_has_one_colour_and_mark_whatever_stands_beside_it():
     dots = plots.dots({"layer 1": {"captions only": [1.0, 2.0]}}).axes[0]
     assert budget.patches[0].get_facecolor() == bars[0].get_facecolor()
     assert (dots.lines[0].get_color(), dots.lines[0].get_marker()) == looks[0]["captions only"]
-    assert plots.style.slots(["distilled", "distilled student", "teacher"]) == {
-        "distilled": 1,
-        "distilled student": 2,
-        "teacher": 0,
-    }
+    both = plots.style.slots(["distilled", "distilled student", "teacher"])
+    assert both == {"distilled": 1, "distilled student": 2, "teacher": 0}
 
 
 def test_components_are_red_green_and_blue_or_the_first_one_alone():
@@ -657,3 +648,15 @@ def test_beam_tree_finds_the_caption_that_the_search_returned(options):
     if options.get("penalty") == "gnmt" and len(caption) == 7:  # writes the end over the last word
         tokens[-1] = 2
     assert tokens == caption
+
+
+def test_dots_stand_where_the_runs_are():
+    table = {"one": {"s": [1.0, 3.0], "t": [5.0]}, "other": {"s": [2.0]}}
+    left, right = plots.dots(table, {"one": {"s": (0.5, 3.5)}}, {"s": {"teacher": 4.0}}, title="Dots").axes
+    lines = [(line.get_xdata(), line.get_ydata()) for line in left.lines]
+    assert any(list(x) == [1.0, 3.0] and list(y) == [0, 0] for x, y in lines)  # the runs
+    assert any(list(x) == [2.0, 2.0] and min(y) < 0 < max(y) for x, y in lines)  # their mean
+    assert any(list(x) == [0.5, 3.5] and list(y) == [0, 0] for x, y in lines)  # its interval
+    assert [text.get_text() for text in left.get_yticklabels()] == ["one", "other"]
+    assert [text.get_text() for text in left.texts] == ["teacher 4"]
+    assert len(right.lines) == 2

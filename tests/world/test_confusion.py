@@ -14,34 +14,23 @@ def scenes(*rows):
 def test_a_named_toy_is_right_and_the_others_share_what_is_left():
     shown = scenes(["cat", "bell"], ["cat"], ["cat"], ["cat", "bell"])
     said = ["a bell and a dog", "two cats", "", "a cat"]
-    found = confusions(said, shown)
-    assert found == {
-        ("bell", "bell"): 1,
-        ("cat", "dog"): 1,
-        ("cat", "cat"): 2,
-        ("cat", None): 1,
-        ("bell", None): 1,
-    }
+    named = {("bell", "bell"): 1, ("cat", "dog"): 1, ("cat", "cat"): 2}
+    assert confusions(said, shown) == named | {("cat", None): 1, ("bell", None): 1}
 
 
 def test_what_is_left_goes_to_the_most_alike():
     goat = next(name for name in OBJECTS if name != "ram" and OBJECTS[name].group == OBJECTS["ram"].group)
     for said in (f"a book and a {goat}", f"a {goat} and a book"):
         assert confusions([said], scenes(["bell", "ram"])) == {("ram", goat): 1, ("bell", "book"): 1}
-        for toys in (
-            ["cat", "ram"],
-            ["ram", "cat"],
-        ):  # both animals, so that each is a little like both words
+        for toys in (["cat", "ram"], ["ram", "cat"]):  # each is a little like both words, being an animal
             found = confusions([said.replace("book", "dog")], scenes(toys))
             assert found == {("ram", goat): 1, ("cat", "dog"): 1}
 
 
 def test_maps_hold_shares_of_each_toy_that_is_often_wrong():
     shown = scenes(["cat"], ["cat"], ["dog"], ["bell"])
-    steps = {
-        0: confusions(["", "", "", ""], shown),
-        9: confusions(["a cat", "a dog", "a book", "a bell"], shown),
-    }
+    said = {0: ["", "", "", ""], 9: ["a cat", "a dog", "a book", "a bell"]}
+    steps = {step: confusions(captions, shown) for step, captions in said.items()}
     maps, rows, columns = confusion_maps(steps, size=2)
     assert rows == ["cat (2)", "dog (1)"] and sorted(columns[1:3]) == ["book", "dog"]
     assert [columns[0], *columns[3:]] == ["right", "another", "none"]

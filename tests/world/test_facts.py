@@ -99,9 +99,9 @@ def test_long_phrases_are_read_first():
     assert list(said.relations) == [(1, "left", 2)] and not any(said.loose.values())
 
 
-@pytest.mark.parametrize(
-    "phrase", ["a red cat moves left and ", "two cats left of ", "two ", "a cat above a car and "]
-)
+@pytest.mark.parametrize("phrase", [
+    "a red cat moves left and ", "two cats left of ", "two ", "a cat above a car and ",
+])  # fmt: skip
 def test_long_captions_are_read_in_time_that_grows_with_their_length(phrase):
     def seconds(count):
         spent = []

@@ -52,10 +52,9 @@ def test_canonical_wording():
     assert canonical(Scene(firs)) == "two firs spin"
     sheep = Scene([Toy("sheep", x=30, y=64), Toy("sheep", x=100, y=64)])
     assert canonical(sheep) == "two sheep"
-    owl = Scene(
-        [Toy("owl", motion="jump", x=64, y=100, size="small"), Toy("gift", "blue", "small", x=20, y=20)]
-    )
-    assert canonical(owl).startswith("an owl jumps ") and canonical(owl).endswith(" a blue gift")
+    owl = Toy("owl", motion="jump", x=64, y=100, size="small")
+    text = canonical(Scene([owl, Toy("gift", "blue", "small", x=20, y=20)]))
+    assert text.startswith("an owl jumps ") and text.endswith(" a blue gift")
 
 
 def test_a_seed_gives_the_same_captions_and_another_one_others():
