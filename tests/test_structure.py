@@ -19,6 +19,8 @@ FORBIDDEN = {
     "distillation": WINGS,
     "metrics": WINGS,
     "viz": {"models", "distillation", "decoding"},
+    "counts": WINGS | CORE,
+    "escape": WINGS | CORE,
 }
 NOT_FIRST = ("models.checkpoints", "models.storage")  # who reads the core for the first time skips these
 FIRST = ("models", "hooks", "distillation.losses", "distillation.targets")
@@ -119,10 +121,10 @@ def chosen(places, without=()):
 
 
 BUDGETS = {
-    "core": (chosen(CORE), 4771),
-    "first reading": (chosen(FIRST, without=NOT_FIRST), 2262),
-    "package": (SOURCES, 13631),
-    "tests": (read(ROOT / "tests"), 14517),
+    "core": (chosen(CORE), 4711),
+    "first reading": (chosen(FIRST, without=NOT_FIRST), 2258),
+    "package": (SOURCES, 13583),
+    "tests": (read(ROOT / "tests"), 14518),
 }
 
 
