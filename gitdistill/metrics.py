@@ -18,11 +18,8 @@ def normalise(text: str) -> str:
     this function "it s".
     """
     composed = unicodedata.normalize("NFC", text.lower())
-    return " ".join("".join(c if _is_word_character(c) else " " for c in composed).split())
-
-
-def _is_word_character(c: str) -> bool:
-    return c.isalnum() or c == "_" or unicodedata.category(c).startswith("M")
+    kept = (c if c.isalnum() or c == "_" or unicodedata.category(c)[0] == "M" else " " for c in composed)
+    return " ".join("".join(kept).split())
 
 
 def caption_scores(captions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:

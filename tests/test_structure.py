@@ -19,6 +19,8 @@ FORBIDDEN = {
     "distillation": WINGS,
     "metrics": WINGS,
     "viz": {"models", "distillation", "decoding"},
+    "counts": WINGS | CORE,
+    "escape": WINGS | CORE,
 }
 NOT_FIRST = ("models.checkpoints", "models.storage")  # who reads the core for the first time skips these
 FIRST = ("models", "hooks", "distillation.losses", "distillation.targets")

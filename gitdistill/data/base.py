@@ -23,9 +23,10 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 from torch.utils.data.distributed import DistributedSampler
 
+from gitdistill.counts import check_counts
 from gitdistill.distillation.distributed import rank_and_world
 from gitdistill.escape import one_line
-from gitdistill.models.storage import check_counts, shorten
+from gitdistill.models.storage import shorten
 from gitdistill.models.tokenizer import load_tokenizer
 
 MAX_TOKENS = 40  # of GIT's captions

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gitdistill.counts import check_counts
 from gitdistill.data.base import CHOICE, ClipData, EpochSampler, Pooled, Sample, Samples, check_words, choose
 from gitdistill.data.compact import Items
 from gitdistill.data.crops import random_resized_crop, read_square
@@ -20,7 +21,7 @@ from gitdistill.data.pictures import moves, opened
 from gitdistill.data.video import BrokenFile, FrameRule, read_clip
 from gitdistill.escape import one_line
 from gitdistill.metrics import normalise
-from gitdistill.models.storage import check_counts, shorten
+from gitdistill.models.storage import shorten
 
 Source = str | None  # a path or an address
 NAMED = 1000  # files that are named in a warning

@@ -26,6 +26,7 @@ from reprlib import repr as brief
 import numpy as np
 from torch.utils.data import IterableDataset, get_worker_info
 
+from gitdistill.counts import check_counts
 from gitdistill.data.base import CHOICE, Order, Sample, check_words, choose
 from gitdistill.data.crops import read_square
 from gitdistill.data.files import CaptionedData, Source, loses_a_third
@@ -35,7 +36,6 @@ from gitdistill.distillation.distributed import rank_and_world
 from gitdistill.escape import one_line
 from gitdistill.models.storage import (
     CHECKSUM,
-    check_counts,
     first_line,
     metadata_text,
     output_folder,

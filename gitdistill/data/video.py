@@ -17,6 +17,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torchvision.transforms.v2.functional import resize
 
+from gitdistill.counts import check_counts
 from gitdistill.data.pictures import (
     IMAGES,
     BrokenFile,
@@ -29,7 +30,6 @@ from gitdistill.data.pictures import (
     read_moving,
     reason,
 )
-from gitdistill.models.storage import check_counts
 
 VIDEOS = {
     *(".3gp", ".avi", ".flv", ".gif", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts"),

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import LogitsProcessorList, MinLengthLogitsProcessor
 
+from gitdistill.counts import check_counts
+
 NEG_INF = -1e9  # added to what must not be chosen; finite as in transformers, so that sums stay comparable
 # Steps between two looks at what was computed, by kind of device. A look costs nothing on a CPU; other devices must
 # finish all their work for it. Steps after the last caption's end change no result.
@@ -54,18 +56,11 @@ def evaluation(model):
         yield
 
 
-def check_whole(**options) -> None:
-    """A ValueError naming the first of `options` that is no whole number."""
-    for name, value in options.items():
-        if not hasattr(value, "__index__"):
-            raise ValueError(f"{name} must be a whole number, got {value!r}")
-
-
 def prepare(model, frames, prefix, max_length):
     """The frames on the model's device, the prefixes [B, P] padded on the right, their lengths [B] on the CPU."""
     if isinstance(model, nn.Module):
         frames = frames.to(next((p.device for p in model.parameters()), frames.device))
-    check_whole(max_length=max_length)
+    check_counts(max_length=max_length)
     clips = len(frames)
     if clips == 0:
         raise ValueError("the batch is empty: frames must hold at least one clip")

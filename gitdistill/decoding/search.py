@@ -36,8 +36,9 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from gitdistill.counts import check_counts
 from gitdistill.decoding.beams import MicrosoftBeamSearch, TransformersBeamSearch
-from gitdistill.decoding.loop import Decoded, Search, check_whole
+from gitdistill.decoding.loop import Decoded, Search
 
 BEAM_SEARCHES = {"transformers": TransformersBeamSearch, "gnmt": MicrosoftBeamSearch}
 STOPS = ("current", "never", "first")
@@ -64,9 +65,7 @@ def sample(model, frames, max_length=20, temperature=1.0, top_k=None, top_p=None
         raise ValueError(
             f"temperature must be at least {COLDEST}, got {temperature}: greedy search is its limit"
         )
-    check_whole(num_return=num_return)
-    if num_return < 1:
-        raise ValueError(f"num_return must be at least 1, got {num_return}")
+    check_counts(num_return=num_return)
     processors = [*processors, TemperatureLogitsWarper(float(temperature))]
     processors += [] if top_k is None else [TopKLogitsWarper(top_k)]
     processors += [] if top_p is None else [TopPLogitsWarper(top_p)]
@@ -86,10 +85,10 @@ def beam(model, frames, beams=4, max_length=20, length_penalty=1.0, penalty="tra
             "never": when none could even at `max_length`. "first": when enough captions have finished. None:
             "current" for transformers and "never" for gnmt, as in the originals.
     """
-    check_whole(beams=beams, num_return=num_return)
-    if not 1 <= beams <= model.vocab_size:
+    check_counts(beams=beams, num_return=num_return)
+    if beams > model.vocab_size:
         raise ValueError(f"beams must be from 1 to the vocabulary's {model.vocab_size}, got {beams}")
-    if not 1 <= num_return <= beams:
+    if num_return > beams:
         raise ValueError(f"num_return must be from 1 to beams ({beams}), got {num_return}")
     if not math.isfinite(length_penalty):
         raise ValueError(f"length_penalty must be a finite number, got {length_penalty}")
@@ -134,9 +133,8 @@ def decode(model, frames, defaults: dict | None = None, **options) -> Decoded:
     search = _chosen_by(options) or _chosen_by(defaults) or greedy
     accepted = signature(search).parameters
     if unknown := [name for name in options if name not in [*accepted, *PROCESSORS]]:
-        raise ValueError(
-            f"{search.__name__} has no option {', '.join(unknown)}: choose among {', '.join(accepted)}"
-        )
+        advice = f"choose among {', '.join(accepted)}"
+        raise ValueError(f"{search.__name__} has no option {', '.join(unknown)}: {advice}")
     given = defaults | options
     made = [make(given[name]) for name, make in PROCESSORS.items() if given.get(name) is not None]
     chosen = {name: value for name, value in given.items() if name in accepted}
@@ -147,10 +145,8 @@ def _chosen_by(options: dict):
     """The search that has these options; None when every search has them."""
     found = {search: [name for name in options if name in own] for search, own in DISTINCTIVE.items()}
     if all(found.values()):
-        raise ValueError(
-            f"{', '.join(found[beam])} belongs to beam search and {', '.join(found[sample])} to sampling: "
-            "give options of one search"
-        )
+        both = f"{', '.join(found[beam])} belongs to beam search and {', '.join(found[sample])} to sampling"
+        raise ValueError(f"{both}: give options of one search")
     return next((search for search, names in found.items() if names), None)
 
 

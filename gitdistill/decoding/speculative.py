@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from gitdistill.decoding.loop import Decoded, check, check_whole, evaluation, log_probabilities, prepare
+from gitdistill.counts import check_counts
+from gitdistill.decoding.loop import Decoded, check, evaluation, log_probabilities, prepare
 
 
 @dataclass
@@ -41,9 +42,7 @@ def speculative(teacher, student, frames, max_length=20, draft=4, prefix=None):
     The two share a vocabulary and special tokens, and prefixes have one length; else a ValueError says so. In a batch
     all clips advance by the smallest number of accepted tokens. A clip's surplus tokens begin its next draft.
     """
-    check_whole(draft=draft)
-    if draft < 1:
-        raise ValueError(f"draft must be at least 1, got {draft}")
+    check_counts(draft=draft)
     for name in ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id"):
         one, other = getattr(teacher, name), getattr(student, name)
         if one != other:

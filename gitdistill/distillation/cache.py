@@ -291,7 +291,5 @@ def check_match(folder: Path, known: dict, found: dict) -> None:
     """A ValueError naming the first difference. Settings come before checksums, so that the message names the cause."""
     for key, value in found.items():
         if value != known.get(key):
-            raise ValueError(
-                f"the cache in {folder} does not match: {key} is {known.get(key)} in the cache and {value} now. Use "
-                "another folder or delete it"
-            )
+            both = f"{key} is {known.get(key)} in the cache and {value} now"
+            raise ValueError(f"the cache in {folder} does not match: {both}. Use another folder or delete it")

@@ -110,9 +110,7 @@ def join_targets(first: dict, second: dict, clips: int) -> dict:
 
     def join(a, b):
         if isinstance(a, TopK):
-            return TopK(
-                *(join(getattr(a, name), getattr(b, name)) for name in ("log_p", "words", "log_rest"))
-            )
+            return TopK(*(join(getattr(a, key), getattr(b, key)) for key in ("log_p", "words", "log_rest")))
         a, b = (x.unflatten(0, (clips, -1)) for x in (a, b))
         return join_captions(a, b, 0).flatten(0, 1)
 

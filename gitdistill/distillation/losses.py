@@ -34,10 +34,8 @@ def cross_entropy(logits: Tensor, tokens: Tensor, pad_id: int, smoothing: float 
     """
     _check_logits(logits, tokens)
     targets = tokens[:, 1:].flatten()
-    predicted = _to_float(logits[:, :-1]).flatten(0, 1)
-    total = F.cross_entropy(
-        predicted, targets, ignore_index=pad_id, label_smoothing=smoothing, reduction="sum"
-    )
+    logits = _to_float(logits[:, :-1]).flatten(0, 1)
+    total = F.cross_entropy(logits, targets, ignore_index=pad_id, label_smoothing=smoothing, reduction="sum")
     return total / (targets != pad_id).sum().clamp(min=1)
 
 

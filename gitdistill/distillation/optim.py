@@ -56,10 +56,8 @@ def optimizer_and_schedule(
     """
     steps = trainer.estimated_stepping_batches
     if not 0 <= steps < math.inf:
-        raise ValueError(
-            "the learning rate needs the number of steps: give the trainer max_steps or max_epochs (with a stream of "
-            "data, max_steps)"
-        )
+        advice = "give the trainer max_steps or max_epochs (with a stream of data, max_steps)"
+        raise ValueError(f"the learning rate needs the number of steps: {advice}")
     if muon:
         optimizer = MuonAdamW(module, lr, weight_decay)
     else:

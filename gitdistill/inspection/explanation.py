@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from gitdistill.counts import check_counts
 from gitdistill.decoding.loop import evaluation
 from gitdistill.distillation.targets import total_frames
 from gitdistill.inspection import attention
-from gitdistill.models.storage import check_counts
 
 
 def gradient_attention(model, frames: Tensor, tokens: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """GIT checkpoints: transformers' layout read and written, Microsoft's layout read, every key accounted for.
 
-Microsoft's files: https://github.com/microsoft/GenerativeImage2Text. No code that a checkpoint may hold is run.
+Microsoft's files: https://github.com/microsoft/GenerativeImage2Text. No code that a checkpoint may hold is run. What
+cannot be read is a FileNotFoundError or a ValueError in one line.
 """
 
 import json
@@ -110,9 +111,8 @@ def local(source) -> Path | None:
         if name.strip() and folder.exists():
             name += " (it is a file: give the checkpoint's folder)"
     if len(name) > 200 or not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name):
-        raise FileNotFoundError(
-            f"no folder {name[:300] if name.strip() and name.isprintable() else repr(name)}"
-        )
+        shown = name[:300] if name.strip() and name.isprintable() else repr(name)
+        raise FileNotFoundError(f"no folder {shown}")
     return None
 
 
@@ -130,15 +130,12 @@ def download(name: str, patterns: list[str]) -> Path:
             raise
         return Path(snapshot_download(name, allow_patterns=patterns))
     except GatedRepoError:
-        page = f"https://huggingface.co/{name}"
-        raise FileNotFoundError(
-            f"{name} is gated: ask for access at {page}, then log in with `hf auth login`"
-        ) from None
+        advice = f"ask for access at https://huggingface.co/{name}, then log in with `hf auth login`"
+        raise FileNotFoundError(f"{name} is gated: {advice}") from None
     except RepositoryNotFoundError:
+        problem = f"{name} is no folder, and the hub shows no such repository"
         advice = "check the spelling, or log in with `hf auth login` if it is private"
-        raise FileNotFoundError(
-            f"{name} is no folder, and the hub shows no such repository: {advice}"
-        ) from None
+        raise FileNotFoundError(f"{problem}: {advice}") from None
     except Exception as error:  # httpx, the hub's client and the system each have their own
         problem = f"{name} is no folder and could not be downloaded ({storage.first_line(error)})"
         advice = 'check the network, or give a checkpoint\'s folder or "toybox" (embedded)'
@@ -146,10 +143,7 @@ def download(name: str, patterns: list[str]) -> Path:
 
 
 def load_git(kind: Callable[[GitConfig], nn.Module], source) -> nn.Module:
-    """The network that `kind` makes of a checkpoint's configuration, with its weights.
-
-    FileNotFoundError or ValueError in one line; it lists keys that do not fit, as spelled in their file.
-    """
+    """The network that `kind` makes of a checkpoint's configuration, with its weights; see `check_fit` for errors."""
     config, weights, layout = load(source)
 
     def spell(name: str) -> str:
@@ -164,10 +158,7 @@ def load_git(kind: Callable[[GitConfig], nn.Module], source) -> nn.Module:
 
 
 def load(source) -> tuple[GitConfig, dict[str, Tensor], str]:
-    """A checkpoint's configuration, its weights by the names used here, and its layout, see `rename`.
-
-    FileNotFoundError or ValueError in one line.
-    """
+    """A checkpoint's configuration, its weights by the names used here, and its layout, see `rename`."""
     folder = resolve(source)
     try:
         if (folder / "snapshot" / "model.pt").is_file():
@@ -356,11 +347,8 @@ def _count(names, stem: str) -> int:
 def _apply_parameters(config: GitConfig, parameters: dict, path: Path) -> None:
     """Add what parameter.yaml says to the configuration; a ValueError where it contradicts the tensors."""
     vision, kind = config.vision_config, parameters.get("image_encoder_type")
-    size, patch, width = (
-        parameters.get("test_crop_size", vision.image_size),
-        vision.patch_size,
-        vision.hidden_size,
-    )
+    size = parameters.get("test_crop_size", vision.image_size)
+    patch, width = vision.patch_size, vision.hidden_size
     for what, stated, found in [
         ("image_encoder_type's patch size", _PATCH_SIZES.get(kind, patch), patch),
         ("visual_feature_size", parameters.get("visual_feature_size", width), width),

@@ -1,4 +1,7 @@
-"""Checkpoint folders: config.json beside model.safetensors, read strictly, written whole or not at all."""
+"""Checkpoint folders: config.json beside model.safetensors, read strictly, written whole or not at all.
+
+What cannot be read is a FileNotFoundError or a ValueError in one line.
+"""
 
 import ctypes
 import json
@@ -9,7 +12,6 @@ import zipfile
 import zlib
 from collections.abc import Callable
 from contextlib import ExitStack, contextmanager, suppress
-from numbers import Integral
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import UnionType
@@ -83,9 +85,8 @@ def listed_files(folder: Path) -> dict[str, str]:
 
 def manifest(metadata: dict, path: Path) -> None:
     """Write `metadata` with the checksums of all files beside `path`."""
-    files = {
-        file.name: file_checksum(file) for file in path.parent.iterdir() if file.is_file() and file != path
-    }
+    others = [file for file in path.parent.iterdir() if file.is_file() and file != path]
+    files = {file.name: file_checksum(file) for file in others}
     path.write_text(metadata_text(metadata | {"files": files}))
 
 
@@ -102,13 +103,6 @@ def kind_of(config: dict) -> str:
     """What a config.json says that it describes, for messages."""
     named = config.get("architecture") or config.get("model_type")
     return f"{named!r:.60}" if named else "nothing that is known here"
-
-
-def check_counts(least: int = 1, **counts) -> None:
-    """A ValueError naming the first of `counts` that is no whole number of at least `least`."""
-    for name, value in counts.items():
-        if not isinstance(value, Integral) or value < least:
-            raise ValueError(f"{name} must be at least {least}, a whole number, not {value!r:.60}")
 
 
 def check_fields(fields: dict, kinds: dict[str, type], where, optional=()) -> None:
@@ -173,10 +167,7 @@ def checksum(tensors: dict[str, Tensor]) -> str:
 
 
 def load_torch(path):
-    """What `torch.save` wrote to `path`, on the CPU: tensors and plain values, no Python objects that could run code.
-
-    FileNotFoundError or ValueError in one line.
-    """
+    """What `torch.save` wrote to `path`, on the CPU: tensors and plain values, no objects that could run code."""
     if not Path(path).is_file():
         raise FileNotFoundError(f"there is no file {path}")
     whole = False
@@ -196,10 +187,7 @@ def load_torch(path):
 
 
 def read_weights(path) -> dict[str, Tensor]:
-    """The tensors of a .safetensors file or PyTorch pickle (its `model` or `state_dict`, if it has one).
-
-    FileNotFoundError or ValueError in one line.
-    """
+    """The tensors of a .safetensors file or PyTorch pickle (its `model` or `state_dict`, if it has one)."""
     if not Path(path).is_file():  # but a pipe, for example
         raise FileNotFoundError(f"there is no file {path}")
     if Path(path).suffix == ".safetensors":
@@ -286,11 +274,8 @@ def write_whole(folder, writers: dict[str, Callable[[Path], object]]) -> None:
 
 def _is_movable(folder: Path) -> bool:
     here = Path.cwd()
-    return (
-        folder not in (here, *here.parents)
-        and not os.path.ismount(folder)
-        and os.access(folder.parent, os.W_OK)
-    )
+    busy = folder in (here, *here.parents) or os.path.ismount(folder)
+    return not busy and os.access(folder.parent, os.W_OK)
 
 
 def _list_again(target: Path, new: Path) -> None:

@@ -55,9 +55,8 @@ def vocabulary(source) -> dict[str, int]:
     if hasattr(source, "cls_token_id"):
         special = {"bos": source.cls_token_id, "eos": source.sep_token_id, "pad": source.pad_token_id}
         return {"vocab_size": len(source)} | {f"{name}_token_id": token for name, token in special.items()}
-    return {
-        name: getattr(source, name) for name in ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")
-    }
+    names = ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")
+    return {name: getattr(source, name) for name in names}
 
 
 def check_same_vocabulary(one, other) -> None:
@@ -65,13 +64,12 @@ def check_same_vocabulary(one, other) -> None:
 
     A model may have more words than its tokenizer: embeddings are often padded to a multiple of 64.
     """
-    theirs, kinds = vocabulary(other), (type(one).__name__, type(other).__name__)
+    theirs = vocabulary(other)
     for name, value in vocabulary(one).items():
         padded = name == "vocab_size" and hasattr(one, "get_vocab") and value < theirs[name]
         if value != theirs[name] and not padded:
-            raise ValueError(
-                f"vocabularies differ: {name} is {value} in {kinds[0]}, {theirs[name]} in {kinds[1]}"
-            )
+            both = f"{value} in {type(one).__name__}, {theirs[name]} in {type(other).__name__}"
+            raise ValueError(f"vocabularies differ: {name} is {both}")
 
 
 def to_text(tokens: Tensor, tokenizer: PreTrainedTokenizerBase) -> list[str]:

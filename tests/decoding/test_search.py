@@ -180,11 +180,11 @@ def test_trace_tells_the_whole_search(search):
         (sample, {"temperature": 0}, "temperature must be above 0, got 0"),
         (sample, {"top_k": 0}, "top_k.* 0"),
         (sample, {"top_p": 1.1}, "top_p.* 1.1"),
-        (sample, {"num_return": 0}, "num_return must be at least 1, got 0"),
-        (greedy, {"max_length": 5.5}, "max_length must be a whole number, got 5.5"),
-        (sample, {"num_return": 1.5}, "num_return must be a whole number, got 1.5"),
-        (beam, {"beams": 2.5}, "beams must be a whole number, got 2.5"),
-        (beam, {"num_return": "2"}, "num_return must be a whole number, got '2'"),
+        (sample, {"num_return": 0}, "num_return must be at least 1, a whole number, not 0"),
+        (greedy, {"max_length": 5.5}, "max_length must be at least 1, a whole number, not 5.5"),
+        (sample, {"num_return": 1.5}, "num_return must be at least 1, a whole number, not 1.5"),
+        (beam, {"beams": 2.5}, "beams must be at least 1, a whole number, not 2.5"),
+        (beam, {"num_return": "2"}, "num_return must be at least 1, a whole number, not '2'"),
     ],
 )
 def test_mistakes_are_named(search, options, message):

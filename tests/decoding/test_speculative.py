@@ -121,11 +121,11 @@ def test_the_models_are_left_as_they_were():
 @pytest.mark.parametrize(
     "student, options, message",
     [
-        (TableModel(), {"draft": 0}, "draft must be at least 1, got 0"),
-        (TableModel(), {"draft": 2.5}, "draft must be a whole number, got 2.5"),
+        (TableModel(), {"draft": 0}, "draft must be at least 1, a whole number, not 0"),
+        (TableModel(), {"draft": 2.5}, "draft must be at least 1, a whole number, not 2.5"),
         (TableModel(13), {}, "must share a vocabulary: vocab_size is 12 and 13"),
         (TableModel(max_positions=10), {"max_length": 11}, "at most the model's 10 positions"),
-        (TableModel(), {"max_length": 5.5}, "max_length must be a whole number, got 5.5"),
+        (TableModel(), {"max_length": 5.5}, "max_length must be at least 1, a whole number, not 5.5"),
         (TableModel(), {"prefix": [[1, 4], [1]]}, "prefixes of one length"),
     ],
 )
