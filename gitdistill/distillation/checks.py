@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from gitdistill.decoding.loop import eval_mode
-from gitdistill.distillation.distributed import gather
+from gitdistill.distillation.distributed import on_any_rank
 
 
 class LossWatch:
@@ -30,7 +30,7 @@ class LossWatch:
 def check_finite(loss: Tensor, terms: dict[str, Tensor], where: str, clips: Tensor | None) -> None:
     """A ValueError that names the step, its terms and its clips if the loss is not finite on any rank."""
     finite = bool(loss.isfinite())
-    if all(gather(finite)):
+    if not on_any_rank(not finite, loss.device):
         return
     if finite:
         raise ValueError(f"the loss of another rank is not finite in {where}")

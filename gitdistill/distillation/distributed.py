@@ -2,6 +2,7 @@
 
 from contextlib import contextmanager
 
+import torch
 from torch import distributed
 
 
@@ -10,6 +11,15 @@ def rank_and_world() -> tuple[int, int]:
     if distributed.is_available() and distributed.is_initialized():
         return distributed.get_rank(), distributed.get_world_size()
     return 0, 1
+
+
+def on_any_rank(flag: bool, device) -> bool:
+    """Is `flag` true on any rank? All must call it; `device` must be one that the process group's backend supports."""
+    if rank_and_world()[1] == 1:
+        return flag
+    found = torch.tensor(float(flag), device=device)
+    distributed.all_reduce(found, distributed.ReduceOp.MAX)
+    return bool(found)
 
 
 def gather(value) -> list:
