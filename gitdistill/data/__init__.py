@@ -4,5 +4,3 @@
 from gitdistill.data.files import FileData
 from gitdistill.data.shards import ShardData
 from gitdistill.data.video import FrameRule
-
-__all__ = ["FileData", "FrameRule", "ShardData"]

@@ -104,9 +104,8 @@ def resample(frames: Tensor, dim: int, whole: int, first: int, count: int) -> Te
     for center in (np.arange(first, first + count) + 0.5) * scale:
         start, stop = max(0, int(center - 2 * stretch + 0.5)), min(length, int(center + 2 * stretch + 0.5))
         x = np.abs((np.arange(start, stop) - center + 0.5) / stretch)
-        weights = np.where(
-            x < 1, (1.5 * x - 2.5) * x * x + 1, np.where(x < 2, ((2.5 - 0.5 * x) * x - 4) * x + 2, 0)
-        )
+        near, far = (1.5 * x - 2.5) * x * x + 1, ((2.5 - 0.5 * x) * x - 4) * x + 2
+        weights = np.where(x < 1, near, np.where(x < 2, far, 0))
         weights = np.trunc(weights / weights.sum() * 2**22 + np.copysign(0.5, weights)).astype(np.int64)
         found = np.tensordot(frames.narrow(dim, start, stop - start).numpy(), weights, (dim, 0))
         parts.append(torch.from_numpy(np.clip((found + 2**21) >> 22, 0, 255).astype(np.uint8)))

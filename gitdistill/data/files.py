@@ -261,9 +261,8 @@ class FileData(Pooled, CaptionedData):
     @property
     def pool(self) -> FilePool:
         """The training clips."""
-        options = {"views": self.views, "captions": self.captions_per_clip, "fast": self.fast}
-        shared = self.source("train"), self.rule, self.image_size, self.strict, self.seed
-        return FilePool(*shared, **options)
+        training = self.seed, self.views, self.captions_per_clip, self.fast
+        return FilePool(self.source("train"), self.rule, self.image_size, self.strict, *training)
 
     @property
     def pool_size(self) -> int:

@@ -162,9 +162,8 @@ def _checked(row: tuple, number: int, source) -> tuple:
                 raise ValueError(f"entry {number} of {source}, {wrong}: give a text")
     name = name.strip().replace("\\", "/")
     if name.startswith("/") or ".." in name.split("/") or re.match("[A-Za-z]:/", name):
-        raise ValueError(
-            f"entry {number} of {source} names {brief(name)}: give a path within the media folder"
-        )
+        what = f"entry {number} of {source} names {brief(name)}"
+        raise ValueError(f"{what}: give a path within the media folder")
     return name, captions, (split or "").strip() or None
 
 
@@ -322,9 +321,8 @@ def _csv(path: Path) -> list[dict]:
     try:
         header = [column.strip().lower() for column in reader.fieldnames or [] if column.strip()]
         if twice := [column for column, count in Counter(header).items() if count > 1]:
-            raise ValueError(
-                f"{path} has two columns {brief(twice[0])}: give each its own name, caption_0 for example"
-            )
+            advice = "give each its own name, caption_0 for example"
+            raise ValueError(f"{path} has two columns {brief(twice[0])}: {advice}")
         for row in reader:
             where = f"line {reader.line_num} of {path}"
             if None in row:

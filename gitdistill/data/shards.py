@@ -346,14 +346,12 @@ class ShardData(CaptionedData):
         self.sources = {role: (source, read_index(source)) for role, source in sources.items() if source}
         lost = []
         for role, (source, index) in self.sources.items():
+            captions = []
             for first in [shard for shard in index["shards"] if shard["count"]][:1]:
-                clips = [
-                    (about["captions"], loses_a_third(name, content))
-                    for _, name, content, about in islice(read_shard(source, first), 32)
-                ]
-                captions, sizes = zip(*clips)
-                check_words(chain.from_iterable(captions), self.tokenizer, f"{role}'s first captions")
-                lost += sizes
+                for _, name, content, about in islice(read_shard(source, first), 32):
+                    captions += about["captions"]
+                    lost.append(loses_a_third(name, content))
+            check_words(captions, self.tokenizer, f"{role}'s first captions")
         self.warn_of_crops(lost)
 
     def train_dataloader(self):

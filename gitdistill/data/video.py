@@ -329,10 +329,10 @@ def upright(frame, shape: Fraction | None = None) -> Tensor:
     white; `shape` is the width of its pixels over their height."""
     clear = any(component.is_alpha for component in frame.format.components)
     # A converter of its own: one that a frame keeps may be freed in a forked process, where its threads are missing.
-    converted = (
-        pyav().video.reformatter.VideoReformatter().reformat(frame, format="rgba" if clear else "rgb24")
-    )
-    pixels = np.array(as_rgb(Image.fromarray(converted.to_ndarray()))) if clear else converted.to_ndarray()
+    converter = pyav().video.reformatter.VideoReformatter()
+    pixels = converter.reformat(frame, format="rgba" if clear else "rgb24").to_ndarray()
+    if clear:
+        pixels = np.asarray(as_rgb(Image.fromarray(pixels)))
     if shape and shape != 1 and 0.1 < shape < 10:
         wide = round(frame.width * shape), frame.height
         pixels = np.asarray(Image.fromarray(pixels).resize(wide, Image.Resampling.BICUBIC))

@@ -17,14 +17,7 @@ from gitdistill.inspection.calibration import (
 )
 from gitdistill.inspection.explanation import explain, gradient_attention, occlusion, shuffled
 from gitdistill.inspection.grounding import bootstrap, mask_on_grid, pointing_game, referents, scores_by_kind
-from gitdistill.inspection.intervention import (
-    Cut,
-    cell_effects,
-    head_effects,
-    logit_lens,
-    patched,
-    with_cuts,
-)
+from gitdistill.inspection.intervention import Cut, cell_effects, head_effects, logit_lens, patched, with_cuts
 from gitdistill.inspection.similarity import (
     cka,
     cka_map,

@@ -137,9 +137,8 @@ def check_clip(frames: Tensor, tokens: Tensor) -> None:
         raise ValueError(f"give one clip [F, 3, H, W] (or image) and one caption [T], T > 1; got {shapes}")
 
 
-def log_probs(model, clips: Tensor, caption: Tensor) -> Tensor:
-    """Log-probabilities of the words of one caption [1, T] for each of the clips: [B, T-1]."""
-    tokens = caption.expand(len(clips), -1)
+def log_probs(model, clips: Tensor, tokens: Tensor) -> Tensor:
+    """Log-probabilities [R, T-1] of the words of captions [R, T] of clips [B, ...], R a multiple of B."""
     return model(clips, tokens).logits[:, :-1].log_softmax(-1).gather(-1, tokens[:, 1:, None])[..., 0]
 
 

@@ -72,8 +72,8 @@ def occlusion(
     with evaluation(model):
         before = attention.log_probs(model, clip, caption)
         parts = tqdm(covered.split(batch), "occlusion", delay=5, leave=False, disable=None)
-        after = torch.cat([attention.log_probs(model, part, caption) for part in parts])
-    return (before - after).T.unflatten(1, shape)
+        after = [attention.log_probs(model, part, caption.expand(len(part), -1)) for part in parts]
+    return (before - torch.cat(after)).T.unflatten(1, shape)
 
 
 def explain(model, frames: Tensor, tokens: Tensor) -> dict[str, Tensor]:

@@ -15,7 +15,7 @@ from torch import Tensor
 from gitdistill.decoding.loop import evaluation
 from gitdistill.distillation.targets import total_frames
 from gitdistill.hooks import edit, record
-from gitdistill.inspection.attention import prepared, text_attention
+from gitdistill.inspection.attention import log_probs, prepared, text_attention
 
 
 @dataclass(frozen=True)
@@ -73,8 +73,7 @@ def with_cuts(model, frames: Tensor, tokens: Tensor, cuts: list[Cut]) -> Tensor:
         self_attention = (path.replace("cross_attention", "self_attention") for path in watched)
         edits |= {path: editor(layer, False, True) for layer, path in enumerate(self_attention)}
     with evaluation(model), edit(model, edits):
-        logits = model(clip, caption.expand(len(cuts), -1)).logits
-    return logits[:, :-1].log_softmax(-1).gather(-1, caption[0, 1:].expand(len(cuts), -1)[..., None])[..., 0]
+        return log_probs(model, clip, caption.expand(len(cuts), -1))
 
 
 def kept(cut: Cut, image: int, columns: int, number: int, frames: int) -> Tensor:
@@ -86,9 +85,8 @@ def kept(cut: Cut, image: int, columns: int, number: int, frames: int) -> Tensor
         cells = cut.cells.flatten(1)  # (F, h*w)
         classes = image // frames - cells.shape[1]
         if len(cells) != frames or classes not in (0, 1):
-            raise ValueError(
-                f"cells {list(cut.cells.shape)} do not fit {frames} frames of {image // frames} image tokens"
-            )
+            tokens = f"{frames} frames of {image // frames} image tokens"
+            raise ValueError(f"cells {list(cut.cells.shape)} do not fit {tokens}")
         keep[:image] = ~torch.nn.functional.pad(cells, (classes, 0)).flatten()
     if cut.words is not None and columns > image:
         start = image + number * len(cut.words)

@@ -6,22 +6,9 @@ from gitdistill.world.facts import facts_scores, false_words
 from gitdistill.world.layout import Toy
 from gitdistill.world.scenes import Clip, Clips, Scene
 
-__all__ = [
-    "Clip",
-    "Clips",
-    "Scene",
-    "Toy",
-    "ToyboxData",
-    "draw",
-    "draw_masks",
-    "facts_scores",
-    "false_words",
-    "toybox_tokenizer",
-]
-
 
 def __getattr__(name: str):
-    """Import Lightning and transformers only for what needs them."""
+    """Import Lightning only for what needs it."""
     if name not in ("ToyboxData", "toybox_tokenizer"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from gitdistill.world import module

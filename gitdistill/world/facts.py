@@ -167,10 +167,8 @@ def matchings(said: Statements, scene):
 
 def exactly_two(mention: Mention, scene) -> bool:
     """Whether two toys, and no third, are what a mention names."""
-    named = [
-        toy.name in mention.object or OBJECTS[toy.name].hypernym in mention.hypernym for toy in scene.toys
-    ]
-    return sum(named) == 2
+    names = [(toy.name, OBJECTS[toy.name].hypernym) for toy in scene.toys]
+    return sum(name in mention.object or hypernym in mention.hypernym for name, hypernym in names) == 2
 
 
 def facts_scores(captions: Sequence[str], scenes: Sequence) -> dict[str, float]:

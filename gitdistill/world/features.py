@@ -60,9 +60,8 @@ class FeatureClips:
 
     def _fill(self, path: Path, backbone: TinyVIT, say) -> None:
         shape = (len(self.clips), self.clips.frames, backbone.channels[-1], *backbone.grids[-1])
-        say(
-            f"feature maps of {len(self.clips):,} {self.clips.split} clips: {2 * np.prod(shape) / 1e6:.0f} MB"
-        )
+        size = 2 * np.prod(shape) / 1e6
+        say(f"feature maps of {len(self.clips):,} {self.clips.split} clips: {size:.0f} MB")
         maps = np.lib.format.open_memmap(path, "w+", np.float16, shape)
         for start in range(0, len(self.clips), AT_ONCE):
             numbers = range(start, min(start + AT_ONCE, len(self.clips)))

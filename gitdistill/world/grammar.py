@@ -82,14 +82,12 @@ def describe(scene, rng) -> str:
     return two(scene, order, rng) if len(toys) == 2 else three(scene, order, rng)
 
 
-def noun(toy, rng, start: str = "a") -> str:
-    """ "a small cat", "an orange gift", "another kitty"."""
-    names = OBJECTS[toy.name].names
-    name = usual(rng, names, 0.75)
+def noun(toy, rng) -> str:
+    """ "a small cat", "an orange gift"."""
+    name = usual(rng, OBJECTS[toy.name].names, 0.75)
     if rng.random_sample() < 0.08:
         name = OBJECTS[toy.name].hypernym
-    text = " ".join(filter(None, (*details(toy, rng), name)))
-    return article(text) if start == "a" else f"{start} {text}"
+    return article(" ".join(filter(None, (*details(toy, rng), name))))
 
 
 def details(toy, rng) -> tuple[str, str]:

@@ -44,11 +44,6 @@ def between(draw: np.random.RandomState, low: int, high: int) -> int:
     return low + int(draw.random_sample() * (high - low + 1))
 
 
-def pick(draw: np.random.RandomState, row):
-    """One of `row`, all equally likely."""
-    return row[int(draw.random_sample() * len(row))]
-
-
 def sides(toy: Toy) -> tuple[int, int]:
     """Width and height of a toy at rest, at its largest, in world units."""
     width, height = OBJECTS[toy.name].box[2:]
@@ -89,10 +84,7 @@ def path_of(draw: np.random.RandomState, toy: Toy, area: tuple, way: int) -> tup
     spot = []
     for axis, given in enumerate((toy.x, toy.y)):
         step = STEPS.get(toy.motion, (0, 0))[axis] * way
-        low, high = (
-            MARGIN - area[axis],
-            WORLD - MARGIN - area[axis + 2],
-        )  # the centre's, so that nothing is cut off
+        low, high = inside(area, axis)
         if given is None:
             step = max(low - high, min(high - low, step))  # no farther than there is room
             first, last = low - min(step, 0), high - max(step, 0)
@@ -104,12 +96,17 @@ def path_of(draw: np.random.RandomState, toy: Toy, area: tuple, way: int) -> tup
     return spot[0][0], spot[1][0], spot[0][1], spot[1][1]
 
 
+def inside(area: tuple, axis: int) -> tuple[int, int]:
+    """The least and the largest place of a toy's centre along an axis where nothing of it is cut off."""
+    return MARGIN - area[axis], WORLD - MARGIN - area[axis + 2]
+
+
 def near(draw: np.random.RandomState, toys, areas: list, paths: tuple) -> tuple:
     """A place for the second toy where it may hide a part of the first."""
     reach = [(one + other) // 2 for one, other in zip(sides(toys[0]), sides(toys[1]), strict=True)]
     at = []
     for axis in (0, 1):
-        low, high = MARGIN - areas[1][axis], WORLD - MARGIN - areas[1][axis + 2]
+        low, high = inside(areas[1], axis)
         spot = paths[0][axis] + between(draw, -reach[axis], reach[axis])
         at.append(min(max(spot, low), max(low, high)))
     return at[0], at[1], at[0], at[1]
@@ -140,13 +137,8 @@ def pairs(toys) -> list[tuple[int, int]]:
 
 def sweep(area: tuple, path: tuple) -> tuple:
     """The area that a toy takes during the whole clip."""
-    x0, y0, x1, y1 = path
-    return (
-        min(x0, x1) + area[0],
-        min(y0, y1) + area[1],
-        max(x0, x1) + area[2],
-        max(y0, y1) + area[3],
-    )
+    (left, top, right, low), (x0, y0, x1, y1) = area, path
+    return min(x0, x1) + left, min(y0, y1) + top, max(x0, x1) + right, max(y0, y1) + low
 
 
 def touches(a: tuple, b: tuple) -> bool:

@@ -91,21 +91,7 @@ WITH = {
     "behind": "behind it",
 }
 # Words of the sentence frames that stand in no table.
-FRAME_WORDS = (
-    "a",
-    "an",
-    "and",
-    "another",
-    "are",
-    "as",
-    "is",
-    "picture",
-    "of",
-    "there",
-    "two",
-    "while",
-    "with",
-)
+FRAME_WORDS = ("a", "an", "and", "another", "are", "as", "is", "picture", "there", "while", "with")
 
 
 class Meaning(NamedTuple):

@@ -1,12 +1,14 @@
 """The embedded world for Lightning: a tokenizer made of the toybox's words, and a LightningDataModule of batches."""
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from torch.utils.data import Dataset
 from transformers import BertTokenizerFast
 
 from gitdistill.data.base import CHOICE, ClipData, EpochSampler, Pooled, Sample, Samples, choose
+from gitdistill.models.storage import shorten
 from gitdistill.world.drawing import WORLD
 from gitdistill.world.facts import facts_scores
 from gitdistill.world.lexicon import words
@@ -50,14 +52,9 @@ class ToyboxPool:
 
     def whole(self, number: int, captions: int = REFERENCES) -> Sample:
         """A clip with all its own captions, or the first of them."""
-        clip, chosen = self.clip(number), list(range(captions))
-        return Sample(
-            clip.frames, clip.captions[:captions], chosen, clip.captions, number, clip.scene, clip.masks
-        )
-
-    def first(self, number: int) -> Sample:
-        """A clip with its first caption."""
-        return self.whole(number, 1)
+        clip, numbers = self.clip(number), list(range(captions))
+        own = clip.captions
+        return Sample(clip.frames, own[:captions], numbers, own, number, clip.scene, clip.masks)
 
     def train(self, number: int, epoch: int = 0, since: int | None = None) -> Sample:
         """A clip, or one of the first `singles` since the first epoch, with new captions or some of its own."""
@@ -140,8 +137,8 @@ class ToyboxData(Pooled, ClipData):
         every = words()
         ids = self.tokenizer(every, add_special_tokens=False)["input_ids"]
         if unknown := [word for word, row in zip(every, ids) if self.tokenizer.unk_token_id in row]:
-            some = ", ".join(unknown[:5]) + (", ..." if len(unknown) > 5 else "")
-            raise ValueError(f"the tokenizer lacks {len(unknown)} of the world's {len(every)} words: {some}")
+            lacks = f"{len(unknown)} of the world's {len(every)} words"
+            raise ValueError(f"the tokenizer lacks {lacks}: {shorten(unknown)}")
 
     @property
     def pool_size(self) -> int:
@@ -171,7 +168,8 @@ class ToyboxData(Pooled, ClipData):
 
     def fixed_loader(self, clips: Dataset):
         """Batches of clips in order, each with its first caption for the loss."""
-        return self.loader(Samples(ToyboxPool(clips, masks=self.pool.masks).first, range(len(clips))))
+        pool = ToyboxPool(clips, masks=self.pool.masks)
+        return self.loader(Samples(partial(pool.whole, captions=1), range(len(clips))))
 
     def caption_scores(self, captions: list[str], scenes: list[Scene]) -> dict[str, float]:
         """How much of what captions state of their scenes is true; see `gitdistill.world.facts.facts_scores`."""

@@ -16,6 +16,7 @@ from transformers import GitConfig
 
 from gitdistill.data.base import Samples
 from gitdistill.distillation.optim import optimizer_and_schedule
+from gitdistill.distillation.targets import as_feature_grid, total_frames
 from gitdistill.models.backbone import TinyVIT
 from gitdistill.models.git import GenerativeImageTextModel
 from gitdistill.models.preprocessing import area_means
@@ -126,9 +127,8 @@ class ToyboxFrames(pl.LightningDataModule):
 
     def loader(self, split: str, numbers: range, seed: int = 0) -> DataLoader:
         """One frame of each clip; the clip's number decides which."""
-        frames = Samples(
-            partial(one_frame, Clips(split, numbers.stop, seed, image_size=self.image_size)), numbers
-        )
+        clips = Clips(split, numbers.stop, seed, image_size=self.image_size)
+        frames = Samples(partial(one_frame, clips), numbers)
         return DataLoader(frames, self.batch_size, drop_last=split == "train", num_workers=self.workers)
 
 
@@ -156,15 +156,6 @@ class CellTrainer(pl.LightningModule):
     def configure_optimizers(self):
         return optimizer_and_schedule(self, self.trainer, self.lr, self.weight_decay, self.warmup, muon=True)
 
-    def read(self, batch: dict) -> tuple[dict, dict]:
-        """Losses and accuracies of a batch by kind."""
-        frames = batch["frames"]
-        if isinstance(self.encoder, TinyVIT):
-            cells = self.encoder(frames)[-1].permute(0, 1, 3, 4, 2)
-        else:
-            cells = as_grid(self.encoder.encode(frames), frames.shape[1])
-        return self.heads(cells, batch)
-
     def training_step(self, batch: dict, _) -> Tensor:
         return sum(self.score("train", batch).values())
 
@@ -176,19 +167,15 @@ class CellTrainer(pl.LightningModule):
 
     def score(self, split: str, batch: dict) -> dict[str, Tensor]:
         """The losses of a batch by kind; logs them and the accuracies."""
-        terms, accuracy = self.read(batch)
-        how = {"batch_size": len(batch["frames"]), "add_dataloader_idx": False}
+        frames, encoder = batch["frames"], self.encoder
+        features = encoder(frames) if isinstance(encoder, TinyVIT) else encoder.encode(frames)
+        cells = as_feature_grid(features, total_frames(frames)).unflatten(0, frames.shape[:2])
+        terms, accuracy = self.heads(cells, batch)
+        how = {"batch_size": len(frames), "add_dataloader_idx": False}
         self.log_dict({f"{split}/{kind}": value.detach() for kind, value in terms.items()}, **how)
         named = {f"{split}/{kind}_accuracy": value for kind, value in accuracy.items()}
         self.log_dict(named, prog_bar=split == "train", **how)
         return terms
-
-
-def as_grid(tokens: Tensor, num_frames: int) -> Tensor:
-    """Image tokens [B, N, D] of square frames, class tokens dropped, as [B, F, h, w, D]."""
-    tokens = tokens.unflatten(1, (num_frames, -1))[:, :, 1:]
-    side = int(tokens.shape[2] ** 0.5)
-    return tokens.unflatten(2, (side, side))
 
 
 def toybox_git_config(

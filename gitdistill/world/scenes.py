@@ -19,8 +19,8 @@ import torch
 from torch.utils.data import Dataset
 
 from gitdistill.world.drawing import GROUNDS, SIZES, WORLD, draw, draw_masks, placed
-from gitdistill.world.grammar import describe
-from gitdistill.world.layout import IN_PLACE, TRAVEL, Toy, between, pick, place, relations
+from gitdistill.world.grammar import describe, pick
+from gitdistill.world.layout import IN_PLACE, TRAVEL, Toy, between, place, relations
 from gitdistill.world.lexicon import MOTIONS, OBJECTS
 
 SPLITS = {
@@ -254,9 +254,8 @@ class Clips(Dataset):
         return [describe(scene, rng) for _ in range(count)]
 
     def _random(self, index: int, *more: int) -> np.random.RandomState:
-        return np.random.RandomState(
-            [self.seed, list(SPLITS).index(self.split), index, self.objects or 0, *more]
-        )
+        split = list(SPLITS).index(self.split)
+        return np.random.RandomState([self.seed, split, index, self.objects or 0, *more])
 
     def _start(self, index: int) -> tuple[np.random.RandomState, Scene]:
         if not 0 <= index < self.size:

@@ -4,6 +4,7 @@ The artwork is Microsoft's Fluent Emoji (MIT licence; see `data/toybox/README.md
 opacity: a pixel is (red, green, blue, 255) x opacity, 0 to 65,025, so that resampling mixes what is seen. No
 floating-point number and no library function of the platform decides a pixel: all machines draw the same bytes."""
 
+from collections.abc import Sequence
 from functools import cache, lru_cache
 from math import isqrt
 from typing import NamedTuple
@@ -63,10 +64,8 @@ def sprite(name: str, colour: str | None, size: int, angle: int, low: bool) -> S
 
 def mirrored(flat: Sprite) -> Sprite:
     """The sprite seen in a mirror: left and right exchanged."""
-    width = flat.mask.shape[1]
-    return Sprite(
-        flat.colour[..., ::-1], flat.opacity[:, ::-1], flat.mask[:, ::-1], 1 - flat.x - width, flat.y
-    )
+    x = 1 - flat.x - flat.mask.shape[1]
+    return Sprite(flat.colour[..., ::-1], flat.opacity[:, ::-1], flat.mask[:, ::-1], x, flat.y)
 
 
 @cache
@@ -134,14 +133,10 @@ def resized(picture: np.ndarray, size: int) -> np.ndarray:
     """The picture with a longer side of `size` pixels."""
     height, width = picture.shape[:2]
     longer = max(height, width)
-    new = (
-        max(1, (2 * height * size + longer) // (2 * longer)),
-        max(1, (2 * width * size + longer) // (2 * longer)),
-    )
-    return resample(picture, new)
+    return resample(picture, [max(1, (2 * side * size + longer) // (2 * longer)) for side in (height, width)])
 
 
-def resample(picture: np.ndarray, new: tuple[int, int]) -> np.ndarray:
+def resample(picture: np.ndarray, new: Sequence[int]) -> np.ndarray:
     """int64 [h, w, C] at another height and width."""
     rows, columns = weights(picture.shape[0], new[0]), weights(picture.shape[1], new[1])
     picture = np.tensordot(rows, picture, 1) >> 16

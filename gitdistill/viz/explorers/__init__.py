@@ -71,10 +71,8 @@ def words(frames, networks, still) -> Explorer:
 
 def words_data(frames, networks) -> dict:
     """What the script shows of `words`, whose arguments these are."""
-    columns = [
-        _network(label, len(frames), **parts) for label, parts in style.some(networks, "networks").items()
-    ]
-    return {**_clip(frames), "networks": columns}
+    networks = style.some(networks, "networks").items()
+    return {**_clip(frames), "networks": [_network(label, len(frames), **parts) for label, parts in networks]}
 
 
 def _network(label, frames, words, heads=None, maps=None, probabilities=None, candidates=None) -> dict:
@@ -93,13 +91,12 @@ def _network(label, frames, words, heads=None, maps=None, probabilities=None, ca
         tops = np.maximum(values.max((1, 2, 3)), 1e-9)
         shown = _bytes(np.maximum(values, 0) / tops[:, None, None, None])
         entries.append({"name": name, "head": place, "tops": _numbers(tops), "values": shown})
-    sure = (
-        None if probabilities is None else _numbers(style.array(probabilities, "probabilities", [len(words)]))
-    )
+    if probabilities is not None:
+        probabilities = _numbers(style.array(probabilities, "probabilities", [len(words)]))
     candidates = style.one_each(candidates, "candidates", len(words)) or ()
     likely = [[(text, *_numbers([chance])) for text, chance in row] for row in candidates]
     found = {"name": label, "words": list(words), "grid": list(grid), "maps": entries}
-    return found | {"probabilities": sure, "candidates": likely}
+    return found | {"probabilities": probabilities, "candidates": likely}
 
 
 def tree(traces, words, still, top: int = 2, clip: int = 0) -> Explorer:
@@ -111,12 +108,10 @@ def tree(traces, words, still, top: int = 2, clip: int = 0) -> Explorer:
     searches = []
     for label, trace in style.some(traces, "traces").items():
         steps = search.tree({name: np.asarray(values) for name, values in trace.items()}, clip, top)
-        searches.append({"name": str(label), "steps": [], "best": search.winner(steps)})
+        shown = []
         for step, nodes in enumerate(steps):
-            row = [
-                _node(searches[-1]["steps"], steps, step, node, text(int(node["token"]))) for node in nodes
-            ]
-            searches[-1]["steps"].append(row)
+            shown.append([_node(shown, steps, step, node, text(int(node["token"]))) for node in nodes])
+        searches.append({"name": str(label), "steps": shown, "best": search.winner(steps)})
     return Explorer("tree", still, searches=searches)
 
 
@@ -141,15 +136,11 @@ def training(panels, captions, still, log=(), levels=None, maps=None) -> Explore
         {"step": step, "captions": captions.get(step, []), "maps": _maps_at(step, maps)}
         for step in style.some(steps, "captions and maps")
     ]
-    places = line_places(panels)
-    drawn = [
-        _panel(name, lines, places[name], name in log, (levels or {}).get(name, {}))
-        for name, lines in panels.items()
-    ]
-    drawn = [panel for panel in drawn if panel["lines"]]  # an empty line is a measure that never came
-    sides = {
-        name: {"rows": list(rows), "columns": list(columns)} for name, (_, rows, columns) in maps.items()
-    }
+    places, levels, drawn = line_places(panels), levels or {}, []
+    for name, lines in panels.items():
+        if lines := {label: line for label, line in lines.items() if len(line[0])}:  # others never came
+            drawn.append(_panel(name, lines, places[name], name in log, levels.get(name, {})))
+    sides = {name: {"rows": list(rows), "columns": list(heads)} for name, (_, rows, heads) in maps.items()}
     return Explorer("training", still, panels=drawn, moments=moments, sides=sides)
 
 
@@ -163,7 +154,6 @@ def _panel(name, lines, places, log, levels) -> dict:
     lines = [
         {"name": label, "place": places[label], "steps": list(steps), "values": _numbers(values)}
         for label, (steps, values) in lines.items()
-        if len(steps)
     ]
     levels = [{"name": label, "value": float(value)} for label, value in levels.items()]
     return {"name": name, "log": log, "lines": lines, "levels": levels}
@@ -206,10 +196,10 @@ def _clip(frames) -> dict:
     shrink = SIDE / max(frames.shape[1:3])
     pictures = []
     for frame in frames:
-        out, side = io.BytesIO(), 2 * SIDE / max(frames.shape[1:3])
-        image = Image.fromarray((255 * frame).round().astype(np.uint8))
-        if side < 1:  # no finer than a screen of double resolution shows
-            image = image.resize([round(side * length) for length in image.size], Image.Resampling.LANCZOS)
+        out, image = io.BytesIO(), Image.fromarray((255 * frame).round().astype(np.uint8))
+        if 2 * shrink < 1:  # no finer than a screen of double resolution shows
+            sides = [round(2 * shrink * length) for length in image.size]
+            image = image.resize(sides, Image.Resampling.LANCZOS)
         image.save(out, "PNG", compress_level=3)  # in half the time of the default, a tenth larger
         pictures.append("data:image/png;base64," + base64.b64encode(out.getvalue()).decode())
     names = [f"frame {f + 1}" for f in range(len(frames))]

@@ -166,9 +166,8 @@ def flow(panels, sources, words, coloured, title=None):
         axes.axis("off")
         left, right = _stacks(values.T).T, _stacks(values)
         for t, s in np.ndindex(values.shape):
-            axes.add_patch(
-                PathPatch(_ribbon(left[t, s], right[t, s], values[t, s]), clip_on=False, **looks[s])
-            )
+            band = _ribbon(left[t, s], right[t, s], values[t, s])
+            axes.add_patch(PathPatch(band, clip_on=False, **looks[s]))
         for t, word in enumerate(words):
             axes.text(1.03, right[t, 0] + values[t].sum() / 2, word, va="center", fontsize=9)
         for s, name in enumerate(sources if k == 0 else ()):

@@ -86,9 +86,7 @@ def budget(parts, title=None):
         for y, value in enumerate(values.values()):
             share = f"{value / total:.0%}" if value >= 0.005 * total else "< 1%"
             axes.text(value + top / 100, y, f"{style.count(value)} ({share})", va="center", fontsize=9)
-        axes.set_title(
-            f"{model}: {style.count(total)}" if model else f"total {style.count(total)}", loc="left"
-        )
+        axes.set_title(f"{model + ':' if model else 'total'} {style.count(total)}", loc="left")
         axes.set(xlim=(0, top * 1.2), ylim=(len(values) - 0.5, -0.5))
         axes.tick_params(axis="y", length=0)
         axes.xaxis.set_major_formatter(lambda value, _: style.count(value))

@@ -34,9 +34,8 @@ def _moment(frames, models, word, at, title):
         left = 0.2 + k * (side + 0.35)
         axes = style.axes_at(figure, left, 0.28, side, side)
         style.bare(axes)
-        axes.imshow(
-            heated(frame, maps[word, at % len(frames)], maps[word].max()) if word < len(words) else frame
-        )
+        writes = word < len(words)
+        axes.imshow(heated(frame, maps[word, at % len(frames)], maps[word].max()) if writes else frame)
         axes.set_title(label, loc="left")
         axes = style.axes_at(figure, left, side + 0.33, side, 0.6)
         axes.set(xlim=(0, side * 72), ylim=(0.6 * 72, 0))
