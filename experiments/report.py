@@ -156,7 +156,7 @@ def figure(rows: list[dict], experiment: str):
     levels[gain] = {"": 0.0}
     labels = {name: f"{name} ({count})" if count > 1 else name for name, count in counts.items()}
     seen, ends = ({labels[name]: row for name, row in part.items()} for part in (seen, ends))
-    return plots.dots(seen, ends, levels, title=f"{experiment.capitalize()}: {finding(rows)}")
+    return plots.dots(seen, ends, levels, title=finding(rows))
 
 
 def finding(rows: list[dict]) -> str:
@@ -166,7 +166,7 @@ def finding(rows: list[dict]) -> str:
     basis = f"{len(runs)} runs"
     sure = [name for name, values in gained.items() if interval(values)[0] > 0]
     if not sure:
-        return f"no gain is surely larger than the differences between seeds ({basis})"
+        return f"No gain is surely larger than the differences between seeds ({basis})"
     best = max(sure, key=lambda name: mean(gained[name]))
     against = next(row["against"] for row in rows if row["name"] == best)
     return (

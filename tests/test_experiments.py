@@ -222,7 +222,7 @@ def test_the_title_names_a_gain_only_where_its_interval_is_above_zero():
     rows = [row("a", 0, 0.1), row("a", 1, 0.11), row("b", 0, 0.15), row("b", 1, 0.162), row("c", 0, 0.9)]
     title = report.finding(rows)
     assert "\u201cb\u201d gains +5.1 (+3.8 to +6.4) points of facts right" in title and "(5 runs)" in title
-    assert report.finding(rows[:3]).startswith("no gain is surely larger")
+    assert report.finding(rows[:3]).startswith("No gain is surely larger")
 
 
 def test_look_alikes_are_counted_by_hand():

@@ -22,7 +22,7 @@ class LiveBoard(pl.Callback):
         seconds: least time from one drawing to the next; a drawing takes about a third of a second.
         snapshots: how many times the clips are captioned, from the first step to the last.
         keep_weights: whether `weights` keeps the student's weights at those times (step -> state dict on the CPU).
-        log, levels: as for `plots.board`.
+        log, levels: as for `plots.board`. name: of what is trained, for the title.
     """
 
     def __init__(
@@ -36,8 +36,9 @@ class LiveBoard(pl.Callback):
         keep_weights=False,
         log=(),
         levels=None,
+        name="",
     ):
-        self.panels, self.frames, self.tokenizer = panels, frames, tokenizer
+        self.panels, self.frames, self.tokenizer, self.name = panels, frames, tokenizer, name
         self.every, self.seconds, self.snapshots = every, seconds, snapshots
         self.options = {"log": log, "levels": levels}
         self.history = {name: ([], []) for lines in panels.values() for name in lines.values()}
@@ -54,7 +55,8 @@ class LiveBoard(pl.Callback):
     def picture(self, step=None):
         """The board up to the last step."""
         last = max((steps[-1] for steps, _ in self.history.values() if steps), default=0)
-        return plots.board(self.curves(), self.captions, step, title=f"After {last:,} steps", **self.options)
+        title = f"{self.name}: after {last:,} steps" if self.name else f"After {last:,} steps"
+        return plots.board(self.curves(), self.captions, step, title=title, **self.options)
 
     def on_train_start(self, trainer, module):
         self._snapshot(trainer.global_step, module)

@@ -190,11 +190,11 @@ def _ribbon(left, right, thick):
 
 
 @style.plot
-def heads(attention, frame, title=None):
+def heads(attention, frame, title=None, row="layer"):
     """Every head of every layer for one word: a row a layer, a column a head, one scale.
 
     attention: [L, H, h, w], not renormalised: below each map stands the share of its attention that falls on
-        this frame (left out when it is all of it everywhere). frame: [3, H, W].
+        this frame (left out when it is all of it everywhere). frame: [3, H, W]. row: what a row is called.
     """
     attention = style.array(attention, "attention", "L H h w")
     frame = style.photos(frame, "frame", "3 H W")
@@ -207,7 +207,7 @@ def heads(attention, frame, title=None):
     figure = style.figure(*size, "Attention of every head", title)
     axes = figure.subplots()
     tiles = [[style.overlay(frame, head, scale) for head in layer] for layer in attention]
-    names = [f"head {h}" for h in range(columns)], [f"layer {layer}" for layer in range(layers)]
+    names = [f"head {h}" for h in range(columns)], [f"{row} {layer}" for layer in range(layers)]
     style.show_tiles(axes, tiles, gap, *names)
     shares = attention.sum((2, 3))
     if np.abs(shares - 1).max() > 1e-3:

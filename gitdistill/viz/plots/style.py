@@ -339,12 +339,16 @@ def outline(axes, mask, left, top=0, margin=2, thin=1.0):
 
 
 def slots(labels):
-    """Label -> its place in the lists of colours and marks: a network's own, or the next that is free."""
+    """Label -> its place in the lists of colours and marks: a network's own, or the next that is free.
+
+    Beside a network, nothing else looks like another one.
+    """
     found = {}
     for label in labels:
         if NETWORKS.get(label, -1) not in (-1, *found.values()):
             found[label] = NETWORKS[label]
-    free = (k for k in range(2 * len(OKABE_ITO) + len(labels)) if k not in set(found.values()))
+    taken = set(NETWORKS.values()) if found else set()
+    free = (k for k in range(2 * len(OKABE_ITO) + len(labels)) if k not in taken)
     return {label: found[label] if label in found else next(free) for label in labels}
 
 

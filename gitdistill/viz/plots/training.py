@@ -238,7 +238,8 @@ def dots(table, intervals=None, levels=None, title=None):
             values = style.array(row.get(name, []), f"{name} of {variant}", "runs")
             if not len(values):
                 continue
-            look = style.mark(places[name]) | {"linestyle": "", "alpha": 0.6, "markersize": 5}
+            look = {"linestyle": "", "alpha": 0.6, "markersize": 5, "marker": "o", "color": style.GREY}
+            look |= style.mark(places[name]) if name in style.NETWORKS else {}
             axes.plot(values, [place] * len(values), **look)
             axes.plot([values.mean()] * 2, [place - 0.32, place + 0.32], color="black", linewidth=1.8)
             ends = (intervals or {}).get(variant, {}).get(name)
