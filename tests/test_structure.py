@@ -121,8 +121,8 @@ def chosen(places, without=()):
 BUDGETS = {
     "core": (chosen(CORE), 4771),
     "first reading": (chosen(FIRST, without=NOT_FIRST), 2262),
-    "package": (SOURCES, 13631),
-    "tests": (read(ROOT / "tests"), 14517),
+    "package": (SOURCES, 13524),
+    "tests": (read(ROOT / "tests"), 14526),
 }
 
 
