@@ -77,9 +77,8 @@ def networks(teacher: str, student: dict) -> tuple[GenerativeImageTextModel, Stu
         source = source.get("init_args", {}).get("source", "toybox")
     folder = checkpoints.embedded("backbone") if source == "toybox" else Path(source)
     with torch.device("meta"):
-        backbone = (
-            TinyVIT.from_config(storage.read_config(folder), folder) if folder.is_dir() else TinyVIT(source)
-        )
+        stored = folder.is_dir()
+        backbone = TinyVIT.from_config(storage.read_config(folder), folder) if stored else TinyVIT(source)
         teacher = GenerativeImageTextModel(teacher_config(teacher)).eval()
         return teacher, StudentCandidateV1.like(teacher, **student | {"backbone": backbone}).train()
 
