@@ -68,11 +68,8 @@ def parser() -> argparse.ArgumentParser:
     add("--frames", type=PositiveInt, help="frames of a video to read")
     add("--fit", choices=("crop", "pad"), help="the centre of pictures, or all of them between bars")
     add("--json", action="store_true", help="one JSON object a line, with the mean probability of a token")
-    add(
-        "--threads",
-        type=PositiveInt,
-        help="default: torch's choice; never more than the cores that it may use",
-    )
+    cores = "default: torch's choice; never more than the cores that it may use"
+    add("--threads", type=PositiveInt, help=cores)
     add("--watch-words", metavar="FOLDER", help="draw the attention of each word, a picture for each file")
     add("--quiet", action="store_true", help="no progress bar")
     add("--dtype", choices=NAMES, default="float32", help="of a teacher; auto: fastest that says the same")

@@ -135,11 +135,8 @@ class Captioner:
 
         The last one writes the checksums of the others, too.
         """
-        metadata = {
-            "frames": dict(zip(RULE, astuple(self.rule))),
-            "decoding": self.decoding,
-            "scores": self.scores,
-        }
+        rule = dict(zip(RULE, astuple(self.rule)))
+        metadata = {"frames": rule, "decoding": self.decoding, "scores": self.scores}
         return tokenizer_files(self.tokenizer) | {storage.MANIFEST: partial(storage.manifest, metadata)}
 
 

@@ -60,9 +60,8 @@ class OnnxNetwork:
         if self.architecture not in NAMES:
             raise ValueError(f"{folder}/config.json does not describe an {' or '.join(NAMES)}")
         if kinds and self.architecture not in kinds:
-            raise ValueError(
-                f"{folder} holds a {NAMES[self.architecture]}: give it as the {NAMES[self.architecture]}"
-            )
+            kind = NAMES[self.architecture]
+            raise ValueError(f"{folder} holds a {kind}: give it as the {kind}")
         storage.check_fields(config, SETTINGS | UNCROPPED, folder / "config.json", optional=UNCROPPED)
         self.longest = config.get("longest")
         least = min(config["image_size"], config["max_positions"], config.get("longest", 1))

@@ -34,13 +34,10 @@ INLINE = 1024  # bytes: smaller tensors stay in the graph, where onnxruntime rea
 def main(arguments: list[str]) -> None:
     """Write the files and print their sizes. ValueError or OSError in one line."""
     parser = argparse.ArgumentParser("gitdistill onnx", description=__doc__.partition("\n")[0])
-    parser.add_argument(
-        "network", help='a student or a GIT: its folder, "toybox", or a repository of the hub'
-    )
-    parser.add_argument("folder", help="where to write the files")
-    parser.add_argument(
-        "--int8", action="store_true", help="weights of matrix products in int8: see experiments"
-    )
+    add = parser.add_argument
+    add("network", help='a student or a GIT: its folder, "toybox", or a repository of the hub')
+    add("folder", help="where to write the files")
+    add("--int8", action="store_true", help="weights of matrix products in int8: see experiments")
     options = parser.parse_args(arguments)
     folder = storage.output_folder(options.folder)
     source = checkpoints.resolve(options.network)
@@ -120,10 +117,8 @@ def programs(network: nn.Module, config: dict) -> dict:
     """
     from torch.export import Dim  # slow to import, and only an export needs it
 
-    if config["max_positions"] < 9:
-        raise ValueError(
-            f"a network of {config['max_positions']} positions is too short to export: 9 at least"
-        )
+    if (positions := config["max_positions"]) < 9:
+        raise ValueError(f"a network of {positions} positions is too short to export: 9 at least")
     network = deepcopy(network).float().eval()
     encoder, step, side = Encoder(network).eval(), Step(network).eval(), config["image_size"]
     clips, most, count = Dim("clips"), config["num_frames"], len(network.layers)
@@ -138,7 +133,7 @@ def programs(network: nn.Module, config: dict) -> dict:
     text = step(torch.zeros(3, 2, 4, dtype=torch.long), memory, [])[1 : 1 + 2 * count]
     tokens = torch.zeros(3, 2, 5, dtype=torch.long)
     # The exporter takes a free size to be at least 2, which bounds the other one; the graph runs with less, too.
-    length, free = config["max_positions"] - 2, {0: clips, 1: Dim("captions")}
+    length, free = positions - 2, {0: clips, 1: Dim("captions")}
     shapes = (
         free | {2: Dim("new", max=length)},
         [{0: clips, 2: Dim("cells")}] * len(memory),
@@ -204,10 +199,9 @@ def files(models: dict) -> dict[str, Callable[[Path], None]]:
         if key not in places:
             places[key], end = end, -(-(end + len(content)) // ALIGNED) * ALIGNED
             weights.append((places[key], tensor))
-        outside = {"shape": tensor.shape, "name": value.name, "base_dir": ""}
-        value.const_value = onnx_ir.ExternalTensor(
-            WEIGHTS, places[key], len(content), tensor.dtype, **outside
-        )
+        place = WEIGHTS, places[key], len(content)
+        about = {"shape": tensor.shape, "name": value.name, "base_dir": ""}
+        value.const_value = onnx_ir.ExternalTensor(*place, tensor.dtype, **about)
 
     def write_weights(path: Path) -> None:
         with path.open("wb") as file:

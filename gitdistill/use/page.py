@@ -34,11 +34,10 @@ NOTHING_ELSE += "script-src 'unsafe-inline' 'wasm-unsafe-eval' blob:"
 def main(arguments: list[str]) -> None:
     """Write the page and print its size. ValueError or OSError in one line."""
     parser = argparse.ArgumentParser("gitdistill page", description=__doc__.partition("\n")[0])
-    parser.add_argument("folder", help="what the command onnx wrote; index.html is put there")
-    parser.add_argument(
-        "--network", action="append", default=[], metavar="NAME=FOLDER", help="another one to show beside it"
-    )
-    parser.add_argument("--runtime", type=Path, default=RUNTIME, help=f"where {RUNTIME} is")
+    add = parser.add_argument
+    add("folder", help="what the command onnx wrote; index.html is put there")
+    add("--network", action="append", default=[], metavar="NAME=FOLDER", help="another one to show beside it")
+    add("--runtime", type=Path, default=RUNTIME, help=f"where {RUNTIME} is")
     options = parser.parse_args(arguments)
     others = [text.partition("=")[::2] for text in options.network]
     if not all(folder for _, folder in others):

@@ -76,12 +76,8 @@ class ClipMaker(anywidget.AnyWidget):
         frames = draw(scene)
         self.told = {name: network(frames, self.temperature) for name, network in self.networks.items()}
         shown = {name: _shown(told) for name, told in self.told.items()}
-        self.result = {
-            "error": "",
-            "view": "words",
-            "alt": "the captions",
-            **explorers.words_data(frames, shown),
-        }
+        words = explorers.words_data(frames, shown)
+        self.result = {"error": "", "view": "words", "alt": "the captions", **words}
 
     def _keep(self, _=None) -> None:
         scene = self.scene()

@@ -473,11 +473,13 @@ def test_budget_bars_have_the_length_and_number_of_their_part():
 
 with torch.device("meta"):
     GIT_BASE = GenerativeImageTextModel(GitConfig())
+    ONE_LAYER = GenerativeImageTextModel(GitConfig(num_hidden_layers=1))
 NETWORKS = {
     "teacher": (tiny.teacher(),),
     "both": (tiny.git(), tiny.student(mixer_layers=0, tie=False)),
     "losses": PICTURES["architecture"],
     "git-base": (GIT_BASE,),
+    "one layer": (ONE_LAYER, tiny.student(layers=1), True),
 }
 
 
@@ -504,6 +506,13 @@ def test_the_networks_say_their_sizes_and_the_losses_between_them():
     found = " ".join(texts(draw("architecture")))
     for term in ("cross-entropy", "KL", "features", "hidden", "training only", "frozen"):
         assert term in found
+
+
+def test_a_decoder_of_one_layer_is_not_named_as_several():
+    found = texts(plots.architecture(*NETWORKS["one layer"]))
+    assert {"decoder", "decoder, 1 layer"} <= set(found)
+    size = style.count(sum(p.numel() for p in ONE_LAYER.layers.parameters()))
+    assert f"its only layer: {size}" in found and not [text for text in found if "layers 0" in text]
 
 
 def test_curves_keep_one_look_for_one_run_and_never_tell_by_colour_alone():

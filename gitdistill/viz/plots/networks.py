@@ -48,10 +48,11 @@ def _teacher(axes, x, model, frozen):
     config, vision = model.config, model.config.vision_config
     side, frames = vision.image_size, max(1, len(model.temporal))
     cells, wide, width = (side // vision.patch_size) ** 2, vision.hidden_size, config.hidden_size
-    encoder = f"image encoder (ViT)\n{vision.num_hidden_layers} layers, {_size(model.image_encoder)}"
+    layers = _plural(vision.num_hidden_layers, "layer")
+    encoder = f"image encoder (ViT)\n{layers}, {_size(model.image_encoder)}"
     time = f"+ which frame: {_size(model.temporal)}" if len(model.temporal) else "(one image: no time)"
     boxes = [
-        (1, f"{frames} frame{'s' * (frames > 1)}", (frames, 3, side, side)),
+        (1, _plural(frames, "frame"), (frames, 3, side, side)),
         (1, f"patches of {vision.patch_size} × {vision.patch_size} pixels", (frames, cells, wide)),
         (1, encoder, (frames, 1 + cells, wide)),
         (1, time, (frames, 1 + cells, wide)),
@@ -71,30 +72,30 @@ def _teacher(axes, x, model, frozen):
 
 def _prefix_decoder(axes, x, model, y, top):
     """The decoder under image tokens and words, and the mask of its attention."""
-    count = len(model.layers)
-    first = "layer 0" if count == 2 else f"layers 0 to {count - 2}"
+    count, size = len(model.layers), _size(model.layers)
+    first = {1: "decoder", 2: "decoder, layer 0"}.get(count, f"decoder, layers 0 to {count - 2}")
     _box(axes, x, top, WIDE, 1.05, "", "white")
-    axes.text(x + 0.1, top + 0.12, f"decoder, {first}", weight="bold", va="top")
+    axes.text(x + 0.1, top + 0.12, first, weight="bold", va="top")
     note = "One row of tokens: every word\nlooks at the image and at the\nwords before it."
     axes.text(x + 0.1, top + 0.36, note, va="top", fontsize=9)
     _mask(axes, x + WIDE - 1.2, top + 0.19, 4)
     for centre in (x + LEFT / 2, x + LEFT + GAP + RIGHT / 2):
         _down(axes, centre, y + HIGH, top)
         _down(axes, centre, top + 1.05, top + 1.35)
-    last = f"decoder, layer {count - 1} (all {count}: {_size(model.layers)})"
+    last = f"decoder, layer {count - 1} (all {count}: {size})" if count > 1 else f"its only layer: {size}"
     _box(axes, x, top + 1.35, WIDE, HIGH, last, "white")
 
 
 def _student(axes, x, model):
     maps, frames, width = model.backbone, model.num_frames, model.embed_dim
-    cells, count = model.grid[0] * model.grid[1], len(model.mixer)
+    cells = model.grid[0] * model.grid[1]
     stages = "\n".join(f"{a} × {b} × {c}" for (a, b), c in zip(maps.grids, maps.channels))
     encoder = f"image encoder (TinyViT), {_size(maps)}\nits stages, cells × channels:\n{stages}"
     places = style.count(model.spatial.numel() + model.temporal.numel())
     projection = f"projection: {_size(model.projection)}\n+ which cell, which frame: {places}"
-    mixer = f"mixer: {count} layer{'s' * (count != 1)}, {_size(model.mixer)}"
+    mixer = f"mixer: {_plural(len(model.mixer), 'layer')}, {_size(model.mixer)}"
     boxes = [
-        (1, f"{frames} frame{'s' * (frames > 1)}", (frames, 3, maps.image_size, maps.image_size)),
+        (1, _plural(frames, "frame"), (frames, 3, maps.image_size, maps.image_size)),
         (2, encoder, (frames, cells, maps.channels[-1])),
         (1, projection, (frames * cells, width)),
         (1, mixer, (frames * cells, width)),
@@ -120,10 +121,10 @@ def _image_column(axes, x, boxes):
 
 def _cross_attention(axes, x, model, y, top):
     """The decoder under the words, and the memory that its cross-attention reads."""
-    left, count = x + LEFT + GAP, len(model.layers)
+    left, layers = x + LEFT + GAP, _plural(len(model.layers), "layer")
     _down(axes, left + RIGHT / 2, y + HIGH, top)
     _box(axes, left, top, RIGHT, END, "", "white")
-    axes.text(left + 0.1, top + 0.12, f"decoder, {count} layers", weight="bold", va="top")
+    axes.text(left + 0.1, top + 0.12, f"decoder, {layers}", weight="bold", va="top")
     axes.text(left + 0.1, top + 0.32, f"{_size(model.layers)}, in each:", va="top", fontsize=9)
     parts = {"words before it": WORDS, "cross-attention": IMAGE, "feed-forward": "white"}
     for k, (text, colour) in enumerate(parts.items()):
@@ -205,6 +206,10 @@ def _row(k):
 
 def _size(part):
     return style.count(sum(p.numel() for p in part.parameters()))
+
+
+def _plural(count, name):
+    return f"{count} {name}{'s' * (count != 1)}"
 
 
 def _box(axes, x, y, width, height, text, colour, **options):
