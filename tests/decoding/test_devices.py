@@ -1,44 +1,24 @@
 """On an accelerator the search reads from the device every few steps only, and finds the same."""
 
-import itertools
-
 import pytest
 import torch
-from fakes import TableModel, clips
+from fakes import TableModel, clips, searches
 from tiny_git import lively_git, random_inputs
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from gitdistill.decoding import beam, greedy, loop, sample
+from gitdistill.decoding import loop
 
-READS = {
-    "_local_scalar_dense",
-    "item",
-    "nonzero",
-    "equal",
-    "is_nonzero",
-    "masked_select",
-    "multinomial",
-    "unique",
-}
+READS = {"_local_scalar_dense", "item", "nonzero", "equal", "is_nonzero"}
+READS |= {"masked_select", "multinomial", "unique"}
 
-
-def searches():
-    options = {"max_length": 12, "min_length": 3, "prefix": [[2], [2, 7, 9], [2, 6]]}
-    yield "greedy", lambda model, frames, **more: greedy(model, frames, **options, **more)
-    drawn = {"top_k": 20, "top_p": 0.95, "num_return": 2, "seed": 3}
-    yield "sample", lambda model, frames, **more: sample(model, frames, **options, **drawn, **more)
-    for penalty, stop in itertools.product(("transformers", "gnmt"), ("current", "never", "first")):
-        wide = options | {
-            "beams": 3,
-            "penalty": penalty,
-            "stop": stop,
-            "num_return": 2,
-            "length_penalty": 0.2,
-        }
-        yield f"{penalty}-{stop}", lambda model, frames, o=wide, **more: beam(model, frames, **o, **more)
-
-
-every_search = pytest.mark.parametrize("search", [pytest.param(run, id=name) for name, run in searches()])
+every_search = pytest.mark.parametrize(
+    "search",
+    searches(
+        every={"max_length": 12, "min_length": 3, "prefix": [[2], [2, 7, 9], [2, 6]]},
+        beams={"beams": 3, "num_return": 2, "length_penalty": 0.2},
+        draws={"top_k": 20, "top_p": 0.95, "num_return": 2, "seed": 3},
+    ),
+)
 
 
 class Reads(TorchDispatchMode):
@@ -95,8 +75,9 @@ def test_later_looks_change_no_result(search, monkeypatch):
 
 
 @every_search
-def test_what_is_wrong_is_named_with_its_step_though_seen_later(search, monkeypatch):
-    monkeypatch.setitem(loop.CHECK_EVERY, "cpu", 4)
+@pytest.mark.parametrize("every", [1, 4])
+def test_what_is_wrong_is_named_with_its_step_though_seen_later(search, every, monkeypatch):
+    monkeypatch.setitem(loop.CHECK_EVERY, "cpu", every)
 
     class Broken(TableModel):
         bos_token_id, eos_token_id = 2, 3
@@ -114,6 +95,8 @@ def test_what_is_wrong_is_named_with_its_step_though_seen_later(search, monkeypa
         search(Broken(eos_bias=-99.0), clips(3))
     with pytest.raises(ValueError, match="processors leave clip 0 no token at step 4"):
         search(Broken(eos_bias=-99.0), clips(3), processors=[forbid])
+    with pytest.raises(ValueError, match="the batch is empty"):
+        search(TableModel(), clips(0))
 
 
 @every_search
