@@ -121,10 +121,10 @@ def chosen(places, without=()):
 
 
 BUDGETS = {
-    "core": (chosen(CORE), 4771),
-    "first reading": (chosen(FIRST, without=NOT_FIRST), 2262),
-    "package": (SOURCES, 13631),
-    "tests": (read(ROOT / "tests"), 14173),
+    "core": (chosen(CORE), 4746),
+    "first reading": (chosen(FIRST, without=NOT_FIRST), 2274),
+    "package": (SOURCES, 13548),
+    "tests": (read(ROOT / "tests"), 13490),
 }
 
 
