@@ -123,7 +123,7 @@ def chosen(places, without=()):
 BUDGETS = {
     "core": (chosen(CORE), 4746),
     "first reading": (chosen(FIRST, without=NOT_FIRST), 2274),
-    "package": (SOURCES, 13548),
+    "package": (SOURCES, 13553),
     "tests": (read(ROOT / "tests"), 13490),
 }
 
