@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 
 from gitdistill.use.caption import caption_files, live
-from gitdistill.use.captioner import Captioner, load_captioner
+from gitdistill.use.captioner import Captioner, load_student, load_teacher
 
 PICTURES, SECONDS, RATE = 200, 120, 25
 
@@ -97,8 +97,8 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of torch")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    captioners = {"student": load_captioner(options.student)} if options.student else {}
-    captioners["teacher"] = load_captioner(teacher=options.teacher)
+    captioners = {"student": load_student(options.student)} if options.student else {}
+    captioners["teacher"] = load_teacher(options.teacher)
     print(f"{options.threads} threads of {os.cpu_count()}, load {os.getloadavg()[0]:.1f} before this began")
     with tempfile.TemporaryDirectory() as folder:
         pictures, video = make_pictures(Path(folder), PICTURES), make_video(Path(folder) / "two.mp4", SECONDS)

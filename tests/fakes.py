@@ -112,3 +112,9 @@ def full_disk(limit):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, old)
         signal.signal(signal.SIGXFSZ, handler)
+
+
+class WithoutFiles(torch.nn.Module):
+    """A network of one's own that nobody can save."""
+
+    vocab_size, bos_token_id, eos_token_id, pad_token_id, max_positions = 359, 2, 3, 0, 24

@@ -73,7 +73,6 @@ def prepare(model, frames, prefix, max_length):
         got = f"{tokens.dtype} {list(tokens.shape)}"
         raise ValueError(f"prefix must be long [P] or [{clips}, P] with P > 0, got {got}")
     words, outside = tokens[:, 1:] != model.pad_token_id, (tokens < 0) | (tokens >= model.vocab_size)
-    outside |= tokens == model.eos_token_id
     wrong = (tokens[:, 0] != model.bos_token_id) | outside.any(1) | (words[:, 1:] & ~words[:, :-1]).any(1)
     if wrong.any():
         rule = f"the start token {model.bos_token_id}, words of the vocabulary, padding, in this order"

@@ -109,15 +109,12 @@ class DistillationTrainer(CaptionTrainer):
             teacher = GenerativeImageTextTeacher.from_pretrained(teacher)
         super().__init__(network(student, teacher, tokenizer), tokenizer or teacher.tokenizer, **options)
         self._teacher, self._gradients_checked = (teacher,), False  # a tuple hides it from nn.Module
-        self._part = 0, 1  # which of how many batches of a step
         self.caption_filter, self.own_captions = caption_filter or CaptionFilter(), own_captions
         self.own_temperature, self.teacher_dtype, self._cache = own_temperature, teacher_dtype, cache
         weights = {"cross_entropy": cross_entropy, "sequence": sequence, "kl": kl, "attention": attention}
         weights |= {"features": features, "visual": visual, "hidden": hidden, "relations": relations}
         self.loss_weights, self.projectors, self._dtypes = weights, nn.ModuleDict(), {}
         self.terms = self._active_terms(feature_pairs, feature_kind, terms, temperature, beta)
-        if not self.terms:
-            raise ValueError("no loss is left: all weights are 0")
         self._check_vocabulary()
         self._set_specs(int(bool(sequence)) if teacher_captions is None else teacher_captions)
         self._build_projectors()
@@ -143,6 +140,8 @@ class DistillationTrainer(CaptionTrainer):
             known.append(custom_term(name, function, pairs))
             if isinstance(function, nn.Module):
                 self.projectors[name] = function  # so that its parameters learn
+        if not any(self.loss_weights.values()):
+            raise ValueError("no loss is left: all weights are 0")
         return [term for term in known if self.loss_weights[term.name]]
 
     def _set_specs(self, captions: int) -> None:
@@ -189,6 +188,7 @@ class DistillationTrainer(CaptionTrainer):
                 widths = found[ours].shape[-1], targets[theirs].shape[-1]
                 self.projectors[pair.name] = nn.Linear(*widths).to(here)
 
+    _part = 0, 1  # which of how many batches of a step
     student = property(lambda self: self.model)
     pairs = property(lambda self: [pair for term in self.terms for pair in term.pairs])
 

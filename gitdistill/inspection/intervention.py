@@ -43,9 +43,7 @@ def with_cuts(model, frames: Tensor, tokens: Tensor, cuts: list[Cut]) -> Tensor:
     model, clip, caption = prepared(model, frames, tokens)
     watched, prefix = text_attention(model)
     count, length = total_frames(clip), len(tokens)
-    for layer in {layer for one in cuts for layer in one.layers or ()}:
-        if not 0 <= layer < len(watched):
-            raise ValueError(f"there is no layer {layer} to cut: the network has {len(watched)}, from 0")
+    check_exist("layer", {layer for one in cuts for layer in one.layers or ()}, len(watched))
 
     def editor(layer: int, reads_image: bool, reads_text: bool):
         def cut(weights: Tensor) -> Tensor:
@@ -53,11 +51,7 @@ def with_cuts(model, frames: Tensor, tokens: Tensor, cuts: list[Cut]) -> Tensor:
             if prefix and rows == columns:  # GIT's own pass over the image
                 return weights
             image = columns - rows * reads_text
-            for head in {head for one in cuts for head in one.heads or ()}:
-                if not 0 <= head < weights.shape[1]:
-                    raise ValueError(
-                        f"there is no head {head} to cut: a layer has {weights.shape[1]}, from 0"
-                    )
+            check_exist("head", {head for one in cuts for head in one.heads or ()}, weights.shape[1])
             keep = torch.ones(len(cuts), weights.shape[1], length, columns, dtype=torch.bool)
             for number, one in enumerate(cuts):
                 if (one.layers is None or layer in one.layers) and (reads_image or one.words is not None):
@@ -74,6 +68,12 @@ def with_cuts(model, frames: Tensor, tokens: Tensor, cuts: list[Cut]) -> Tensor:
         edits |= {path: editor(layer, False, True) for layer, path in enumerate(self_attention)}
     with evaluation(model), edit(model, edits):
         return log_probs(model, clip, caption.expand(len(cuts), -1))
+
+
+def check_exist(what: str, numbers: set[int], count: int) -> None:
+    """A ValueError naming a layer or head that a network with `count` of them does not have."""
+    if missing := [number for number in numbers if not 0 <= number < count]:
+        raise ValueError(f"there is no {what} {missing[0]} to cut: there are {count}, counted from 0")
 
 
 def kept(cut: Cut, image: int, columns: int, number: int, frames: int) -> Tensor:

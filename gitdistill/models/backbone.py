@@ -56,7 +56,7 @@ class WindowAttention(nn.Module):
 
 def _is_size(value) -> bool:
     """Numbers, words such as "gelu", and lists of them."""
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return all(map(_is_size, value))
     return value is None or isinstance(value, int | float) or re.fullmatch(r"[\w.]+", str(value)) is not None
 
@@ -89,6 +89,7 @@ class TinyVIT(nn.Module):
 
     def __init__(self, name="tiny_vit_5m_224", pretrained=False, weights=None, image_size=None, **timm_args):
         super().__init__()
+        timm_args = {key: value for key, value in timm_args.items() if value or key not in _OTHER}
         _check_sizes(timm_args, name)  # what could not be saved
         try:
             fetched = _fetched(name) if pretrained else {}

@@ -43,7 +43,7 @@ def clips(count=3):
 
 
 def test_public_names():
-    others = {"DistillationTrainer", "load_student", "__version__"}
+    others = {"DistillationTrainer", "load_student", "load_teacher", "__version__"}
     assert set(gitdistill.__all__) - set(gitdistill.models.__all__) == others
     for name in gitdistill.models.__all__:
         assert getattr(gitdistill, name) is getattr(gitdistill.models, name)

@@ -160,14 +160,8 @@ def test_a_checkpoint_runs_nothing(run, tmp_path, monkeypatch, content, message,
 
 
 def test_what_cannot_be_exported_is_not_trained(run, own):
-    class_path = "--model.model=test_cli.WithoutFiles"
-    model = ["--model=gitdistill.distillation.caption_trainer.CaptionTrainer", class_path]
+    network = "--model.model=fakes.WithoutFiles"
+    model = ["--model=gitdistill.distillation.caption_trainer.CaptionTrainer", network]
     arguments = [word for word in own if word not in DISTILLED and not word.startswith("--model.teacher")]
     message = run("fit", *arguments, *model, "--model.tokenizer=toybox", "--export=end")
     assert "WithoutFiles cannot be exported" in message
-
-
-class WithoutFiles(torch.nn.Module):
-    """A network of one's own that nobody can save."""
-
-    vocab_size, bos_token_id, eos_token_id, pad_token_id, max_positions = 359, 2, 3, 0, 24
