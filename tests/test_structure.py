@@ -122,9 +122,9 @@ def chosen(places, without=()):
 
 BUDGETS = {
     "core": (chosen(CORE), 4746),
-    "first reading": (chosen(FIRST, without=NOT_FIRST), 2274),
+    "first reading": (chosen(FIRST, without=NOT_FIRST), 2275),
     "package": (SOURCES, 13553),
-    "tests": (read(ROOT / "tests"), 13490),
+    "tests": (read(ROOT / "tests"), 13487),
 }
 
 
