@@ -8,7 +8,6 @@ import math
 from dataclasses import dataclass
 
 import torch
-from timm.layers import Format
 from torch import Tensor, nn
 
 from gitdistill.hooks import paths, record
@@ -158,34 +157,12 @@ def layers(pairs: list[FeaturePair], side: str) -> tuple[tuple[str, ...], tuple[
     return tuple(image), tuple(text)
 
 
-def stage_pairs(teacher, student: nn.Module) -> dict[str, str]:
-    """Each stage of the student's backbone with the teacher's image layer at the same relative depth.
-
-    Stages whose grid is more than twice as fine as the teacher's are left out: they hold edges, not objects.
-    """
-    vision, net = teacher.config.vision_config, student.backbone.net
-    side, layers = vision.image_size // vision.patch_size, vision.num_hidden_layers
-    if getattr(net, "output_fmt", Format.NCHW) != Format.NCHW:
-        raise ValueError("the backbone's stages have their channels last: name the feature_pairs")
-    known = dict(net.named_modules())
-    stages = [name if name in known else name.replace(".", "_", 1) for name in net.feature_info.module_name()]
-    return {
-        f"backbone.net.{stage}": f"model.image_encoder.layers.{max(1, round((i + 1) / len(stages) * layers)) - 1}"
-        for i, (stage, grid) in enumerate(zip(stages, student.backbone.grids))
-        if max(grid) <= 2 * side
-    }
-
-
-def layer_pairs(teacher, student: nn.Module, features: dict[str, str] | str | None) -> list[FeaturePair]:
+def layer_pairs(teacher, student: nn.Module, features: dict[str, str] | None) -> list[FeaturePair]:
     """Every pair that `DistillationTrainer` can compare; `features` as its argument `feature_pairs`."""
     count = len(teacher.model.layers)  # the last of them does not run on image tokens
     last = f"model.layers.{count - 1}"
     above = f"model.layers.{count - 2}" if count > 1 else "model.projection"
     decoder = f"layers.{len(getattr(student, 'layers', [])) - 1}"
-    if features == "stages":
-        features = stage_pairs(teacher, student)
-    elif isinstance(features, str):
-        raise ValueError(f'feature_pairs is a dict of module paths or "stages", not {features!r}')
     features = features or {"memory_norm": above}
     if any(path == last or path.startswith(f"{last}.") for path in features.values()):
         raise ValueError(f"{last} of the teacher does not run on image tokens: compare with {above}")

@@ -60,7 +60,7 @@ class DistillationTrainer(CaptionTrainer):
         temperature: of `kl`.
         feature_pairs: student's module path -> teacher's. The first output of each is compared over the image's
             grid, after a linear projector to the teacher's width. By default the student's mixed memory with the
-            image features that the teacher's last decoder layer reads. "stages": see `targets.stage_pairs`.
+            image features that the teacher's last decoder layer reads.
         feature_kind: "mse" or "cosine"; see `losses.feature`.
         teacher_captions: how many pseudo-captions per clip join the batch's captions; 1 if `sequence` is on,
             otherwise 0. All of the teacher's terms apply to them.
@@ -94,7 +94,7 @@ class DistillationTrainer(CaptionTrainer):
         terms: dict | None = None,
         temperature: float = 1.0,
         beta: float = 0.0,
-        feature_pairs: dict[str, str] | str | None = None,
+        feature_pairs: dict[str, str] | None = None,
         feature_kind: str = "mse",
         teacher_captions: int | None = None,
         caption_filter: CaptionFilter | None = None,
