@@ -121,9 +121,9 @@ def chosen(places, without=()):
 
 
 BUDGETS = {
-    "core": (chosen(CORE), 4723),
-    "first reading": (chosen(FIRST, without=NOT_FIRST), 2252),
-    "package": (SOURCES, 13530),
+    "core": (chosen(CORE), 4725),
+    "first reading": (chosen(FIRST, without=NOT_FIRST), 2254),
+    "package": (SOURCES, 13532),
     "tests": (read(ROOT / "tests"), 13463),
 }
 

@@ -163,6 +163,8 @@ def layer_pairs(teacher, student: nn.Module, features: dict[str, str] | None) ->
     last = f"model.layers.{count - 1}"
     above = f"model.layers.{count - 2}" if count > 1 else "model.projection"
     decoder = f"layers.{len(getattr(student, 'layers', [])) - 1}"
+    if not isinstance(features, dict | None):
+        raise ValueError(f"feature_pairs is a dict of module paths, not {features!r}")
     features = features or {"memory_norm": above}
     if any(path == last or path.startswith(f"{last}.") for path in features.values()):
         raise ValueError(f"{last} of the teacher does not run on image tokens: compare with {above}")

@@ -286,7 +286,7 @@ def test_a_fit_without_an_end_is_refused(data):
             KeyError,
             "memory_nrom; did you mean memory_norm",
         ),
-        ({"feature_pairs": "all"}, ValueError, "^feature_pairs is a dict .* or \"stages\", not 'all'$"),
+        ({"feature_pairs": "all"}, ValueError, "^feature_pairs is a dict of module paths, not 'all'$"),
     ],
 )
 def test_options_that_make_no_sense(options, error, message):
