@@ -24,7 +24,7 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -192,16 +192,16 @@ EXPERIMENTS = {function.__name__: function for function in (losses, own_captions
 
 
 class OtherFeatures(TeacherCache):
-    """`cache` with the image features of `other`, a cache of the same clips."""
+    """The cache of a folder, but with the image features of `other`, a cache of the same clips."""
 
-    def __init__(self, cache: TeacherCache, other: TeacherCache):
-        self.__dict__.update(vars(cache))
+    def __init__(self, folder: Path, other: TeacherCache):
+        super().__init__(folder, verify=False)
         self.other = other
 
     def read(self, clips: Tensor, captions: Tensor, tokens: Tensor, spec: TargetSpec) -> dict:
         start, none = tokens.unflatten(0, (len(clips), -1))[:, 0, :1], torch.full_like(clips, -1)
-        image = TargetSpec(logits=False, image_features=spec.image_features)
-        return super().read(clips, captions, tokens, spec) | self.other.read(clips, none, start, image)
+        own, image = replace(spec, image_features=()), TargetSpec(False, spec.image_features)
+        return super().read(clips, captions, tokens, own) | self.other.read(clips, none, start, image)
 
 
 @dataclass
@@ -252,10 +252,9 @@ class Bench:
         network = GenerativeImageTextModel(self.teacher.config)
         teacher = GenerativeImageTextTeacher(network, self.teacher.tokenizer)
         image, _ = layers([pair for pair in self.pairs if pair.term == "features"], "teacher")
-        other = TeacherCache.build(
-            self.folder / "untrained", teacher, self.pixels, TargetSpec(logits=False, image_features=image)
-        )
-        return OtherFeatures(self.cache, other)
+        spec = TargetSpec(False, image)
+        other = TeacherCache.build(self.folder / "untrained", teacher, self.pixels, spec)
+        return OtherFeatures(self.cache.folder, other)
 
     @property
     def pairs(self) -> list[FeaturePair]:

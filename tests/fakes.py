@@ -1,4 +1,4 @@
-"""For tests of the search a model without weights, and every kind of search; for those of saving a full disk."""
+"""A model without weights, every kind of search, a full disk, and what users bring: a network, data."""
 
 import itertools
 import resource
@@ -8,10 +8,13 @@ from dataclasses import dataclass
 from functools import partial
 
 import pytest
+import pytorch_lightning as pl
+import tiny
 import torch
 from torch import Tensor, nn
 
 from gitdistill.decoding import beam, greedy, sample
+from gitdistill.world import ToyboxData
 
 
 @dataclass
@@ -118,3 +121,11 @@ class WithoutFiles(torch.nn.Module):
     """A network of one's own that nobody can save."""
 
     vocab_size, bos_token_id, eos_token_id, pad_token_id, max_positions = 359, 2, 3, 0, 24
+
+
+class TrainOnly(pl.LightningDataModule):
+    """Data of one's own, without validation and test."""
+
+    def train_dataloader(self):
+        sizes = {"train_clips": 2, "batch_size": 2, "num_frames": tiny.FRAMES, "image_size": tiny.SIDE}
+        return ToyboxData(**sizes).train_dataloader()

@@ -79,6 +79,8 @@ class DistillationTrainer(CaptionTrainer):
     from other data, and when a loss does not reach the student.
     """
 
+    _part = 0, 1  # which of how many batches of a step is trained on
+
     def __init__(
         self,
         teacher,
@@ -188,7 +190,6 @@ class DistillationTrainer(CaptionTrainer):
                 widths = found[ours].shape[-1], targets[theirs].shape[-1]
                 self.projectors[pair.name] = nn.Linear(*widths).to(here)
 
-    _part = 0, 1  # which of how many batches of a step
     student = property(lambda self: self.model)
     pairs = property(lambda self: [pair for term in self.terms for pair in term.pairs])
 
@@ -269,7 +270,7 @@ class DistillationTrainer(CaptionTrainer):
         if not self.own_captions:
             return None
         (rank, world), (part, count) = rank_and_world(), self._part
-        seed = (torch.initial_seed() + ((self.global_step * count + part) * world + rank)) % 2**63
+        seed = (torch.initial_seed() + (self.global_step * count + part) * world + rank) % 2**63
         settings = self.own_captions, self.own_temperature, self.max_length
         return draw_captions(self.model, frames, *settings, seed)
 

@@ -16,7 +16,7 @@ def features(model, names: str | list[str], frames: Tensor, pooled: bool = False
     [n * F, D], as `cka_map` takes them. batch: clips that are computed at a time.
     """
     parts, device = [], next(model.parameters()).device
-    length = min(3 * frames.shape[1], model.max_positions)  # text that cannot pass for a grid
+    length = max(3, total_frames(frames) // len(frames) + 1)  # tokens of text that fit no grid of all frames
     for some in frames.split(batch):
         start = torch.full((len(some), length), model.bos_token_id, device=device)
         with evaluation(model), record(model, names) as seen:

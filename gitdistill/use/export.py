@@ -27,7 +27,7 @@ def as_stored(module: nn.Module) -> None:
 
 def trained_network(module: pl.LightningModule) -> nn.Module:
     """What a training exports of its module."""
-    return getattr(module, "model", None) or getattr(module, "encoder", module)
+    return getattr(module, "model", getattr(module, "encoder", module))
 
 
 def export_run(module: pl.LightningModule, trainer: pl.Trainer, scores: dict, folder: str) -> None:

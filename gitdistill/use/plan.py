@@ -74,7 +74,11 @@ def networks(teacher: str, student: dict) -> tuple[GenerativeImageTextModel, Stu
     """Both on the meta device. student: options of `StudentCandidateV1`."""
     source, options = student["backbone"], {}
     if isinstance(source, dict):  # a configuration names the class, or a function that loads one
-        options = {**source.get("init_args", {})}
+        options, name = {**source.get("init_args", {})}, source["class_path"].rpartition(".")[2]
+        if name not in ("TinyVIT", "cached_backbone"):
+            raise ValueError(
+                f"plan cannot tell what backbone {source['class_path']} makes: name TinyVIT's options"
+            )
         source = options.pop("name", options.pop("source", "toybox"))
     folder = checkpoints.embedded("backbone") if source == "toybox" else Path(source).expanduser()
     with torch.device("meta"):

@@ -413,3 +413,12 @@ def test_a_network_without_modules_is_named():
         inspection.occlusion(object(), FRAMES, TOKENS, (2, 2))
     with pytest.raises(ValueError, match="no mixing to roll out"):
         inspection.rollout(torch.empty(0, 0, 0))
+
+
+@pytest.mark.parametrize("frames", [1, 2])
+def test_text_does_not_pass_for_image_features(frames):
+    """The last layer of GIT runs on text alone."""
+    clips = torch.zeros(2, frames, 3, tiny.SIDE, tiny.SIDE, dtype=torch.uint8)
+    assert inspection.features(tiny.git(), "layers.0", clips)["layers.0"].ndim == 4
+    with pytest.raises(ValueError, match="no square grid|not a map"):
+        inspection.features(tiny.git(), "layers.1", clips)

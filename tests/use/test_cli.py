@@ -165,3 +165,10 @@ def test_what_cannot_be_exported_is_not_trained(run, own):
     arguments = [word for word in own if word not in DISTILLED and not word.startswith("--model.teacher")]
     message = run("fit", *arguments, *model, "--model.tokenizer=toybox", "--export=end")
     assert "WithoutFiles cannot be exported" in message
+
+
+def test_data_without_a_test_split_end_in_an_export(run, own, tmp_path, capsys):
+    arguments = [word for word in own if not word.startswith("--data")]
+    assert run("fit", *arguments, "--data=fakes.TrainOnly", "--export=end") == 0
+    assert (tmp_path / "end" / "model.safetensors").is_file()
+    assert "not tested" in capsys.readouterr().err

@@ -94,5 +94,6 @@ def test_published_commands_warm_up_briefly_and_validate_to_the_end():
 def test_a_backbone_of_timm_is_counted_as_it_is():
     name = "--model.init_args.student.init_args.backbone"
     arguments = [*SMALL, f"{name}.class_path=gitdistill.TinyVIT", f"{name}.init_args.name=tiny_vit_5m_224"]
-    found = plan.estimate(arguments)["million parameters"][1]
-    assert found > 5
+    assert plan.estimate(arguments)["million parameters"][1] > 5
+    with pytest.raises(ValueError, match="cannot tell what backbone fakes.backbone makes"):
+        plan.networks("toybox", {"backbone": {"class_path": "fakes.backbone"}})

@@ -36,12 +36,8 @@ def explanations(frame, rows, agreement=None, title=None):
             axes.set_title(name if k == 0 else "")
             axes.set_xlabel(style.number(numbers[name], 2) if name in numbers else "", fontsize=9)
     if agreement is not None:
-        style.text_at(
-            figure,
-            0.9,
-            0.06,
-            "below a map: the method's mean rank correlation with the last one; each map has a scale of its own",
-        )
+        note = "below a map: the method's mean rank correlation with the last one; each map has its own scale"
+        style.text_at(figure, 0.9, 0.06, note)
     return figure
 
 
