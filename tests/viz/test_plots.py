@@ -248,6 +248,15 @@ def test_gaze_outlines_what_a_word_names_in_every_frame():
     assert boxes == {(2 * 26 + 8, f * 26 + 12) for f in range(4)}  # the middle of the thing, second word
 
 
+def test_gaze_puts_two_models_side_by_side_where_words_are_few():
+    two = {"teacher": attention(1), "student": attention(1)}
+    places = [axes.get_position() for axes in plots.gaze(frames(), WORDS[:1], two).axes if axes.images]
+    assert places[0].y0 == pytest.approx(places[1].y0) and places[0].x1 < places[1].x0
+    three = plots.gaze(frames(), WORDS[:1], two | {"plain": attention(1)})
+    places = [axes.get_position() for axes in three.axes if axes.images]
+    assert places[2].y1 < places[0].y0 and places[2].x0 == pytest.approx(places[0].x0)
+
+
 def test_gaze_wraps_long_captions_and_takes_two_grids():
     words = [f"w{k}" for k in range(9)]
     figure = plots.gaze(frames(1), words, {"teacher": attention(9, 1, 14), "student": attention(9, 1, 6)})
@@ -661,7 +670,11 @@ def test_beam_tree_finds_the_caption_that_the_search_returned(options):
 
 def test_dots_stand_where_the_runs_are():
     table = {"one": {"s": [1.0, 3.0], "t": [5.0]}, "other": {"s": [2.0]}}
-    left, right = plots.dots(table, {"one": {"s": (0.5, 3.5)}}, {"s": {"teacher": 4.0}}, title="Dots").axes
+    figure = plots.dots(
+        table, {"one": {"s": (0.5, 3.5)}}, {"s": {"teacher": 4.0}}, title="Dots", unit="share"
+    )
+    left, right = figure.axes
+    assert figure.get_supxlabel() == "share"
     lines = [(line.get_xdata(), line.get_ydata()) for line in left.lines]
     assert any(list(x) == [1.0, 3.0] and list(y) == [0, 0] for x, y in lines)  # the runs
     assert any(list(x) == [2.0, 2.0] and min(y) < 0 < max(y) for x, y in lines)  # their mean

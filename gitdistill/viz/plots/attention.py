@@ -6,6 +6,8 @@ from matplotlib.path import Path
 
 from gitdistill.viz.plots import style
 
+SIDES = 2.6  # inches beside the tiles of a block of `gaze`, for its names and its scale
+
 
 @style.plot
 def gaze(frames, words, rows, probabilities=None, difference=False, title=None, masks=None):
@@ -13,7 +15,7 @@ def gaze(frames, words, rows, probabilities=None, difference=False, title=None, 
 
     After the word-by-word strip of Show, Attend and Tell (https://arxiv.org/abs/1502.03044). The first column shows
     the frames. Each block has its own scale, up to its largest value; a square marks the strongest cell of each word.
-    Long captions wrap.
+    Long captions wrap; of captions of one or two words, two blocks stand side by side.
 
     frames: [F, 3, H, W]. words: T texts.
     rows: label -> attention [T, F, h, w]; the grids of two models may differ unless `difference` is asked for.
@@ -26,21 +28,23 @@ def gaze(frames, words, rows, probabilities=None, difference=False, title=None, 
     blocks = model_blocks(rows, (len(words), len(frames), "h", "w"), difference)
     wrap = min(6 if len(frames) == 1 else 12, len(style.some(words, "words")))
     lines = [slice(start, start + wrap) for start in range(0, len(words), wrap)]
-    count, above = len(lines) * len(blocks), 0.28 if probabilities is None else 0.44
+    count, across = len(lines) * len(blocks), min(len(blocks), 2) if len(words) < 3 else 1
+    down, above = -(-count // across), 0.28 if probabilities is None else 0.44
     # Not much higher than wide.
-    tile = min(1.35, (style.WIDTH - 2.2) / (wrap + 1), 11.0 / (count * len(frames)))
+    tile = min(1.35, (style.WIDTH / across - SIDES) / (wrap + 1), 11.0 / (down * len(frames)))
     width, height = tile * (wrap + 1), tile * len(frames) * frames.shape[1] / frames.shape[2]
-    size = max(width + 2.2, 5.0), count * (above + height) + 0.15
+    size = max(across * (width + SIDES), 5.0), down * (above + height) + 0.15
     figure = style.figure(*size, "Attention of words", title, None)
     for k in range(count):
         label, values, scale = blocks[k % len(blocks)]
-        line, top = lines[k // len(blocks)], above + k * (above + height)
-        axes = style.axes_at(figure, 1.0, top, width, height)
+        line, left = lines[k // len(blocks)], k % across * (width + SIDES)
+        top = above + k // across * (above + height)
+        axes = style.axes_at(figure, left + 1.0, top, width, height)
         outlined = None if masks is None or style.is_signed(scale) else masks[line]
         _block(axes, frames, _texts(words, probabilities, label)[line], values[line], scale, wrap, outlined)
         axes.text(-0.82 / width, 0.5, label, rotation=90, transform=axes.transAxes, **style.CENTRE)
         if k < len(blocks):
-            place = style.axes_at(figure, 1.15 + width, top, 0.15, min(height, 4.0))
+            place = style.axes_at(figure, left + 1.15 + width, top, 0.15, min(height, 4.0))
             name = "difference" if style.is_signed(scale) else "attention\n(power 0.7)"
             style.colour_bar(figure, scale, name, cax=place)
     return figure

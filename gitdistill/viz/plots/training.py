@@ -221,17 +221,19 @@ def _network_labels(axes, own):
 
 
 @style.plot
-def dots(table, intervals=None, levels=None, title=None):
+def dots(table, intervals=None, levels=None, title=None, unit=None):
     """Variants compared over several runs: a row a variant, a panel a score, a dot a run, a line at their mean.
 
     table: variant -> (score -> values, one a run); a score missing for a variant leaves its place empty.
     intervals: variant -> (score -> (low, high)), drawn as a bar; nan: none.
     levels: vertical lines to compare with; score -> (label -> value); "" writes nothing.
+    unit: what all scores are measured in, below them.
     """
     names = list(dict.fromkeys(name for row in style.some(table, "table").values() for name in row))
     width = 0.075 * max(map(len, table)) + 2.1 * len(style.some(names, "table"))
-    figure = style.figure(width, 0.26 * len(table) + 0.7, "Runs", title)
+    figure = style.figure(width, 0.26 * len(table) + 0.7 + (0.2 if unit else 0), "Runs", title)
     grid = figure.subplots(1, len(names), squeeze=False, sharey=True).flat
+    figure.supxlabel(unit or "", fontsize="medium")
     places = style.slots(names)  # a panel may be a network
     for axes, name in zip(grid, names):
         for place, (variant, row) in enumerate(table.items()):
