@@ -101,10 +101,10 @@ def check(faults) -> None:
 
 
 class Prefilled:
-    """A model that has read its clips: all that decodes them shares one `prefill`."""
+    """A model that has read its clips: all that decodes them shares one `prefill`, or the `cache` of one."""
 
-    def __init__(self, model, frames: Tensor):
-        self.model, self.cache = model, model.prefill(frames)
+    def __init__(self, model, frames: Tensor, cache=None):
+        self.model, self.cache = model, cache or model.prefill(frames)
 
     def __getattr__(self, name: str):
         return getattr(self.model, name)

@@ -211,12 +211,16 @@ def stored_targets(teacher, batch: dict, spec: TargetSpec, settings: dict) -> di
     """What is stored of a batch of whole clips: by clip "quality" and `BY_CLIP`, by caption all else."""
     device, dtype = next(teacher.parameters()).device, getattr(torch, settings["teacher_dtype"])
     frames, tokens = batch["frames"].to(device), batch["tokens"].to(device)
-    pad, clips, stored = teacher.pad_token_id, len(frames), {}
+    pad, clips, stored, features = teacher.pad_token_id, len(frames), {}, None
     if count := spec.pseudo_captions:
+        # Its image encoder runs once for captions and targets, unless layers within it are targets.
+        if all("image_encoder" not in path for path in spec.image_features):
+            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+                features = teacher.model.encode(frames)
         longest = min(settings["max_tokens"], teacher.max_positions)
-        extra, stored["quality"] = pseudo_captions(teacher, frames, count, longest, dtype)
+        extra, stored["quality"] = pseudo_captions(teacher, frames, count, longest, dtype, features)
         tokens = join_captions(tokens.unflatten(0, (clips, -1)), extra, pad).flatten(0, 1)
-    found = targets.teacher_targets(teacher, frames, tokens, spec, dtype) | {"tokens": tokens}
+    found = targets.teacher_targets(teacher, frames, tokens, spec, dtype, features) | {"tokens": tokens}
     if "logits" in found:
         top = losses.top_k(found.pop("logits"), settings["k"])
         found |= {"logits/log_p": top.log_p, "logits/words": top.words, "logits/log_rest": top.log_rest}

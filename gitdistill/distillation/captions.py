@@ -14,14 +14,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gitdistill.decoding import beam, sample
+from gitdistill.decoding.loop import Prefilled
 from gitdistill.distillation.losses import TopK
 
 BEAMS = 4
 
 
 @torch.no_grad()
-def pseudo_captions(teacher, frames: Tensor, count: int, max_length: int, dtype: torch.dtype = torch.float32):
-    """The teacher's `count` best captions of each clip by beam search, and their quality.
+def pseudo_captions(teacher, frames, count: int, max_length: int, dtype=torch.float32, visual_features=None):
+    """The teacher's `count` best captions of each clip by beam search, and their quality; see also `teacher_targets`.
 
     Returns tokens long [B, count, T] and quality float [B, count, 3]: confidence (mean log-probability of a token),
     repetition (share of trigrams that occurred earlier in the caption), and agreement (mean F1 of its words with
@@ -29,6 +30,8 @@ def pseudo_captions(teacher, frames: Tensor, count: int, max_length: int, dtype:
     """
     beams = max(BEAMS, count)
     with torch.autocast(frames.device.type, dtype, enabled=dtype != torch.float32):
+        if visual_features is not None:
+            teacher = Prefilled(teacher, frames, teacher.model.read_image(visual_features))
         found = beam(teacher, frames, beams=beams, max_length=max_length, num_return=beams)
     special = {teacher.pad_token_id, teacher.bos_token_id, teacher.eos_token_id}
     quality = []

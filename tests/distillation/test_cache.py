@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import signal
 import time
+from dataclasses import replace
 
 import pytest
 import tiny
@@ -33,6 +34,7 @@ EVERYTHING = TargetSpec(
     attention=True,
     pseudo_captions=1,
 )
+SHARED = TargetSpec(image_features=("model.layers.0",), pseudo_captions=1)
 
 
 def world(**options):
@@ -104,6 +106,23 @@ def test_a_missing_caption_has_its_own_clips_start_token(exact):
     frames = torch.stack([world().pool.whole(number).frames for number in (0, 1)])
     expected = teacher_targets(tiny.teacher(), frames, start, spec)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_image_encoder_runs_once_for_captions_and_targets(tmp_path):
+    teacher, calls, spec = tiny.teacher(), [], replace(SHARED, visual_features=True)
+    cache = build(tmp_path / "kept", spec, teacher, **EXACT)
+    teacher.model.image_encoder.register_forward_hook(lambda *_: calls.append(1))
+    build(tmp_path / "count", SHARED, teacher, **EXACT)
+    assert len(calls) == 1 + 4  # a clip to learn the sizes, then four batches
+    frames = world().pool.whole(3).frames[None]
+    tokens, _ = pseudo_captions(teacher, frames, 1, 20)
+    kept, numbers = cache.pseudo_captions(torch.tensor([3]), 1, CaptionFilter())
+    assert torch.equal(kept[0, 0, : tokens.shape[2]], tokens[0, 0])
+    kept = kept.flatten(0, 1)[:, : tokens.shape[2]]
+    found = cache.read(torch.tensor([3]), numbers.flatten(), kept, spec)
+    expected = teacher_targets(teacher, frames, kept, spec)
+    for name in ("image_features/model.layers.0", "visual_features"):
+        torch.testing.assert_close(found[name], expected[name], rtol=1e-5, atol=1e-5)
 
 
 def test_the_usual_cache_is_close_and_small(tmp_path, batch):
