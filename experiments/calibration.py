@@ -6,16 +6,21 @@
 Words: at each place of a true caption, the probability of the likeliest word, which is right if the caption goes on
 with it. Captions: the greedy caption's mean probability of a word (the geometric mean), right if all facts that it
 states are. Intervals are 95 % bootstrap intervals over clips.
+
+Temperature scaling (Guo et al. 2017, https://arxiv.org/abs/1706.04599) divides all logits by one number, fitted on
+validation clips. It changes how sure a network is of its words, and not which word is the likeliest.
 """
 
 import math
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from report import write_pictures, write_rows
-from shipped import arguments, networks, test_clips
+from shipped import arguments, first_clips, networks
+from torch.nn import functional as F
 
 from gitdistill.decoding import greedy
 from gitdistill.inspection import (
@@ -33,14 +38,25 @@ from gitdistill.world.facts import facts_scores
 KEPT = 0.8  # of the captions, in the table
 
 
-def words(network, tokenizer, clips: list) -> tuple:
+def token_ids(tokenizer, clip) -> torch.Tensor:
+    """The clip's first caption [T]."""
+    return torch.tensor(tokenizer(clip.captions[0])["input_ids"])
+
+
+def words(network, tokenizer, clips: list, temperature: float = 1.0) -> tuple:
     """Confidence, right and clip of each word of each clip's first caption."""
-    found = [
-        word_confidence(network, clip.frames, torch.tensor(tokenizer(clip.captions[0])["input_ids"]))
-        for clip in clips
-    ]
+    found = [word_confidence(network, clip.frames, token_ids(tokenizer, clip), temperature) for clip in clips]
     confidence, right = (np.concatenate(part) for part in zip(*found))
     return confidence, right, np.repeat(np.arange(len(clips)), [len(part) for part, _ in found])
+
+
+@torch.no_grad()
+def best_temperature(network, tokenizer, clips: list) -> float:
+    """The temperature at which the words of these clips' first captions are likeliest."""
+    tokens = [token_ids(tokenizer, clip) for clip in clips]
+    logits = [network(clip.frames[None], text[None]).logits[0, :-1] for clip, text in zip(clips, tokens)]
+    logits, targets = torch.cat(logits), torch.cat([text[1:] for text in tokens])
+    return min(np.geomspace(0.25, 4, 161).tolist(), key=lambda t: F.cross_entropy(logits / t, targets).item())
 
 
 def captions(network, tokenizer, clips: list) -> tuple:
@@ -59,13 +75,17 @@ def risk_at(confidence, right, coverage: float = KEPT) -> float:
     return float(risk_coverage(confidence, right)[1][math.ceil(coverage * len(right)) - 1])
 
 
-def run(networks: dict, tokenizer, clips: list) -> tuple[list[dict], dict]:
+def run(networks: dict, tokenizer, clips: list, val_clips: list) -> tuple[list[dict], dict]:
     """A row for each network and kind, and what the pictures show: kind -> network -> (confidence, right)."""
     rows, seen = [], {"words": {}, "captions": {}}
     for name, network in networks.items():
-        for kind, look in (("words", words), ("captions", captions)):
+        temperature = best_temperature(network, tokenizer, val_clips)
+        scaled = f"words, temperature {temperature:.2f}"
+        looks = {"words": words, scaled: partial(words, temperature=temperature), "captions": captions}
+        for kind, look in looks.items():
             confidence, right, clip = look(network, tokenizer, clips)
-            seen[kind][name] = confidence, right
+            if kind in seen:
+                seen[kind][name] = confidence, right
             row = {"network": name, "kind": kind, "number": len(right), "right": float(np.mean(right))}
             row["confidence"] = float(np.mean(confidence))
             for score, measure in (("error", calibration_error), ("risk", mean_risk), ("risk_80", risk_at)):
@@ -121,7 +141,7 @@ def draw(rows: list[dict], seen: dict, folder: Path) -> None:
 
 def main() -> int:
     options = arguments(__doc__, clips=500).parse_args()
-    rows, seen = run(*networks(), test_clips(options.clips))
+    rows, seen = run(*networks(), first_clips(options.clips), first_clips(options.clips, split="val"))
     write_rows(options.out / "calibration.csv", rows)
     draw(rows, seen, options.out)
     print("\n".join(table(rows)))

@@ -15,7 +15,7 @@ from collections import defaultdict
 
 import torch
 from report import write_pictures, write_rows
-from shipped import arguments, networks, test_clips
+from shipped import arguments, first_clips, networks
 
 from gitdistill.inspection import (
     Cut,
@@ -187,7 +187,7 @@ def main() -> int:
     options = parser.parse_args()
     found, tokenizer = networks()
     found["teacher, shuffled weights"] = shuffled(found["teacher"])
-    clips = test_clips(options.clips, masks=True)
+    clips = first_clips(options.clips, masks=True)
     tables = dict(zip(("causal", "heads", "deletions"), run(found, tokenizer, clips, options.explained)))
     for name, rows in tables.items():
         write_rows(options.out / f"{name}.csv", rows)

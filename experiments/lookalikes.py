@@ -15,7 +15,7 @@ from collections import defaultdict
 
 import torch
 from report import write_rows
-from shipped import arguments, networks, test_clips
+from shipped import arguments, first_clips, networks
 from torch.nn import functional as F
 
 from gitdistill.decoding.loop import evaluation
@@ -129,7 +129,7 @@ def table(rows: list[dict]) -> list[str]:
 
 def main() -> int:
     options = arguments(__doc__, clips=500).parse_args()
-    rows = run(*networks(), test_clips(options.clips))
+    rows = run(*networks(), first_clips(options.clips))
     write_rows(options.out / "lookalikes.csv", rows)
     print("\n".join(table(rows)))
     return 0

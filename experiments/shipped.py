@@ -29,7 +29,7 @@ def networks() -> tuple[dict, object]:
     return {"teacher": teacher.model, **students}, teacher.tokenizer
 
 
-def test_clips(count: int, masks: bool = False) -> list:
-    """The first clips of the test split, with the masks of their things if asked for."""
-    pool = Clips("test", count)
+def first_clips(count: int, masks: bool = False, split: str = "test") -> list:
+    """The first clips of a split, with the masks of their things if asked for."""
+    pool = Clips(split, count)
     return [pool.clip(number, masks=masks) for number in range(len(pool))]

@@ -359,14 +359,28 @@ def test_calibration_of_words_and_captions(tmp_path):
     teacher = tiny.teacher()
     pool = Clips("test", 4, frames=tiny.FRAMES, image_size=tiny.SIDE)
     clips = [pool.clip(number, masks=False) for number in range(4)]
-    rows, seen = calibration.run({"teacher": teacher}, teacher.tokenizer, clips)
+    rows, seen = calibration.run({"teacher": teacher}, teacher.tokenizer, clips, clips)
     tokens = sum(len(teacher.tokenizer(clip.captions[0])["input_ids"]) - 1 for clip in clips)
-    assert [(row["kind"], row["number"]) for row in rows] == [("words", tokens), ("captions", 4)]
+    assert [(row["kind"][:18], row["number"]) for row in rows] == [
+        ("words", tokens),
+        ("words, temperature", tokens),
+        ("captions", 4),
+    ]
     assert all(row["error_low"] <= row["error"] <= row["error_high"] for row in rows)
     assert len(calibration.table(rows)) == 2 + len(rows)
     calibration.draw(rows, seen, tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"calibration.png", "coverage.png"}
     assert calibration.risk_at([0.9, 0.8, 0.7, 0.6, 0.5], [1, 1, 0, 1, 0]) == 0.25
+
+
+def test_the_fitted_temperature_is_that_of_the_words():
+    words = torch.distributions.Categorical(torch.tensor([0.7, 0.2, 0.1])).sample((3000,))
+    logits = 2 * torch.tensor([0.7, 0.2, 0.1]).log().expand(1, 3001, 3)  # twice as sure as it may be
+    clip = SimpleNamespace(frames=torch.zeros(1), captions=[""])
+    found = calibration.best_temperature(
+        lambda *_: SimpleNamespace(logits=logits), lambda _: {"input_ids": [0, *words.tolist()]}, [clip]
+    )
+    assert found == pytest.approx(2, abs=0.15)
 
 
 def test_words_are_about_the_thing_that_they_name_or_that_moves():

@@ -39,9 +39,12 @@ def mean_risk(confidence, right) -> float:
 
 
 @torch.no_grad()
-def word_confidence(model, frames: Tensor, tokens: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """For each next token of a caption [T], after frames [F, 3, H, W]: the largest probability, and was it right?"""
-    probabilities = model(frames[None], tokens[None]).logits[0, :-1].softmax(-1)
+def word_confidence(model, frames: Tensor, tokens: Tensor, temperature=1.0) -> tuple[np.ndarray, np.ndarray]:
+    """For each next token of a caption [T], after frames [F, 3, H, W]: the largest probability, and was it right?
+
+    `temperature` divides the logits.
+    """
+    probabilities = (model(frames[None], tokens[None]).logits[0, :-1] / temperature).softmax(-1)
     confidence, words = probabilities.max(-1)
     return confidence.cpu().numpy(), (words.cpu() == tokens[1:].cpu()).numpy()
 
