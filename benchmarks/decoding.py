@@ -282,15 +282,20 @@ def figure(result: dict) -> Figure:
     return picture
 
 
+def cores(result: dict) -> str:
+    """How many cores of which processor a result was measured on."""
+    threads = result["machine"]["threads"]
+    return f"{threads} core{'s' * (threads > 1)} of {result['machine']['cpu']}"
+
+
 def search(row) -> str:
     return "greedy" if row["beams"] == 1 else f"{row['beams']} beams"
 
 
 def table(result: dict) -> list[str]:
     """The README's lines."""
-    threads = result["machine"]["threads"]
     lines = [
-        f"| {result['new_tokens']} tokens on {threads} CPU core{'s' * (threads > 1)} | `generate` | gitdistill "
+        f"| {result['new_tokens']} tokens on {cores(result)} | `generate` | gitdistill "
         "| faster | of the floor | encode · prefix · steps · search |",
         "|---|---|---|---|---|---|",
     ]
@@ -327,10 +332,11 @@ def precision_table(rows: list[dict]) -> list[str]:
     return lines
 
 
-def compiled_table(rows: list[dict]) -> list[str]:
+def compiled_table(result: dict) -> list[str]:
     """The README's lines on compiling."""
-    lines = ["| image encoder | as it is | compiled | ratio | compiling took |", "|---|---|---|---|---|"]
-    for row in rows:
+    title = f"| image encoder on {cores(result)} | as it is | compiled | ratio | compiling took |"
+    lines = [title, "|---|---|---|---|---|"]
+    for row in result["compiled"]:
         cells = [
             f"batch {row['batch']}",
             f"{1000 * row['eager']:.0f} ms",
@@ -347,7 +353,7 @@ def tables(result: dict) -> dict[str, list[str]]:
     return {
         "decoding": table(result),
         "precision": precision_table(result["precision"]),
-        "compiled": compiled_table(result["compiled"]),
+        "compiled": compiled_table(result),
     }
 
 

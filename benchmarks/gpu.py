@@ -1,6 +1,6 @@
 """What one NVIDIA card makes of this package: parity with the CPU, captions, training, compiling and CUDA graphs.
 
-    python benchmarks/gpu.py                        writes runs/gpu.json after each case, and prints a table
+    python benchmarks/gpu.py                        writes runs/gpu.json and gpu.md after each case
     python benchmarks/gpu.py --minutes 3 --out DIR  cases that no longer fit are named as skipped
     python benchmarks/gpu.py --small                tiny networks, also on a CPU: shows that every case runs
 
@@ -29,6 +29,8 @@ import pytorch_lightning as pl
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import GitConfig
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # where gitdistill is not installed
 
 # What draws figures and scores captions is imported with the rest but not used here: a machine may lack it.
 for unused in ("matplotlib.figure", *(f"pycocoevalcap.{x}.{x}" for x in ("bleu", "cider", "rouge"))):
@@ -172,8 +174,10 @@ class Bench:
             if self.device.type == "cuda":
                 warnings.simplefilter("always")
                 torch.cuda.set_sync_debug_mode("warn")
-                mine()
-                torch.cuda.set_sync_debug_mode("default")
+                try:
+                    mine()
+                finally:
+                    torch.cuda.set_sync_debug_mode("default")
                 row["waits"] = sum("synchroniz" in str(warning.message) for warning in seen)
         return row
 
@@ -309,13 +313,16 @@ def main(arguments=None) -> int:
     if device.type == "cpu" and not options.small:
         parser.error("there is no NVIDIA card; --small runs on a CPU")
     known = machine() | {"card": torch.cuda.get_device_name() if device.type == "cuda" else None}
+    heading = f"{known}\n\n| part | case | result |\n|---|---|---|"
 
     def save(rows):
         text = json.dumps({"machine": known, "rows": rows}, indent=1) + "\n"
         write_whole(options.out, {"gpu.json": lambda path: path.write_text(text)})
+        page = "\n".join([heading, *map(line, rows)]) + "\n"
+        write_whole(options.out, {"gpu.md": lambda path: path.write_text(page)})
         print(line(rows[-1]), flush=True)
 
-    print(f"{known}\n\n| part | case | result |\n|---|---|---|")
+    print(heading)
     run(Bench(device, options.small).cases(), device, options.minutes, save)
     return 0
 

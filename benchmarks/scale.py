@@ -170,7 +170,7 @@ def table(result: dict) -> list[str]:
     """The README's table."""
     made, rates = result["construct"], result["rates"]
     clips = " + ".join(f"{count:,}" for count in made["clips"].values())
-    lines = [f"| {clips} clips | |", "|---|---|"]
+    lines = [f"| {clips} clips on {result['machine']['cpu']} | |", "|---|---|"]
     lines.append(
         f"| all three roles are there after | {made['seconds']:.1f} s ({made['cpu_seconds']:.1f} s of the processor) |"
     )

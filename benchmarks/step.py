@@ -19,7 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from decoding import machine
+from decoding import cores, machine
 
 from gitdistill import DistillationTrainer, GenerativeImageTextTeacher, StudentCandidateV1
 from gitdistill.distillation.cache import TeacherCache
@@ -101,7 +101,8 @@ def run(teacher, student, data: ToyboxData, batches: int) -> dict:
 def table(result: dict) -> str:
     """Side by side, as lines of Markdown."""
     trained, frozen = (result["backbone"][name] for name in ("trained", "frozen"))
-    lines = ["| a step with a warm cache | all of the student learns | backbone frozen |", "|---|---|---|"]
+    title = f"| a step with a warm cache on {cores(result)} | all of the student learns | backbone frozen |"
+    lines = [title, "|---|---|---|"]
     for one, other in zip(trained, frozen):
         cells = (f"{row['times']:.2f}× ({1000 * row['seconds']:.0f} ms)" for row in (one, other))
         lines.append(f"| {one['losses']} | {' | '.join(cells)} |")

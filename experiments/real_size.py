@@ -27,7 +27,7 @@ from gitdistill.models.storage import write_whole
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT / "benchmarks"))
-from decoding import machine, memory  # noqa: E402  what the benchmark of decoding measures with
+from decoding import cores, machine, memory  # noqa: E402  what the benchmark of decoding measures with
 
 NEW, KNOWN, BEAMS = 20, 8000, (1, 4)
 
@@ -88,7 +88,7 @@ def table(result: dict) -> str:
     """Side by side, as lines of Markdown."""
     teacher, student = (result["weights"][name] for name in ("teacher", "student"))
     lines = [
-        f"| {result['new_tokens']} tokens on {result['machine']['threads']} CPU threads | teacher | student | ratio |",
+        f"| {result['new_tokens']} tokens on {cores(result)} | teacher | student | ratio |",
         "|---|---|---|---|",
         compared("parameters, millions", teacher["parameters"] / 1e6, student["parameters"] / 1e6),
         compared("weights, MB", teacher["megabytes"], student["megabytes"]),

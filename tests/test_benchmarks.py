@@ -145,7 +145,8 @@ def test_what_fails_or_no_longer_fits_is_named_and_the_rest_runs(tmp_path, capsy
     assert gpu.main(["--small", "--minutes", "0", "--out", str(tmp_path)]) == 0
     rows = json.loads((tmp_path / "gpu.json").read_text())["rows"]
     assert len(rows) > 15 and all("skipped" in row for row in rows)
-    assert capsys.readouterr().out.count("no time left") == len(rows)
+    printed = capsys.readouterr().out
+    assert printed.count("no time left") == len(rows) and printed == (tmp_path / "gpu.md").read_text()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Linux alone tells what memory is a process's own")

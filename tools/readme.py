@@ -36,7 +36,7 @@ from gitdistill import GenerativeImageTextTeacher, StudentCandidateV1  # noqa: E
 from gitdistill.use import plan  # noqa: E402
 from gitdistill.viz import plots  # noqa: E402
 
-EXPERIMENTS = ("labels", "losses", "own_captions", "sizes")
+EXPERIMENTS = ("labels", "losses", "own_captions", "controls", "sizes")
 MEASURES = ROOT / "data" / "experiments"
 PLANS = {"laptop": "student", "gpu": "coco", "cluster": "msrvtt"}  # table -> configuration
 MEASURED = ("results.csv", "minutes.csv", "overview.png", "story.png")

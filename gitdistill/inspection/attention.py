@@ -73,15 +73,16 @@ def told(model, tokenizer, frames, temperature: float = 0.0, seed: int = 0, like
     [L, H, T, F, h, w], and for each word its `probabilities` and the `likeliest` candidates at its place.
     """
     network, clip, cache = getattr(model, "model", model), torch.as_tensor(frames), None
+    longest = min(20, model.max_positions)
     with evaluation(network):
         if isinstance(network, torch.nn.Module):
             clip = clip.to(next(network.parameters()).device)
             network = Prefilled(network, clip[None])
             cache = network.cache
         if temperature:
-            found = decoding.sample(network, clip[None], temperature=temperature, seed=seed)
+            found = decoding.sample(network, clip[None], longest, temperature=temperature, seed=seed)
         else:
-            found = decoding.greedy(network, clip[None])
+            found = decoding.greedy(network, clip[None], longest)
         tokens = found.tokens[0, 0]
     text = to_text(tokens[None], tokenizer)[0]
     tokens = tokens[tokens != network.pad_token_id]

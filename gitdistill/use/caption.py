@@ -23,7 +23,7 @@ from gitdistill.escape import one_line
 from gitdistill.models.precision import NAMES
 from gitdistill.models.storage import output_folder, write_whole
 from gitdistill.use.captioner import load_student, load_teacher, of_one_size
-from gitdistill.use.device import VARIABLE, choose_device, usable_cores
+from gitdistill.use.device import VARIABLE, choose_device, free_cores, usable_cores
 
 SEARCH = ("beams", "max_length", "repetition_penalty", "no_repeat_ngram")
 LONGEST = 240  # bytes of a picture's name, without its number and suffix
@@ -40,12 +40,15 @@ def main(arguments: list[str]) -> int:
         output_folder(options.watch_words)
     if not (options.student or options.teacher):
         raise ValueError("--student and --teacher need a folder or a repository, not an empty name")
-    torch.set_num_threads(min(options.threads or torch.get_num_threads(), usable_cores()))
+    if options.student is not None and options.dtype:
+        raise ValueError("--dtype is of a teacher in torch: leave it out with --student")
+    asked = options.threads
+    torch.set_num_threads(min(asked, usable_cores()) if asked else min(torch.get_num_threads(), free_cores()))
     device = choose_device(options.device)
     if options.student is not None:
         captioner = load_student(options.student).to(device)
     else:
-        captioner = load_teacher(options.teacher, device, options.dtype)
+        captioner = load_teacher(options.teacher, device, options.dtype or "float32")
     captioner.whole &= not (options.fit or options.watch_words)  # maps of attention are of squares
     rule = {"num_frames": options.frames, "fit": options.fit}
     captioner.use_frame_rule(replace(captioner.rule, **{name: rule[name] for name in rule if rule[name]}))
@@ -68,11 +71,11 @@ def parser() -> argparse.ArgumentParser:
     add("--frames", type=PositiveInt, help="frames of a video to read")
     add("--fit", choices=("crop", "pad"), help="the centre of pictures, or all of them between bars")
     add("--json", action="store_true", help="one JSON object a line, with the mean probability of a token")
-    cores = "default: torch's choice; never more than the cores that it may use"
+    cores = "default: as many cores as other work leaves; never more than it may use"
     add("--threads", type=PositiveInt, help=cores)
     add("--watch-words", metavar="FOLDER", help="draw the attention of each word, a picture for each file")
     add("--quiet", action="store_true", help="no progress bar")
-    add("--dtype", choices=NAMES, default="float32", help="of a teacher; auto: fastest that says the same")
+    add("--dtype", choices=NAMES, help="of a teacher, by default float32; auto: fastest that says the same")
     add("--device", help=f"cpu, cuda, cuda:1 or mps; also by {VARIABLE}")
     seconds = {"type": PositiveFloat, "metavar": "SECONDS"}
     add("--live", **seconds, help="caption the last seconds of one video or camera, again and again")

@@ -259,6 +259,8 @@ def load_teacher(source, device=None, dtype="float32") -> Captioner:
     """
     folder = checkpoints.resolve(source)
     if (folder / ENCODER).is_file():
+        if str(dtype) not in ("float32", "auto"):
+            raise ValueError(f"{folder} holds ONNX files, which compute in float32, not {dtype}")
         return read_student(folder, GIT)
     teacher = GenerativeImageTextTeacher.from_pretrained(folder, device=device, dtype=dtype)
     return Captioner(teacher, teacher.tokenizer)

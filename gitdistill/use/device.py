@@ -41,6 +41,12 @@ def usable_cores() -> int:
     return cores
 
 
+def free_cores() -> int:
+    """Of the usable cores, at most as many as the other work of the last minute has left, and at least one."""
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0  # none on Windows
+    return max(1, min(usable_cores(), (os.cpu_count() or 1) - round(load)))
+
+
 def found_devices() -> list[torch.device]:
     """The CPU, then MPS and CUDA where this machine has them."""
     there = {"cpu": True, "mps": torch.backends.mps.is_available(), "cuda": torch.cuda.is_available()}

@@ -422,3 +422,10 @@ def test_text_does_not_pass_for_image_features(frames):
     assert inspection.features(tiny.git(), "layers.0", clips)["layers.0"].ndim == 4
     with pytest.raises(ValueError, match="no square grid|not a map"):
         inspection.features(tiny.git(), "layers.1", clips)
+
+
+def test_a_caption_is_told_by_a_network_of_few_positions():
+    """At most as long as the network can say it, with the attention of each word."""
+    git, words = tiny_git.lively_git(1), tiny_git.tokenizer()
+    found = inspection.told(git, words, tiny_git.random_inputs(1)[0])
+    assert len(found["heads"][0][0]) == len(found["words"]) == len(found["probabilities"]) < git.max_positions

@@ -113,12 +113,13 @@ def test_options_of_the_search_and_of_the_processor(run, folder, files, monkeypa
     monkeypatch.setattr(torch, "set_num_threads", threads.append)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 9)
     monkeypatch.setattr(caption, "usable_cores", lambda: 2)
+    monkeypatch.setattr(caption, "free_cores", lambda: 1)
     shared, clip = ["caption", path, "--student", folder, "--json"], student.read(path)[None]
     options = {"repetition_penalty": 3.0, "no_repeat_ngram": 1}
     assert run(*shared, "--repetition-penalty", 3, "--no-repeat-ngram", 1, "--threads", 1) == 0
     row = json.loads(capsys.readouterr().out)
     assert [row["caption"]] == student.caption(clip, **options)[0] != student.caption(clip)[0]
-    assert run(*shared) == run(*shared, "--threads", 100_000) == 0 and threads == [1, 2, 2]
+    assert run(*shared) == run(*shared, "--threads", 100_000) == 0 and threads == [1, 1, 2]
     assert student.confidence(-1.0, beams=2, length_penalty=0.6) is None
     assert student.confidence(-1.0, beams=2, repetition_penalty=2.0) is None
     assert student.confidence(-1.0, beams=2) == math.exp(-1) == student.confidence(-1.0, no_repeat_ngram=2)

@@ -49,3 +49,7 @@ def test_cores_that_may_be_used(monkeypatch, tmp_path, quota, cores):
     if quota:
         device.QUOTA.write_text(quota + "\n")
     assert device.usable_cores() == cores
+    monkeypatch.setattr(device.os, "cpu_count", lambda: 8)
+    for load, free in ((0.2, cores), (5.9, min(2, cores)), (99.0, 1)):
+        monkeypatch.setattr(device.os, "getloadavg", lambda load=load: (load, 9.0, 9.0), raising=False)
+        assert device.free_cores() == free

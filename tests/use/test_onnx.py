@@ -3,6 +3,7 @@
 import json
 import logging
 import shutil
+from itertools import product
 from types import SimpleNamespace
 
 import pytest
@@ -14,7 +15,7 @@ from transformers import GitForCausalLM
 
 from gitdistill import GenerativeImageTextModel, load_student, load_teacher
 from gitdistill.data.video import FrameRule
-from gitdistill.decoding import beam, greedy, sample
+from gitdistill.decoding import beam, decode, greedy, sample
 from gitdistill.inspection import attention_maps
 from gitdistill.use import onnx, onnx_export
 from gitdistill.use.captioner import Student
@@ -185,9 +186,14 @@ def test_git_gives_transformers_logits_and_captions(git):
     tokens = tiny_git.random_inputs(3)[1]
     expected = git.port(input_ids=tokens, pixel_values=theirs).logits[:, -tokens.shape[1] :]
     torch.testing.assert_close(there.read_caption(raw, tokens)[0], expected, rtol=1e-4, atol=1e-4)
-    found = git.port.generate(pixel_values=theirs, max_length=9, do_sample=False)
-    ours = greedy(there, raw, max_length=9).tokens[:, 0]
-    assert torch.equal(ours, found) and len(set(map(tuple, ours.tolist()))) > 1
+    for count, beams in product((1, 3), (1, 4)):
+        options = {"max_length": 9, "num_beams": beams, "do_sample": False}
+        found = git.port.generate(pixel_values=theirs[:count], **options)
+        ended = (found == 3).cumsum(1)
+        found[ended - (found == 3).long() > 0] = 0  # its beam search fills up with the end token
+        ours = decode(there, raw[:count], max_length=9, beams=beams).tokens[:, 0]
+        assert torch.equal(ours, found), options
+    assert len(set(map(tuple, ours.tolist()))) > 1
 
 
 @torch.no_grad()
@@ -221,6 +227,9 @@ def test_git_captions_files_and_shows_its_attention(git, run, tmp_path, capsys):
     run("caption", *files, "--teacher", git.onnx, "--max-length", 9, "--watch-words", tmp_path / "words")
     assert list((tmp_path / "words").glob("*.png"))  # one for each caption that has words
     assert "holds a teacher: give it as the teacher" in run("caption", *files, "--student", git.onnx)
+    shared = "caption", *files, "--dtype", "bfloat16"
+    assert "compute in float32, not bfloat16" in run(*shared, "--teacher", git.onnx)
+    assert "--dtype is of a teacher" in run(*shared, "--student", git.onnx)
 
 
 def test_a_student_is_no_teacher(run, folder, tmp_path):
