@@ -6,12 +6,13 @@
 Every explorer must answer to keys, mouse, finger and lists in JupyterLab and in the exported page without a network,
 first as the notebooks were saved, then after all cells have run. No figure may be squeezed; a toy that is dragged in
 the clip maker must be captioned. What
-`python -m gitdistill page` writes must draw and caption as Python does; its test needs onnxruntime-web's package in
-runs/. Screenshots go to runs/browser/. Not part of `make test`: it needs a Chromium and takes as long as the notebooks.
+`python -m gitdistill page` writes must draw and caption as Python does; its test fetches onnxruntime-web once by npm.
+Screenshots go to runs/browser/. Not part of `make test`: it needs a Chromium and takes as long as the notebooks.
 """
 
 import base64
 import os
+import subprocess
 import time
 from functools import partial
 from pathlib import Path
@@ -22,7 +23,7 @@ import pytest
 import run_notebooks
 import torch
 
-from gitdistill import load_student
+from gitdistill import load_student, load_teacher
 from gitdistill.decoding import greedy
 from gitdistill.inspection import told
 from gitdistill.use import onnx_export
@@ -195,28 +196,39 @@ def first_error(page):
 
 CLIPS = 200  # that the page must draw and caption exactly as Python does
 RUNTIME = ROOT / "runs" / command.RUNTIME
-BOTH = """async ([toys, ground]) => {
-  const frames = window.clips.draw(toys, ground), start = performance.now();
-  const { tokens, words } = await window.clips.decode(0, frames);
-  const took = performance.now() - start;
+SHOWN_THERE = {"student": "student", "same student without a teacher": "baseline", "teacher": "teacher"}
+BOTH = """async ([toys, ground, count]) => {
+  const frames = window.clips.draw(toys, ground), said = [];
+  for (let k = 0; k < count; k += 1) {
+    const start = performance.now(), { tokens, words } = await window.clips.decode(k, frames);
+    said.push([tokens, performance.now() - start, words.map(({ maps }) => Array.from(maps))]);
+  }
   const pixels = Array.from(frames, (value) => String.fromCharCode(value)).join("");
-  return [btoa(pixels), tokens, took, words.map(({ maps }) => Array.from(maps))];
+  return [btoa(pixels), said];
 }"""
 
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
-    """The page of the student of the repository."""
-    assert RUNTIME.is_file(), f"no {RUNTIME}: run npm pack onnxruntime-web@{command.VERSION} in runs"
+    """The page of the networks of the repository."""
+    if not RUNTIME.is_file():
+        RUNTIME.parent.mkdir(exist_ok=True)
+        subprocess.run(["npm", "pack", f"onnxruntime-web@{command.VERSION}"], cwd=RUNTIME.parent, check=True)
     folder = tmp_path_factory.mktemp("page")
-    onnx_export.main([str(ROOT / "data" / "student"), str(folder)])
-    command.main([str(folder), "--runtime", str(RUNTIME)])
-    return folder / "index.html"
+    for name in SHOWN_THERE.values():
+        onnx_export.main([str(ROOT / "data" / name), str(folder / name)])
+    others = [f"--network={name}={folder / path}" for name, path in SHOWN_THERE.items() if name != "student"]
+    command.main([str(folder / "student"), *others, "--runtime", str(RUNTIME)])
+    return folder / "student" / "index.html"
 
 
 def test_a_page_draws_and_captions_as_python_does(page, written):
     SHOTS.mkdir(parents=True, exist_ok=True)
-    asked, student, took, clips = [], load_student(ROOT / "data" / "student"), [], Clips("test", CLIPS)
+    networks = [
+        load_teacher("toybox") if name == "teacher" else load_student(ROOT / "data" / name)
+        for name in SHOWN_THERE.values()
+    ]
+    asked, took, clips = [], [], Clips("test", CLIPS)
     page = page.context.browser.new_page(offline=True)
     page.on("request", lambda request: asked.append(request.url))
     page.goto(written.as_uri())
@@ -232,14 +244,19 @@ def test_a_page_draws_and_captions_as_python_does(page, written):
         ground = clips.scene(k).ground[0]
         frames = draw(Scene(toys, ground, arrangement="free"))
         listed = [{**toy._asdict(), "colour": toy.colour or ""} for toy in toys]
-        pixels, tokens, time, maps = page.evaluate(BOTH, [listed, ground])
+        pixels, said = page.evaluate(BOTH, [listed, ground, len(networks)])
         assert np.array_equal(np.frombuffer(base64.b64decode(pixels), np.uint8), frames.ravel()), toys
-        ours = greedy(student.model, torch.from_numpy(frames)[None], **student.decoding).tokens[0, 0]
-        assert tokens == ours[ours != student.model.pad_token_id].tolist(), toys
-        took.append(time)
-        if k < 10:
-            heads = told(student.model, student.tokenizer, frames)["heads"].mean((0, 1)).flatten(1)
-            torch.testing.assert_close(torch.tensor(maps), heads, rtol=1e-3, atol=1e-5)
-    print(f"page: {CLIPS} clips, {np.median(took):.0f} ms a caption (median)")
+        for of, (tokens, _, maps) in zip(networks, said, strict=True):
+            ours = greedy(of.model, torch.from_numpy(frames)[None], **of.decoding).tokens[0, 0]
+            assert tokens == ours[ours != of.model.pad_token_id].tolist(), toys
+            if k < 10:
+                heads = told(of.model, of.tokenizer, frames)["heads"].mean((0, 1)).flatten(2)
+                maps = torch.tensor(maps).unflatten(
+                    1, (len(frames), -1)
+                )  # of a teacher with its class tokens
+                torch.testing.assert_close(maps[:, :, -heads.shape[2] :], heads, rtol=1e-3, atol=1e-5)
+        took.append([time for _, time, _ in said])
+    times = ", ".join(f"{name} {ms:.0f} ms" for name, ms in zip(SHOWN_THERE, np.median(took, 0)))
+    print(f"page of {written.stat().st_size / 1e6:.1f} MB: {CLIPS} clips, median time of a caption: {times}")
     inside = ("file:", "data:", "blob:")
     assert all(address.startswith(inside) for address in asked), asked
