@@ -142,8 +142,8 @@ def controls(pool: int) -> Iterator[Variant]:
     few, name = {"labelled": min(300, pool), "options": {"teacher_captions": 1}}, "recipe - features"
     yield Variant(name, name, weigh("cross_entropy", "kl"), **few)
     yield Variant("recipe", name, weigh(*RECIPE), **few)
-    yield Variant("recipe, features of an untrained teacher", name, weigh(*RECIPE), **few, untrained=True)
-    yield Variant("recipe, teacher sees another clip", name, weigh(*RECIPE), **few, mixed_up=True)
+    yield Variant("features of an untrained teacher", name, weigh(*RECIPE), **few, untrained=True)
+    yield Variant("teacher sees another clip", name, weigh(*RECIPE), **few, mixed_up=True)
 
 
 def labels(pool: int) -> Iterator[Variant]:
