@@ -121,10 +121,10 @@ def chosen(places, without=()):
 
 
 BUDGETS = {
-    "core": (chosen(CORE), 4726),
-    "first reading": (chosen(FIRST, without=NOT_FIRST), 2255),
-    "package": (SOURCES, 13533),
-    "tests": (read(ROOT / "tests"), 13491),
+    "core": (chosen(CORE), 4756),
+    "first reading": (chosen(FIRST, without=NOT_FIRST), 2273),
+    "package": (SOURCES, 13613),
+    "tests": (read(ROOT / "tests"), 13667),
 }
 
 

@@ -206,7 +206,8 @@ class ClipData(pl.LightningDataModule):
         captions_per_clip: K in training, drawn anew for each epoch.
         seed: of the order, the captions and whatever else is random in training.
         workers: loader processes.
-        max_tokens: longest caption in tokens; default the tokenizer's `model_max_length`, 40 at most (as GIT's)."""
+        max_tokens: longest caption in tokens; default the tokenizer's `model_max_length`, 40 at most (as GIT's). In a
+            training no caption is longer than the network's positions."""
 
     truncate = True  # captions of more than `max_tokens`
 
@@ -225,9 +226,7 @@ class ClipData(pl.LightningDataModule):
             check_counts(3, max_tokens=max_tokens)  # start, a word, end
         if not tokenizer:
             raise ValueError(f"{type(self).__name__} needs tokenizer=, the teacher's, or its folder or id")
-        if not hasattr(tokenizer, "get_vocab"):
-            tokenizer = load_tokenizer(tokenizer)
-        self.tokenizer = tokenizer
+        self.tokenizer = tokenizer = load_tokenizer(tokenizer)
         self.max_tokens = max_tokens or min(MAX_TOKENS, tokenizer.model_max_length)
         self.batch_size, self.captions_per_clip = batch_size, captions_per_clip
         self.seed, self.workers = seed, workers
@@ -238,6 +237,8 @@ class ClipData(pl.LightningDataModule):
         if theirs and theirs.get_vocab() != self.tokenizer.get_vocab():
             sizes = f"{len(self.tokenizer)} words, not the network's {len(theirs)}"
             raise ValueError(f"the data's tokenizer has {sizes}: give the data the teacher's tokenizer")
+        network = getattr(self.trainer.lightning_module, "model", None)
+        self.max_tokens = min(self.max_tokens, getattr(network, "max_positions", self.max_tokens))
 
     def report(self, broken: list) -> None:
         """Takes (path, reason) of the files of a batch that could not be read."""

@@ -116,11 +116,13 @@ def resample(frames: Tensor, dim: int, whole: int, first: int, count: int) -> Te
 def random_resized_crop(frames: Tensor, size: int, draw: np.random.RandomState) -> Tensor:
     """A random rectangle of frames [F, 3, H, W], the same in all, as [F, 3, size, size].
 
-    At least half of the area, sides 3 : 4 to 4 : 3 (Szegedy et al. 2015, https://arxiv.org/abs/1409.4842, whose
-    crops may be far smaller: these are still to show what the captions state). Never mirrored, since captions say
-    left and right."""
+    Half of the area or more, if a rectangle of this shape has room for it, with sides 3 : 4 to 4 : 3 (Szegedy et al.
+    2015, https://arxiv.org/abs/1409.4842, whose crops may be far smaller: these are still to show what the captions
+    state). Never mirrored, since captions say left and right."""
     height, width = frames.shape[-2:]
     area, stretch = draw.uniform(0.5, 1) * height * width, (4 / 3) ** draw.uniform(-0.5, 0.5)
-    tall, wide = min(height, round(area**0.5 / stretch)), min(width, round(area**0.5 * stretch))
+    tall, wide = area**0.5 / stretch, area**0.5 * stretch
+    fits = min(1, height / tall, width / wide)
+    tall, wide = max(1, round(fits * tall)), max(1, round(fits * wide))
     top, left = draw.randint(height - tall + 1), draw.randint(width - wide + 1)
     return tv.resized_crop(frames, top, left, tall, wide, [size, size], tv.InterpolationMode.BICUBIC, True)

@@ -1,6 +1,7 @@
 """Batches of pictures and videos from files, with or without random crops."""
 
 import hashlib
+import os
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -215,8 +216,9 @@ class FileData(Pooled, CaptionedData):
         listings, whole = {}, {}  # by source: what is in it; its role if it knows no splits
         for role, source in {"train": train, "val": val, "test": test}.items():
             if source is not None:
-                listings[source] = listings.get(source) or Listing(source, media)
-                items = self._read_source(role, source, listings[source], whole)
+                place = os.path.realpath(os.path.expanduser(source))
+                listings[place] = listings.get(place) or Listing(source, media)
+                items = self._read_source(role, source, listings[place], whole)
                 self.sources[role] = items if limit is None else Items(items[:limit])
                 captions = chain.from_iterable(item.captions for item in self.sources[role])
                 check_words(captions, self.tokenizer, f"{role}'s captions")
@@ -232,7 +234,7 @@ class FileData(Pooled, CaptionedData):
     def _read_source(self, role: str, source, listing: Listing, whole: dict) -> Items:
         items, missing = listing.items(role)
         self.report([(name, f"{name}, listed in {source}, is not there") for name in missing])
-        if not any(item.split for item in items) and (other := whole.setdefault(source, role)) != role:
+        if not any(item.split for item in items) and (other := whole.setdefault(listing, role)) != role:
             raise ValueError(f"{source} knows no splits: {other} and {role} would be the same")
         if role == "train":
             return items

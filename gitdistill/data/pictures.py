@@ -109,7 +109,10 @@ def moves(image: Image.Image) -> bool:
 
 def read_moving(image: Image.Image, choose: Callable[[np.ndarray, float], np.ndarray]) -> Tensor:
     """Frames [F, 3, H, W] of an animated picture: those whose numbers `choose` gives for their times and the end."""
-    lasting = [frame.info.get("duration") or 100 for frame in ImageSequence.Iterator(image)]
+    lasting = []
+    for frame in ImageSequence.Iterator(image):
+        frame.load()  # WebP and AVIF tell how long a frame lasts only then
+        lasting.append(frame.info.get("duration") or 100)
     *times, end = accumulate(lasting, initial=0)
     chosen = choose(np.array(times), end).tolist()
     frames = enumerate(ImageSequence.Iterator(image))

@@ -286,13 +286,16 @@ def _jump(container, stream, times, keys, chosen) -> list[Tensor] | None:
 def _watch(path, content, rule: FrameRule, draw) -> list[Tensor]:
     """The frames that the rule chooses, each [3, H, W], of a file that must be decoded to know what is in it."""
     with _opened(path, content) as (container, stream):
-        times = [frame.pts for frame in decoded(container, stream)]
+        times, last = [], None
+        for frame in decoded(container, stream):
+            times.append(frame.pts)
+            last = frame.duration
     if not times:
         raise ValueError("no frame of it can be decoded")
     if None in times or np.diff(times).min(initial=1) < 1:  # then only their order is known
-        times = range(len(times))
+        times, last = range(len(times)), None
     times = np.array(times, dtype=np.int64)
-    chosen = rule.choose(times, _end(times), draw).tolist()
+    chosen = rule.choose(times, _end(times, last), draw).tolist()
     found = {}
     with _opened(path, content) as (container, stream):
         for number, frame in enumerate(decoded(container, stream)):

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from pytorch_lightning import Callback
 from pytorch_lightning.plugins.io import TorchCheckpointIO
+from pytorch_lightning.utilities import rank_zero_warn
 
 from gitdistill.distillation.distributed import gather, rank_and_world
 from gitdistill.models.storage import load_torch, write_whole
@@ -37,6 +38,10 @@ class ExactResume(Callback):
             # Saved after an epoch's last batch: Lightning (2.6) closes that epoch, but believes that it is still in
             # it, and the next checkpoint at the end of an epoch would repeat it.
             loop.reset_restart_stage()
+        interval, count = trainer.val_check_interval, trainer.accumulate_grad_batches
+        if isinstance(interval, int) and interval % count:
+            both = f"val_check_interval {interval} is no multiple of accumulate_grad_batches {count}"
+            rank_zero_warn(f"{both}: checkpoints of validations lack the gradients of a step that has begun")
         rank, world = rank_and_world()
         if self._states and len(self._states) == world:
             state = self._states[rank]

@@ -278,7 +278,7 @@ def shared_options(teacher, tokenizer=None) -> dict[str, int]:
     The last two are those of `tokenizer`, if it has other words than the teacher's.
     """
     own = getattr(teacher, "tokenizer", None)
-    tokenizer = load_tokenizer(tokenizer or own)
+    tokenizer = load_tokenizer(tokenizer or own) if tokenizer or own else None
     differs = own and tokenizer.get_vocab() != own.get_vocab()
     options = vocabulary(tokenizer if differs else teacher)
     options["num_frames"] = teacher.config.num_image_with_embedding or 1

@@ -4,12 +4,13 @@ import os
 
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer, BertTokenizerFast, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, BertTokenizerFast, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from gitdistill.decoding import decode
 from gitdistill.models import checkpoints, storage
 
 ENGLISH = "bert-base-uncased"  # the vocabulary of every published GIT
+SPECIAL = {"cls_token": "[CLS]", "sep_token": "[SEP]", "pad_token": "[PAD]", "unk_token": "[UNK]"}
 
 
 def load_tokenizer(source) -> PreTrainedTokenizerBase:
@@ -18,6 +19,7 @@ def load_tokenizer(source) -> PreTrainedTokenizerBase:
     Where there is none, that of every published GIT, from the hub; FileNotFoundError if the hub cannot be reached.
     """
     if not isinstance(source, str | os.PathLike):
+        check_ends(source)
         return source
     folder = checkpoints.resolve(source, weights=False)
     if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.txt")):
@@ -32,13 +34,24 @@ def load_tokenizer(source) -> PreTrainedTokenizerBase:
     try:
         if settings.is_file():
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        elif (folder / "tokenizer.json").is_file():  # it says all but which tokens are special
+            tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"), **SPECIAL)
         else:
             tokenizer = BertTokenizerFast.from_pretrained(folder)
-        if not tokenizer("some words").input_ids or tokenizer.model_max_length < 1:  # damage shows in use
-            raise ValueError("it has no room for words")
+        check_ends(tokenizer)
     except Exception as error:  # damage shows in many ways
         raise ValueError(f"the tokenizer in {folder} cannot be read: {storage.first_line(error)}") from error
     return tokenizer
+
+
+def check_ends(tokenizer: PreTrainedTokenizerBase) -> None:
+    """A ValueError unless a tokenizer puts a start and an end token around a text: networks here read captions so."""
+    ids = tokenizer("some words").input_ids
+    if len(ids) < 3 or (ids[0], ids[-1]) != (tokenizer.cls_token_id, tokenizer.sep_token_id):
+        rule = "begin a text with its cls_token and end it with its sep_token, as its post-processor does"
+        raise ValueError(f"a tokenizer must {rule}; this one gives {ids}")
+    if tokenizer.model_max_length < 1:
+        raise ValueError("it has no room for words")
 
 
 def _check_settings(settings: dict, path) -> None:
@@ -54,8 +67,12 @@ def vocabulary(source) -> dict[str, int]:
     """Number of words and special token ids of a model or tokenizer."""
     if hasattr(source, "cls_token_id"):
         special = {"bos": source.cls_token_id, "eos": source.sep_token_id, "pad": source.pad_token_id}
+        special |= {"unk": source.unk_token_id} if source.unk_token_id is not None else {}
         return {"vocab_size": len(source)} | {f"{name}_token_id": token for name, token in special.items()}
-    names = ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")
+    names = ["vocab_size", "bos_token_id", "eos_token_id", "pad_token_id"]
+    names += (
+        ["unk_token_id"] if getattr(source, "vocab_subset", None) is not None else []
+    )  # else it is not used
     return {name: getattr(source, name) for name in names}
 
 
@@ -64,8 +81,9 @@ def check_same_vocabulary(one, other) -> None:
 
     A model may have more words than its tokenizer: embeddings are often padded to a multiple of 64.
     """
-    theirs = vocabulary(other)
-    for name, value in vocabulary(one).items():
+    mine, theirs = vocabulary(one), vocabulary(other)
+    for name in [name for name in mine if name in theirs]:
+        value = mine[name]
         padded = name == "vocab_size" and hasattr(one, "get_vocab") and value < theirs[name]
         if value != theirs[name] and not padded:
             both = f"{value} in {type(one).__name__}, {theirs[name]} in {type(other).__name__}"

@@ -66,6 +66,8 @@ def training_log(folder: Path, every: int) -> list[dict[str, str]]:
     for path in reversed(versions):
         with path.open(newline="") as file:
             part = list(csv.DictReader(file))
+        if not any(row.get("train/loss") for row in part):  # of `test` or `validate`
+            continue
         rows = [row for row in part if not rows or int(row["step"]) < int(rows[0]["step"])] + rows
         if rows and int(rows[0]["step"]) < every:
             break

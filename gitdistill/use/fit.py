@@ -40,7 +40,7 @@ class FitCLI(LightningCLI):
             raise ValueError(f"{type(network).__name__} cannot be exported: it has no save_pretrained")
 
     def after_fit(self):
-        if best := getattr(self.trainer.checkpoint_callback, "best_model_path", None):
+        if best := best_checkpoint(self.trainer.checkpoint_callbacks):
             self.model.load_state_dict(read_checkpoint(best)["state_dict"])
         export = self.config.fit.export if not self.trainer.fast_dev_run else None  # a try leaves no result
         if export:
@@ -54,6 +54,13 @@ class FitCLI(LightningCLI):
             print("not tested: the data have no test clips", file=sys.stderr)
         if export and self.trainer.is_global_zero:
             export_run(self.model, self.trainer, scores, export)
+
+
+def best_checkpoint(callbacks) -> str | None:
+    """The checkpoint that a score has chosen, or else the one that was kept last; None without any."""
+    kept = [callback for callback in callbacks if callback.best_model_path]
+    by_score = [callback for callback in kept if callback.monitor]
+    return (by_score or kept)[0].best_model_path if kept else None
 
 
 def run(cli: type[FitCLI] = FitCLI, **options) -> FitCLI:

@@ -54,9 +54,14 @@ def estimate(arguments: list[str]) -> dict[str, tuple[float, float]]:
     model, data = config.model.init_args, config.data.init_args
     if not model.get("student") or not model.student.class_path.endswith("StudentCandidateV1"):
         raise ValueError(f"{config.model.class_path} configures no distillation of a StudentCandidateV1")
+    if not isinstance(model.teacher, str):
+        raise ValueError(
+            "plan reads the teacher's configuration: name its folder or hub id instead of a class"
+        )
     teacher, student = networks(model.teacher, model.student.init_args.as_dict())
     theirs, ours = (sum(p.numel() for p in net.parameters()) / 1e6 for net in (teacher, student))
-    clips = data.get("batch_size", 1), student.num_frames, data.get("captions_per_clip", 1)
+    frames = min(data.get("num_frames") or student.num_frames, student.num_frames)
+    clips = data.get("batch_size", 1), frames, data.get("captions_per_clip", 1)
     if "16" in str(config.trainer.precision):
         student.bfloat16()
     step, activations = measure(student, *clips, training=True)
@@ -112,7 +117,7 @@ def measure(model: nn.Module, clips: int, frames: int, captions: int, training: 
     """
     side = model.backbone.image_size if hasattr(model, "backbone") else model.config.vision_config.image_size
     parameters, saved = [p.untyped_storage() for p in model.parameters()], {}
-    tokens = torch.zeros(clips * captions, TOKENS, device="meta", dtype=torch.long)
+    tokens = torch.zeros(clips * captions, min(TOKENS, model.max_positions), device="meta", dtype=torch.long)
     pixels = torch.zeros(clips, frames, 3, side, side, device="meta", dtype=next(model.parameters()).dtype)
 
     def save(tensor: Tensor) -> Tensor:

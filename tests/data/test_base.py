@@ -6,7 +6,7 @@ import pytest
 import pytorch_lightning as pl
 import tiny
 import torch
-from fits import QUIET, Watch, fit
+from fits import QUIET, Watch, fit, fit_quietly
 from pictures import captioned
 from transformers import BertTokenizerFast
 
@@ -119,3 +119,10 @@ def test_another_tokenizer_than_the_networks_is_refused(make):
 def test_captions_have_room_for_a_word(count):
     with pytest.raises(ValueError, match="max_tokens must be at least 3"):
         ToyboxData(max_tokens=count)
+
+
+def test_captions_are_no_longer_than_the_network_reads(tmp_path):
+    module = CaptionTrainer(tiny.student(max_positions=6), toybox_tokenizer(), max_length=6)
+    data = FileData(str(captioned(tmp_path, [["a red star moves left on a path"]] * 2)), **SMALL)
+    fit_quietly(module, data, max_steps=1)
+    assert data.max_tokens == 6

@@ -120,6 +120,7 @@ def test_wrong_options(folder, tmp_path):
     photo().save(tmp_path / "mute" / "a.png")
     for options, message in (
         ({"val": folder}, "knows no splits: train and val would be the same"),
+        ({"val": f"{folder}/."}, "train and val would be the same"),
         ({"val": str(tmp_path / "mute")}, "has no caption to score against"),
         ({"views": -1}, "views must be at least 0"),
         ({"batch_size": 0}, "batch_size must be at least 1"),
@@ -164,6 +165,12 @@ def test_a_crop_is_the_same_in_all_frames_and_large():
         assert right - left > 25  # columns that are left of 60
         lefts.add(left)
     assert len(lefts) > 10
+    x, y = torch.meshgrid(torch.arange(180), torch.arange(60), indexing="xy")
+    wide = torch.stack([x, y, 0 * x]).to(torch.uint8)[None]
+    for seed in range(50):  # the shape stays where half of the area has no room
+        ends = random_resized_crop(wide, 60, np.random.RandomState(seed))[0, :2, [0, -1], [0, -1]].int()
+        across, down = (ends[:, 1] - ends[:, 0]).tolist()
+        assert 0.7 < across / down < 1.43
 
 
 def test_fast_frames_are_nearly_the_exact_ones_and_another_cache(tmp_path):

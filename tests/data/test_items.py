@@ -245,6 +245,14 @@ def test_a_file_that_is_another_entrys_is_no_stand_in(tmp_path):
         assert [name for name, _ in names(items)] == expected and missing == ["dogs/1.jpg"]
 
 
+def test_a_file_of_another_folder_is_no_stand_in_where_its_own_is_there(tmp_path):
+    pictures(tmp_path, ["val/1.jpg", "val/2.jpg", "train/2.jpg"])
+    rows = "file,caption\ntrain/1.jpg,a dark dog\ntrain/2,a light one\nother/1.jpg,a dog\n"
+    items, missing = read_items(write(tmp_path / "train.csv", rows))
+    assert [item.path for item in items] == [str(tmp_path / name) for name in ("train/2.jpg", "val/1.jpg")]
+    assert missing == ["train/1.jpg"]
+
+
 def test_items_lie_in_one_buffer(tmp_path):
     """Names that are no UTF-8, captions of any length, none, no split; by number, from the end, as a slice, pickled."""
     kept = [Item("a.jpg", ("one", "zw\u00f6lf " * 999), "train"), Item("\udcff.png"), Item("c.png", ("",))]

@@ -4,6 +4,7 @@ import os
 import sys
 import warnings
 from fractions import Fraction
+from itertools import product
 from pathlib import Path
 
 import av
@@ -165,6 +166,12 @@ def test_moving_pictures(tmp_path):
     (tmp_path / "b.mp4").write_bytes((tmp_path / "a.png").read_bytes())
     for name in ("a.gif", "a.webp", "a.png", "b.jpg", "b.mp4"):
         assert numbers(read_clip(tmp_path / name, FrameRule(3))) == [1, 3, 5], name
+    # a frame that lasts fills most of the time
+    for name, long in product(("a.gif", "a.webp", "a.png"), (0, 5)):
+        lasting = [5000 if k == long else 100 for k in range(6)]
+        options = {"save_all": True, "append_images": frames[1:], "duration": lasting, "lossless": True}
+        frames[0].save(tmp_path / name, **options)
+        assert numbers(read_clip(tmp_path / name, FrameRule(3))) == [long] * 3, (name, long)
     frames[3].save(tmp_path / "one.GIF")
     assert numbers(read_clip(tmp_path / "one.GIF", FrameRule(2))) == [3, 3]
     clear = photo().quantize(16)

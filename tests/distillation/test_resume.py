@@ -9,8 +9,11 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import pytest
 import pytorch_lightning as pl
@@ -25,7 +28,7 @@ from torch.nn.utils import parameters_to_vector
 from gitdistill import __main__
 from gitdistill.data.base import ClipLoader
 from gitdistill.distillation.caption_trainer import CaptionTrainer
-from gitdistill.distillation.resume import WholeCheckpoints, read_checkpoint
+from gitdistill.distillation.resume import ExactResume, WholeCheckpoints, read_checkpoint
 from gitdistill.distillation.trainer import DistillationTrainer
 from gitdistill.world.module import ToyboxData, toybox_tokenizer
 
@@ -75,6 +78,16 @@ def test_continuing_while_the_encoder_is_frozen_and_after(tmp_path):
         fit(tmp_path / f"{kill}", data(5), kill=kill, freeze=3, steps=6)
         weights, _ = fit(tmp_path / f"{kill}", data(5), resume=True, freeze=3, steps=6)
         same_weights(weights, whole)
+
+
+@pytest.mark.parametrize("interval, told", [(2, False), (3, True), (1.0, False)])
+def test_checkpoints_within_a_step_are_told(interval, told):
+    """What has been accumulated of a step is in no checkpoint."""
+    trainer = SimpleNamespace(fit_loop=MagicMock(), val_check_interval=interval, accumulate_grad_batches=2)
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        ExactResume().on_train_start(trainer, None)
+    assert bool(seen) is told and ("is no multiple of" in "".join(str(w.message) for w in seen)) is told
 
 
 def test_an_epoch_is_not_continued_with_other_batches():

@@ -3,8 +3,14 @@
 import json
 
 import pytest
+import tiny
 import torch
 from tiny_git import REFERENCE, WORDS, random_git, tokenizer
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from tokenizers.processors import TemplateProcessing
+from transformers import PreTrainedTokenizerFast
 
 from gitdistill.models import checkpoints
 from gitdistill.models.teacher import GenerativeImageTextTeacher
@@ -29,6 +35,23 @@ def test_tokenizer_files(tmp_path, files):
     for source in (tmp_path, str(tmp_path)):
         loaded = load_tokenizer(source)
         assert loaded("A b, z").input_ids == [2, 5, 6, 1, 1, 3] and len(loaded) == len(WORDS)
+
+
+def test_a_tokenizer_file_alone_is_read_as_it_is(tmp_path):
+    """Its own model and case; and one that marks no ends is refused, since a network would learn neither."""
+    words = Tokenizer(WordLevel({word: k for k, word in enumerate([*WORDS, "Cat"])}, unk_token="[UNK]"))
+    words.pre_tokenizer = WhitespaceSplit()
+    words.save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(ValueError, match=r"must begin a text with its cls_token .* this one gives \[1, 1\]$"):
+        load_tokenizer(tmp_path)
+    with pytest.raises(ValueError, match="must begin a text"):
+        load_tokenizer(PreTrainedTokenizerFast(tokenizer_object=words, cls_token="[CLS]", sep_token="[SEP]"))
+    ends = [("[CLS]", 2), ("[SEP]", 3)]
+    words.post_processor = TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ends)
+    words.save(str(tmp_path / "tokenizer.json"))
+    assert (
+        load_tokenizer(tmp_path)("a Cat cat").input_ids == words.encode("a Cat cat").ids == [2, 5, 30, 1, 3]
+    )
 
 
 @pytest.mark.parametrize(
@@ -117,3 +140,11 @@ def test_text_ends_at_the_first_end_token():
 def test_a_special_tokens_name_in_a_prefix_is_mere_text():
     tokenizer = toybox_tokenizer()
     assert tokenizer.sep_token_id not in to_prefix("a [SEP] cat", tokenizer)
+
+
+def test_a_vocab_subset_needs_the_tokenizers_unknown_word():
+    """Without a subset nobody reads that token."""
+    words = toybox_tokenizer()
+    check_same_vocabulary(words, tiny.student(unk_token_id=50))
+    with pytest.raises(ValueError, match="unk_token_id is 1 in .*, 50 in StudentCandidateV1"):
+        check_same_vocabulary(words, tiny.student(unk_token_id=50, vocab_subset=[20, 21]))

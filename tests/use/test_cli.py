@@ -3,6 +3,7 @@
 import json
 import os
 import re
+from types import SimpleNamespace
 
 import pytest
 import tiny
@@ -13,6 +14,7 @@ from transformers import GitForCausalLM
 
 from gitdistill import load_student
 from gitdistill.__main__ import reason
+from gitdistill.use.fit import best_checkpoint
 from gitdistill.world.module import toybox_tokenizer
 
 QUIET = ["--trainer.accelerator=cpu", "--trainer.max_steps=1", "--trainer.logger=false"]
@@ -157,6 +159,16 @@ def test_a_checkpoint_runs_nothing(run, tmp_path, monkeypatch, content, message,
         found = run("test", *QUIET[:1], *QUIET[2:], *CAPTIONS, *model, *DATA, *plugins, f"--ckpt_path={path}")
         assert re.search(message if path == "evil.ckpt" else "is an address: download", found), found
         assert "\n" not in found and not (tmp_path / "executed").exists()
+
+
+def test_the_checkpoint_that_a_score_chose_is_exported_whatever_the_order_of_callbacks():
+    names = ("monitor", "best_model_path")
+    empty, latest, best = (
+        SimpleNamespace(**dict(zip(names, values)))
+        for values in ((None, ""), (None, "latest.ckpt"), ("val_cider", "best.ckpt"))
+    )
+    assert best_checkpoint([empty, latest, best]) == best_checkpoint([best, latest]) == "best.ckpt"
+    assert best_checkpoint([empty, latest]) == "latest.ckpt" and best_checkpoint([empty]) is None
 
 
 def test_what_cannot_be_exported_is_not_trained(run, own):

@@ -28,12 +28,14 @@ def test_the_log_of_a_continued_training_is_one(tmp_path):
     def version(number, *steps):
         folder = tmp_path / f"version_{number}"
         folder.mkdir()
-        lines = [f"{step},{number}" for step in steps]
-        (folder / "metrics.csv").write_text("\n".join(["step,version", *lines]) + "\n")
+        lines = [f"{step},{number},0.5" for step in steps]
+        (folder / "metrics.csv").write_text("\n".join(["step,version,train/loss", *lines]) + "\n")
 
     version(8, 9, 19, 29)  # another training
     version(9, 9, 19, 29)  # interrupted after its checkpoint at step 20
     version(10, 29, 39)  # continued from there
+    (tmp_path / "version_11").mkdir()
+    (tmp_path / "version_11" / "metrics.csv").write_text("step,test/cider\n0,1.5\n")  # scored afterwards
     rows = [(int(row["step"]), int(row["version"])) for row in training_log(tmp_path, every=10)]
     assert rows == [(9, 9), (19, 9), (29, 10), (39, 10)]
 

@@ -51,6 +51,10 @@ def test_what_cache_precision_and_batch_change():
     assert changed[STEP] == (0, pytest.approx(2 * plain[STEP][1], rel=0.01)) and plain[STEP][0] > 0
     assert changed[MEMORY][1] < 0.8 * 2 * plain[MEMORY][1]
     assert changed["MB of weights"] == plain["MB of weights"]
+    still = plan.estimate([*SMALL, "--model.init_args.cache=null", "--data.init_args.num_frames=1"])
+    assert still[STEP][1] < 0.5 * plain[STEP][1]
+    with pytest.raises(ValueError, match="instead of a class"):
+        plan.estimate([*SMALL, "--model.init_args.teacher.class_path=gitdistill.GenerativeImageTextTeacher"])
 
 
 @pytest.mark.parametrize("name, millions, frames, side", [
