@@ -99,30 +99,35 @@ def table(folder: Path, experiment: str) -> str:
     """An experiment's means over seeds and differences, as lines of Markdown."""
     rows = load(folder, experiment)
     against, gained = {row["name"]: row["against"] for row in rows}, differences(rows)
+    ciders = differences(rows, "test/cider")
     found = {title: by_name(rows, score) for score, title in SCORES.items()}
-    titles = [*found, "points of facts right more than", ""]
+    titles = [*found, "more than", "points of facts right", "CIDEr"]
     lines = [f"| | runs | {' | '.join(titles)} |", "|---|---|" + "---|" * len(titles)]
     teacher = [row for row in rows if row["name"] == "teacher"]
     for row in teacher:
-        lines.append(f"| teacher | | {' | '.join(f'{row[score]:.2f}' for score in SCORES)} | | |")
+        lines.append(f"| teacher | | {' | '.join(f'{row[score]:.2f}' for score in SCORES)} | | | |")
     for name, runs in found[SCORES[FACTS]].items():
         cells = [name, str(len(runs))]
         for scores in found.values():
             values = list(scores.get(name, {}).values())
             cells.append(f"{mean(values):.2f}" if values else "")
         if gained[name]:
-            cells += [against[name], points(gained[name])]
+            cells += [against[name], points(gained[name]), with_interval(ciders[name], "+.2f")]
         else:
-            cells += ["", ""]
+            cells += ["", "", ""]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
 def points(gained: list[float]) -> str:
     """Differences of shares as their mean in percentage points, with its interval where there is one."""
-    low, high = interval(gained)
-    ends = "" if math.isnan(low) else f" ({100 * low:+.1f} to {100 * high:+.1f})"
-    return f"{100 * mean(gained):+.1f}{ends}"
+    return with_interval([100 * value for value in gained], "+.1f")
+
+
+def with_interval(values: list[float], form: str) -> str:
+    """Their mean, and its interval where there is one."""
+    low, high = interval(values)
+    return f"{mean(values):{form}}" + ("" if math.isnan(low) else f" ({low:{form}} to {high:{form}})")
 
 
 def draw(folder: Path, experiment: str) -> None:
