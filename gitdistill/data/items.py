@@ -232,9 +232,8 @@ class _Media:
             if Path(name).suffix and (self.folder / name).is_file():
                 return str(self.folder / name)
         found = self.named.get(normalize("NFC", Path(name).name), [])
-        if (place := os.path.dirname(name)) and (
-            self.folder / place
-        ).is_dir():  # a folder that is there is meant
+        place = os.path.dirname(name)
+        if place and (self.folder / place).is_dir():  # a folder that is there is meant
             found = [own for own in found if os.path.dirname(own) == os.path.normpath(place)]
         found = [self.start + own for own in found if own == name or own not in self.claimed]
         if len(found) > 1:

@@ -70,9 +70,8 @@ def vocabulary(source) -> dict[str, int]:
         special |= {"unk": source.unk_token_id} if source.unk_token_id is not None else {}
         return {"vocab_size": len(source)} | {f"{name}_token_id": token for name, token in special.items()}
     names = ["vocab_size", "bos_token_id", "eos_token_id", "pad_token_id"]
-    names += (
-        ["unk_token_id"] if getattr(source, "vocab_subset", None) is not None else []
-    )  # else it is not used
+    if getattr(source, "vocab_subset", None) is not None:  # otherwise nobody reads it
+        names.append("unk_token_id")
     return {name: getattr(source, name) for name in names}
 
 
