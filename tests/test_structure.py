@@ -121,9 +121,9 @@ def chosen(places, without=()):
 
 
 BUDGETS = {
-    "core": (chosen(CORE), 4756),
-    "first reading": (chosen(FIRST, without=NOT_FIRST), 2273),
-    "package": (SOURCES, 13613),
+    "core": (chosen(CORE), 4755),
+    "first reading": (chosen(FIRST, without=NOT_FIRST), 2272),
+    "package": (SOURCES, 13611),
     "tests": (read(ROOT / "tests"), 13667),
 }
 
