@@ -6,10 +6,6 @@ import pytest
 import tiny
 import torch
 from tiny_git import REFERENCE, WORDS, random_git, tokenizer
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import WhitespaceSplit
-from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 from gitdistill.models import checkpoints
@@ -39,19 +35,23 @@ def test_tokenizer_files(tmp_path, files):
 
 def test_a_tokenizer_file_alone_is_read_as_it_is(tmp_path):
     """Its own model and case; and one that marks no ends is refused, since a network would learn neither."""
-    words = Tokenizer(WordLevel({word: k for k, word in enumerate([*WORDS, "Cat"])}, unk_token="[UNK]"))
-    words.pre_tokenizer = WhitespaceSplit()
-    words.save(str(tmp_path / "tokenizer.json"))
+    path, vocab = tmp_path / "tokenizer.json", {word: k for k, word in enumerate([*WORDS, "Cat"])}
+    rest = dict.fromkeys(("truncation", "padding", "normalizer", "post_processor", "decoder"))
+    rest |= {"version": "1.0", "added_tokens": [], "pre_tokenizer": {"type": "WhitespaceSplit"}}
+    rest["model"] = {"type": "WordLevel", "vocab": vocab, "unk_token": "[UNK]"}
+    path.write_text(json.dumps(rest))
     with pytest.raises(ValueError, match=r"must begin a text with its cls_token .* this one gives \[1, 1\]$"):
         load_tokenizer(tmp_path)
     with pytest.raises(ValueError, match="must begin a text"):
-        load_tokenizer(PreTrainedTokenizerFast(tokenizer_object=words, cls_token="[CLS]", sep_token="[SEP]"))
-    ends = [("[CLS]", 2), ("[SEP]", 3)]
-    words.post_processor = TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ends)
-    words.save(str(tmp_path / "tokenizer.json"))
-    assert (
-        load_tokenizer(tmp_path)("a Cat cat").input_ids == words.encode("a Cat cat").ids == [2, 5, 30, 1, 3]
-    )
+        load_tokenizer(
+            PreTrainedTokenizerFast(tokenizer_file=str(path), cls_token="[CLS]", sep_token="[SEP]")
+        )
+    parts = ("SpecialToken", "[CLS]"), ("Sequence", "A"), ("SpecialToken", "[SEP]")
+    single = [{kind: {"id": name, "type_id": 0}} for kind, name in parts]
+    special = {name: {"id": name, "ids": [vocab[name]], "tokens": [name]} for name in ("[CLS]", "[SEP]")}
+    ends = {"type": "TemplateProcessing", "single": single, "pair": single, "special_tokens": special}
+    path.write_text(json.dumps(rest | {"post_processor": ends}))
+    assert load_tokenizer(tmp_path)("a Cat cat").input_ids == [2, 5, 30, 1, 3]
 
 
 @pytest.mark.parametrize(
