@@ -4,6 +4,7 @@ import base64
 import gzip
 import hashlib
 import io
+import re
 import tarfile
 from html.parser import HTMLParser
 from types import SimpleNamespace
@@ -14,6 +15,7 @@ import pytest
 from gitdistill.data.video import FrameRule
 from gitdistill.use import page
 from gitdistill.use.onnx import SETTINGS, STUDENT
+from gitdistill.viz.explorers import asset
 from gitdistill.world import sprites
 from gitdistill.world.module import toybox_tokenizer
 
@@ -107,3 +109,10 @@ def test_networks_that_read_other_frames_are_refused(folder):
     other.rule = FrameRule(1)
     with pytest.raises(ValueError, match="different"):
         page.page({"one": (folder, first), "other": (folder, other)}, {})
+
+
+def test_its_scripts_share_one_scope_without_a_name_twice():
+    """A browser refuses the whole page otherwise."""
+    script = "".join(map(asset, page.SCRIPTS))
+    names = re.findall(r"^(?:async )?(?:const|let|function) (\w+)", script, re.MULTILINE)
+    assert len(names) > 40 and sorted(names) == sorted(set(names))

@@ -4,7 +4,7 @@
 const over = (value, by) => Math.floor(value / by);
 
 /* A picture is { h, w, at }: `at` holds h x w x 4 numbers, premultiplied as in `gitdistill.world.sprites`. */
-function look(world, looks, name, colour) {
+function spriteOf(world, looks, name, colour) {
   const [start, h, w] = world.looks[`${name} ${colour}`], at = new Float64Array(h * w * 4);
   for (let k = 0; k < at.length; k += 4) {
     const opacity = looks[start + k + 3];
@@ -78,7 +78,7 @@ function shadow(world, opacity, h, w, down) {
 }
 
 function sprite(world, looks, toy, size, angle, low) {
-  let shape = resized(look(world, looks, toy.name, toy.colour), size), x = 0, y = 0;
+  let shape = resized(spriteOf(world, looks, toy.name, toy.colour), size), x = 0, y = 0;
   const height = shape.h, m = world.margin;
   if (angle) {
     shape = turned(world, shape, angle);
